@@ -1,0 +1,103 @@
+"""Makes ultralytics build and load our architectures, without a fork.
+
+`parse_model`, ultralytics' reader of architecture files, scales channels only for the modules it
+knows. So each of our blocks is parsed as a built-in one that has the same channels (its stand-in),
+and takes that one's place in the finished network.
+"""
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import C2f, Conv
+from ultralytics.utils import YAML
+
+from model.blocks import C2fFLA, FLABlock
+
+FOLDER = Path(__file__).parent
+SCALES = "nsmlx"
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """The layer table of an architecture as ultralytics' models take it, its scale set.
+
+    Hand this over rather than a path: ultralytics reads the scale letter off the whole path and
+    stumbles over folders such as `v2models`.
+
+    Args:
+        name: `yolov8n-fla`, `yolov8s-c2f-fla`, ...: a scale letter n, s, m, l or x behind the 8.
+
+    Raises:
+        ValueError: when there is no such architecture; the message lists those that exist.
+    """
+    match = re.fullmatch(rf"yolov8([{SCALES}])(-.+)", name)
+    path = FOLDER / f"yolov8{match[2]}.yaml" if match else None
+    if match is None or path is None or not path.is_file():
+        known = ", ".join(sorted(p.stem.replace("v8", "v8n") for p in FOLDER.glob("*.yaml")))
+        raise ValueError(f"unknown architecture {name!r}; there are {known}, and s, m, l, x for n")
+    table: dict[str, Any] = YAML.load(path)
+    return table | {"scale": match[1], "yaml_file": f"{name}.yaml"}
+
+
+def register() -> None:
+    """Teaches ultralytics' parser our block names, once per process; a second call is harmless."""
+    if getattr(tasks.parse_model, "knows_fla", False):
+        return
+    parse_model = tasks.parse_model
+
+    def parse_with_fla(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Module, Any]:
+        table = deepcopy(d)
+        ours: dict[int, tuple[str, list[Any]]] = {}
+        for index, row in enumerate(table["backbone"] + table["head"]):
+            name, args = row[2], row[3]
+            if name in STAND_INS:
+                ours[index] = name, args
+                row[2], row[3] = STAND_INS[name][0](args)
+        layers, save = parse_model(table, ch, verbose)
+        for index, (name, args) in ours.items():
+            layers[index] = in_place_of(layers[index], STAND_INS[name][1](layers[index], args))
+        return layers, save
+
+    parse_with_fla.knows_fla = True  # type: ignore[attr-defined]
+    tasks.parse_model = parse_with_fla
+
+
+def in_place_of(stand_in: nn.Module, block: nn.Module) -> nn.Module:
+    """Gives a block the bookkeeping that ultralytics keeps on each layer of a network."""
+    block.i, block.f = stand_in.i, stand_in.f
+    block.type = f"{type(block).__module__}.{type(block).__name__}"
+    block.np = sum(parameter.numel() for parameter in block.parameters())  # type: ignore[assignment]
+    return block
+
+
+def fla_block(stand_in: Conv, args: list[Any]) -> FLABlock:
+    """The block for a 1x1 convolution with its channels; args: channels, map side, heads."""
+    convolution = stand_in.conv
+    if convolution.in_channels != convolution.out_channels:
+        raise ValueError(
+            f"FLABlock keeps its channels: it gets {convolution.in_channels}, "
+            f"its row says {convolution.out_channels}"
+        )
+    return FLABlock(convolution.out_channels, *args[1:])
+
+
+def c2f_fla(stand_in: C2f, args: list[Any]) -> C2fFLA:
+    """The block for a C2f with its channels and depth; args: channels, shortcut, heads."""
+    channels = stand_in.cv1.conv.in_channels, stand_in.cv2.conv.out_channels
+    return C2fFLA(*channels, len(stand_in.m), *args[1:])
+
+
+# Our name in an architecture file: its stand-in's (name, args), and how it is built from that.
+STAND_INS: dict[
+    str,
+    tuple[
+        Callable[[list[Any]], tuple[str, list[Any]]], Callable[[nn.Module, list[Any]], nn.Module]
+    ],
+] = {
+    "FLABlock": (lambda args: ("Conv", [args[0], 1, 1]), fla_block),
+    "C2fFLA": (lambda args: ("C2f", args[:2]), c2f_fla),
+}
