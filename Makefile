@@ -1,0 +1,98 @@
+# `make help` lists the targets. Needs Linux, Python 3.11 or newer with venv, and make; everything else
+# comes from the package index, at the versions of constraints.txt.
+
+# The first Python that is new enough and can make a virtual environment (Debian's own may lack ensurepip).
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+    $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# ONNX Runtime's build: cpu, gpu, or auto, which is gpu where nvidia-smi shows one.
+EXTRA ?= auto
+# Handed on to the command behind serve, test, train and export: make serve ARGS='--port 9000'
+ARGS ?=
+
+VENV := .venv
+SERVE_VENV := .venv-serve
+READY := $(VENV)/.ready-$(EXTRA)
+SERVE_READY := $(SERVE_VENV)/.ready-$(EXTRA)
+INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+define choose_extra
+extra='$(EXTRA)'; \
+if [ "$$extra" = auto ]; then \
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then extra=gpu; else extra=cpu; fi; \
+fi
+endef
+
+define need_python
+if [ -z "$(PYTHON)" ]; then \
+    echo 'No Python 3.11 or newer with the venv module is on the PATH: install one, or say make PYTHON=/path/to/python' >&2; \
+    exit 1; \
+fi
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test test-fast check format train export env serve-env clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+serve: $(SERVE_READY) ## answer on http://127.0.0.1:8000, in an environment without torch
+	@exec $(SERVE_VENV)/bin/python -m server $(ARGS)
+
+test: $(READY) ## run all tests
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## run the tests that take seconds
+	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+
+check: $(READY) ## format, lint, types, import rules; changes nothing
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(READY) ## put the code into shape
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# ultralytics would otherwise install packages by itself when it misses one.
+train export: export YOLO_AUTOINSTALL = false
+train: $(READY) ## make train ARGS='--arch yolov8n-fla --data DATA.yaml'
+	@$(VENV)/bin/python -m model train $(ARGS)
+
+export: $(READY) ## make export ARGS='model.pt -o model.onnx'
+	@$(VENV)/bin/python -m export $(ARGS)
+
+env: $(READY) ## make the environment for work, .venv
+
+serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
+
+clean: ## remove both environments and what tools left
+	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find server model export benchmarks samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Small, so made anew whenever a requirement changes; nothing left over can hide a missing one.
+$(SERVE_READY): pyproject.toml constraints.txt
+	@$(need_python); $(choose_extra); \
+	echo "Making $(SERVE_VENV) (extra $$extra): once, about a minute"; \
+	set -e; \
+	$(PYTHON) -m venv --clear $(SERVE_VENV); \
+	$(SERVE_VENV)/bin/python $(INSTALL) -e ".[$$extra]"; \
+	touch $@
+
+# Large (torch), so brought up to date in place.
+# - pip is renewed first: the one that comes with Python 3.11 does not know --group.
+# - onnxruntime and onnxruntime-gpu share their files: none may be there when the other is put in.
+# - So do opencv-python, which ultralytics asks for, and opencv-python-headless. Put in last, headless wins;
+#   the other needs libGL, which a fresh machine lacks.
+$(READY): pyproject.toml constraints.txt
+	@$(need_python); $(choose_extra); \
+	echo "Making $(VENV) (extra $$extra): once, several minutes and 6 GB"; \
+	set -e; \
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV); \
+	rm -f $(VENV)/.ready-*; \
+	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
+	$(VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; \
+	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export]" --group dev; \
+	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
+	touch $@
