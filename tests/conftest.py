@@ -1,0 +1,38 @@
+"""What every test starts from: an environment of its own, and the shared data where there is some."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Libraries read these at import, so they are set before any test module loads. Processes that tests
+# start inherit them.
+_scratch = tempfile.TemporaryDirectory(prefix="yolov8-fla-tests-", ignore_cleanup_errors=True)
+os.environ |= {
+    "MPLCONFIGDIR": _scratch.name,
+    "ORT_DISABLE_TELEMETRY": "1",
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_CONFIG_DIR": _scratch.name,
+    "YOLO_OFFLINE": "true",
+}
+# A developer's own settings would change what the tests see.
+for name in [name for name in os.environ if name.upper().startswith("YOLO_FLA_")]:
+    del os.environ[name]
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_dir() -> Path:
+    """The root of this checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder `shared` beside the checkout: golden tensors, checkpoints, data sets."""
+    shared = REPO.parent / "shared"
+    if not (shared / "golden").is_dir():
+        pytest.skip("needs the folder ../shared (golden tensors, checkpoints, data sets) beside the checkout")
+    return shared
