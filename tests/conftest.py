@@ -1,4 +1,4 @@
-"""What every test starts from: an environment of its own, and the shared data where there is some."""
+"""What every test starts from: an environment of its own, and the shared data if any."""
 
 import os
 import tempfile
@@ -34,5 +34,5 @@ def shared_dir() -> Path:
     """The folder `shared` beside the checkout: golden tensors, checkpoints, data sets."""
     shared = REPO.parent / "shared"
     if not (shared / "golden").is_dir():
-        pytest.skip("needs the folder ../shared (golden tensors, checkpoints, data sets) beside the checkout")
+        pytest.skip("needs ../shared (golden tensors, checkpoints, data sets) beside the checkout")
     return shared

@@ -1,0 +1,119 @@
+"""Images and labels of a YOLO-form data set, in pixels of the upright original images."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+EXIF_ORIENTATION = 0x0112
+
+
+class AccuracyError(Exception):
+    """The measurement can't be made; the message says what to mend."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Labelled or detected objects of one image.
+
+    Attributes:
+        xyxy: (N, 4) float64, pixels of the upright original image.
+        class_ids: (N,) int64, class ids of the data set.
+        scores: (N,) float64; ones for labels.
+    """
+
+    xyxy: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image of the data set and its truth; an image without a label file has no objects."""
+
+    path: Path
+    width: int
+    height: int
+    truth: Boxes
+
+
+def read_dataset(data_yaml: Path, split: str) -> tuple[dict[int, str], list[LabelledImage]]:
+    """Reads one split of a YOLO-form data set.
+
+    Returns:
+        The class names by id, and the images in order of their paths.
+
+    Raises:
+        AccuracyError: The description, an image or a label file is missing or can't be read.
+    """
+    try:
+        description = yaml.safe_load(data_yaml.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise AccuracyError(f"cannot read {data_yaml}: {error}") from error
+    if not isinstance(description, dict) or not description.get("names"):
+        raise AccuracyError(f"{data_yaml} names no classes (key `names`)")
+    if not description.get(split):
+        raise AccuracyError(f"{data_yaml} has no split {split!r}")
+    names = description["names"]
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    root = data_yaml.parent / str(description.get("path") or ".")
+    sources = description[split] if isinstance(description[split], list) else [description[split]]
+    paths = sorted(path for source in sources for path in list_images(root / source))
+    if not paths:
+        raise AccuracyError(f"no images under {', '.join(str(root / s) for s in sources)}")
+    return names, [read_image(path, names) for path in paths]
+
+
+def list_images(source: Path) -> Iterator[Path]:
+    """Yields the images of a folder, or those a text file lists, one a line."""
+    if source.is_dir():
+        yield from (p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    elif source.is_file():
+        yield from (source.parent / line for line in source.read_text().split("\n") if line.strip())
+    else:
+        raise AccuracyError(f"no such folder or list of images: {source}")
+
+
+def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
+    """Reads the size from an image's header and its labels from the parallel `labels` folder."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # turned by a quarter
+                width, height = height, width
+    except (OSError, UnidentifiedImageError) as error:
+        raise AccuracyError(f"cannot read {path}: {error}") from error
+    return LabelledImage(path, width, height, read_labels(label_path(path), width, height, names))
+
+
+def label_path(image: Path) -> Path:
+    """Says where the labels of an image lie: the last `images` of its path becomes `labels`."""
+    head, found, tail = str(image.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if found else tail)
+
+
+def read_labels(path: Path, width: int, height: int, names: Mapping[int, str]) -> Boxes:
+    """Reads lines of `class x_centre y_centre width height`, relative to the image.
+
+    A line that stands twice counts once, as in ultralytics. No file means no objects.
+    """
+    lines = dict.fromkeys(path.read_text().split("\n") if path.is_file() else [])
+    rows = [line.split() for line in lines if line.strip()]
+    if bad := next((row for row in rows if len(row) != 5), None):
+        raise AccuracyError(f"{path}: expected 5 values a line, found {len(bad)}")
+    try:
+        values = np.array(rows, np.float64).reshape(-1, 5)
+    except ValueError as error:
+        raise AccuracyError(f"{path}: {error}") from error
+    class_ids = values[:, 0].astype(np.int64)
+    if unknown := set(class_ids.tolist()) - set(names):
+        raise AccuracyError(f"{path}: the data set names no class {min(unknown)}")
+    centre, half = values[:, 1:3], values[:, 3:5] / 2
+    xyxy = np.hstack([centre - half, centre + half]) * [width, height, width, height]
+    return Boxes(xyxy, class_ids, np.ones(len(values)))
