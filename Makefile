@@ -31,7 +31,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format train export env serve-env clean
+.PHONY: help serve test test-fast check format train export env serve-env pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,9 @@ export: $(READY) ## make export ARGS='model.pt -o model.onnx'
 env: $(READY) ## make the environment for work, .venv
 
 serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
+
+pins: $(READY) ## write constraints.txt anew, with the newest versions
+	@$(VENV)/bin/python .ci/renew_constraints.py
 
 clean: ## remove both environments and what tools left
 	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
