@@ -1,0 +1,99 @@
+"""From what was found to the bytes of an answer."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from server.annotate import annotate, encode_picture
+from server.artifact import Artifact
+from server.body import Upload
+from server.detector import ImageDetections
+from server.errors import BadInput
+from server.image import decode
+from server.service import Found
+
+# Which stages of `server.metrics.STAGES` make up each of the answer's timings.
+TIMINGS = {
+    "decode": ("decode", "letterbox"),
+    "queue": ("queue",),
+    "inference": ("inference",),
+    "postprocess": ("postprocess",),
+}
+
+
+def stage_ms(outcomes: Sequence[Found | BadInput]) -> dict[str, float]:
+    """Milliseconds by timing: the longest that any image spent in it, 0 where none came so far."""
+    found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
+    return {
+        timing: round(
+            1000 * max((sum(each.stage_s[s] for s in stages) for each in found), default=0.0), 3
+        )
+        for timing, stages in TIMINGS.items()
+    }
+
+
+def detections_json(
+    artifact: Artifact,
+    uploads: Sequence[Upload],
+    outcomes: Sequence[Found | BadInput],
+    timings_ms: dict[str, float],
+) -> bytes:
+    """The body of `server.schemas.DetectResponse`.
+
+    Args:
+        artifact: the model that answered.
+        uploads: the images, for their file names.
+        outcomes: one per upload, in the same order.
+        timings_ms: by stage, with the total.
+    """
+    class_names = artifact.metadata.class_names
+    body = {
+        "model": {"name": artifact.metadata.name, "version": artifact.version},
+        "results": [
+            {"filename": upload.filename} | _result(outcome, class_names)
+            for upload, outcome in zip(uploads, outcomes, strict=True)
+        ],
+        "timings_ms": timings_ms,
+    }
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def annotated_picture(
+    upload: Upload, found: ImageDetections, class_names: Sequence[str], max_pixels: int, png: bool
+) -> tuple[bytes, str]:
+    """The image with its detections drawn in, and its media type."""
+    # Decoded a second time: cheaper than keeping every image's pixels while it waits.
+    image = decode(upload.data, max_pixels=max_pixels)
+    return encode_picture(annotate(image, found.detections, class_names), png=png)
+
+
+def _result(outcome: Found | BadInput, class_names: Sequence[str]) -> dict[str, Any]:
+    if isinstance(outcome, BadInput):
+        error = {"code": outcome.code, "detail": str(outcome)}
+        empty: list[Any] = []
+        return {
+            "width": None, "height": None, "truncated": False, "error": error, "detections": empty,
+        }  # fmt: skip
+    found = outcome.detections
+    # In float64: a float32 0.912 would be printed as 0.9120000004768372.
+    boxes = found.detections.boxes.astype(np.float64).round(2).tolist()
+    scores = found.detections.scores.astype(np.float64).round(5).tolist()
+    return {
+        "width": found.width,
+        "height": found.height,
+        "truncated": found.truncated,
+        "error": None,
+        "detections": [
+            {
+                "class_id": class_id,
+                "class_name": class_names[class_id],
+                "score": score,
+                "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2},
+            }
+            for (x1, y1, x2, y2), score, class_id in zip(
+                boxes, scores, found.detections.class_ids.tolist(), strict=True
+            )
+        ],
+    }

@@ -1,0 +1,108 @@
+"""The server's Prometheus metrics, in one registry per app."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
+
+# From half a millisecond (a letterbox) to the request timeout, each step about a factor of two.
+SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counts and times of one app.
+
+    Args:
+        queue_images: asked at each scrape for the number of images that wait.
+        rejection_reasons: error codes that start at 0, so that a first rejection is a rate too.
+    """
+
+    def __init__(self, queue_images: Callable[[], int], rejection_reasons: Iterable[str]) -> None:
+        # `_created` series double the output and say nothing that Prometheus uses.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "detector_requests",
+            "HTTP requests answered.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.images = Counter(
+            "detector_images",
+            "Images in answered requests: ok, or the error code of the image.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.images.labels("ok")
+        stage_seconds = Histogram(
+            "detector_stage_seconds",
+            "Seconds one image spent in a stage; inference is the call of its whole batch.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = {stage: stage_seconds.labels(stage) for stage in STAGES}
+        self.request_seconds = Histogram(
+            "detector_request_seconds",
+            "Seconds from the first byte of a detection request to its answer.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram(
+            "detector_batch_size",
+            "Images in one model call.",
+            buckets=IMAGES,
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "detector_rejected",
+            "Detection requests refused or failed, by error code.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in rejection_reasons:
+            self.rejected.labels(reason)
+        self.inflight_requests = Gauge(
+            "detector_inflight_requests",
+            "HTTP requests being answered.",
+            registry=self.registry,
+        )
+        Gauge(
+            "detector_queue_images",
+            "Images accepted and not yet in a model call.",
+            registry=self.registry,
+        ).set_function(queue_images)
+        self._model = Info("detector_model", "The model that runs.", registry=self.registry)
+
+    def set_model(
+        self, *, name: str, version: str, precision: str, provider: str, device: str
+    ) -> None:
+        """Says which model runs where; until then `detector_model_info` has no labels."""
+        self._model.info(
+            {
+                "name": name,
+                "version": version,
+                "precision": precision,
+                "provider": provider,
+                "device": device,
+            }
+        )
+
+    def exposition(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,114 @@
+"""What OpenAPI says of `POST /detect`, whose body FastAPI does not read and so can't describe."""
+
+from typing import Any
+
+from server.postprocess import DetectParameters
+from server.schemas import Problem
+
+DEFAULT = DetectParameters()
+PROBLEMS = {
+    400: "Malformed multipart, JSON or base64; or no image.",
+    401: "Keys are configured and none, or a wrong one, came.",
+    413: "Body bytes, images or pixels over a limit, which the detail names.",
+    415: "Not an image format, content type or content encoding that is served.",
+    422: "Truncated or corrupt image; or a parameter that is unknown or out of range.",
+    500: "Inference failed.",
+    503: "Queue full, not ready, or draining; Retry-After says when to come again.",
+    504: "The request's deadline passed; its images were not inferred.",
+}
+PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "conf": (
+        "Confidence threshold; only higher scores are answered.",
+        {"type": "number", "minimum": 0, "maximum": 1, "default": DEFAULT.conf},
+    ),
+    "iou": (
+        "IoU threshold of the non-maximum suppression.",
+        {"type": "number", "minimum": 0, "maximum": 1, "default": DEFAULT.iou},
+    ),
+    "max_det": (
+        "Detections per image at most.",
+        {"type": "integer", "minimum": 1, "default": DEFAULT.max_det},
+    ),
+    "classes": (
+        "Only these classes, as ids or names; comma separated or repeated.",
+        {"type": "array", "items": {"oneOf": [{"type": "integer"}, {"type": "string"}]}},
+    ),
+    "agnostic_nms": (
+        "Suppress overlaps across classes, too.",
+        {"type": "boolean", "default": DEFAULT.agnostic_nms},
+    ),
+    "format": (
+        "`json`, or `image` for the one image with its detections drawn in: a JPEG, or a PNG "
+        "where Accept asks for image/png.",
+        {"type": "string", "enum": ["json", "image"], "default": "json"},
+    ),
+}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of error answers."""
+    schema = Problem.model_json_schema()
+    return {
+        status: {
+            "description": PROBLEMS[status],
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        | ({"headers": {"Retry-After": _RETRY_AFTER}} if status == 503 else {})
+        for status in statuses
+    }
+
+
+def picture_response() -> dict[int | str, dict[str, Any]]:
+    """The other forms of a good answer, for `format=image`."""
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"content": {"image/jpeg": picture, "image/png": picture}}}
+
+
+def detect_request() -> dict[str, Any]:
+    """The three forms of the body, and the parameters of the query."""
+    fields = {name: schema | {"description": text} for name, (text, schema) in PARAMETERS.items()}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    images_base64 = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "string", "contentEncoding": "base64"},
+    }
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
+            for name, (text, schema) in PARAMETERS.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "description": "JPEG, PNG, WebP, BMP or TIFF images. A parameter is given once, in "
+            "the query or as a form or JSON field.",
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "description": "One or more file parts, of any field name.",
+                        "properties": {
+                            "image": {
+                                "type": "array",
+                                "items": {"type": "string", "format": "binary"},
+                            }
+                        }
+                        | fields,
+                    }
+                },
+                "image/*": binary,
+                "application/octet-stream": binary,
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["images"],
+                        "properties": {"images": images_base64} | fields,
+                        "additionalProperties": False,
+                    }
+                },
+            },
+        },
+    }
+
+
+_RETRY_AFTER = {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}

@@ -1,0 +1,131 @@
+"""A request's parameters, from the query, a form or JSON, read strictly."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeGuard
+
+from server.errors import InvalidParameter
+from server.postprocess import DetectParameters
+
+NAMES = ("conf", "iou", "max_det", "classes", "agnostic_nms", "format")
+INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParameters:
+    """What a request chose.
+
+    Attributes:
+        detect: thresholds and classes of the postprocessing.
+        format: "json", or "image" for an annotated picture.
+    """
+
+    detect: DetectParameters
+    format: Literal["json", "image"]
+
+
+def read_parameters(
+    given: Sequence[tuple[str, object]], class_names: Sequence[str]
+) -> RequestParameters:
+    """Reads and checks parameters; those not given have their defaults.
+
+    Args:
+        given: names and values; text from a query or form, any value from JSON. A null counts
+            as not given. `classes` may be repeated, the others not.
+        class_names: the model's; `classes` takes these or their indices.
+
+    Raises:
+        InvalidParameter: an unknown name, a repetition, or a value of the wrong kind or range.
+    """
+    values: dict[str, object] = {}
+    classes: list[int] = []
+    for name, value in given:
+        if name not in NAMES:
+            raise InvalidParameter(f"unknown parameter {name!r}; known are {', '.join(NAMES)}")
+        if value is None:
+            continue
+        if name == "classes":
+            classes += _class_ids(value, class_names)
+        elif name in values:
+            raise InvalidParameter(f"{name} is given more than once")
+        values[name] = value
+    default = DetectParameters()
+    detect = DetectParameters(
+        conf=_number("conf", values.get("conf", default.conf)),
+        iou=_number("iou", values.get("iou", default.iou)),
+        max_det=_integer("max_det", values.get("max_det", default.max_det)),
+        classes=tuple(dict.fromkeys(classes)) if "classes" in values else None,
+        agnostic_nms=_boolean("agnostic_nms", values.get("agnostic_nms", default.agnostic_nms)),
+    )
+    return RequestParameters(detect, _format(values.get("format", "json")))
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidParameter(f"{name} must be a number, not {_shown(value)}")
+    return float(value)
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, str) and INTEGER.fullmatch(value):
+        value = int(value)
+    if not _is_integer(value):
+        raise InvalidParameter(f"{name} must be an integer, not {_shown(value)}")
+    return value
+
+
+def _boolean(name: str, value: object) -> bool:
+    if isinstance(value, str):
+        value = BOOLEANS.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise InvalidParameter(f"{name} must be true or false, not {_shown(value)}")
+    return value
+
+
+def _format(value: object) -> Literal["json", "image"]:
+    if value == "json":
+        return "json"
+    if value == "image":
+        return "image"
+    raise InvalidParameter(f"format must be json or image, not {_shown(value)}")
+
+
+def _class_ids(value: object, class_names: Sequence[str]) -> list[int]:
+    if isinstance(value, str) and value not in class_names:  # a name may hold a comma
+        value = [each.strip() for each in value.split(",")]
+    entries = value if isinstance(value, list) else [value]
+    return [_class_id(entry, class_names) for entry in entries]
+
+
+def _class_id(entry: object, class_names: Sequence[str]) -> int:
+    if isinstance(entry, str):
+        if entry in class_names:
+            return list(class_names).index(entry)
+        if INTEGER.fullmatch(entry):
+            entry = int(entry)
+    if _is_integer(entry) and 0 <= entry < len(class_names):
+        return entry
+    raise InvalidParameter(
+        f"classes takes ids 0..{len(class_names) - 1} or names ({_listed(class_names)}), "
+        f"not {_shown(entry)}"
+    )
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(class_names: Sequence[str]) -> str:
+    shown = ", ".join(class_names[:10])
+    return shown if len(class_names) <= 10 else f"{shown}, ..."
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,184 @@
+"""All settings of the server: environment `YOLO_FLA_*`, or flags of `python -m server`."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.errors import SettingsInvalid
+
+ENV_PREFIX = "YOLO_FLA_"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "weights" / "yolov8n-fla-bccd.onnx"
+
+
+class Settings(BaseSettings):
+    """What the person who runs the server may choose; read once, at start, and never changed."""
+
+    # hide_input_in_errors: an error about `api_keys` must not print a key into the log.
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    model: Path = Field(DEFAULT_MODEL, description="The artifact (ONNX file) to serve.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d{1,3}|tensorrt)$",
+        description="Where the model runs: auto, cpu, cuda, cuda:N or tensorrt.",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
+    )
+    max_batch_size: int = Field(
+        8, ge=1, le=256, description="Images that one model call takes at most."
+    )
+    max_queue_delay_s: float = Field(
+        0.002,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Seconds that an image waits at most for others to share its batch.",
+    )
+    max_queue_images: int = Field(
+        128, ge=1, le=100_000, description="Images that may wait; past it requests get a 503."
+    )
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1, le=2**31 - 1, description="Bytes of one request's body at most."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=2**30, description="Pixels (width x height) of one image at most."
+    )
+    max_images_per_request: int = Field(
+        32, ge=1, le=1000, description="Images in one request at most."
+    )
+    request_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds from a request's first byte to its answer; past it a 504.",
+    )
+    drain_timeout_s: float = Field(
+        20.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that accepted requests have to finish after SIGTERM.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Comma-separated keys that /detect and /model ask for; empty asks for none."
+    )
+    log_format: Literal["json", "console"] = Field(
+        "json", description="Log lines as JSON, or as text for people: json or console."
+    )
+    decode_threads: int | None = Field(
+        None, ge=1, le=256, description="Threads that decode images; unset: one per CPU."
+    )
+    intra_op_threads: int | None = Field(
+        None, ge=1, le=256, description="Threads of one model call; unset: one per CPU."
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(key.strip() for key in value.split(",") if key.strip())
+
+    @model_validator(mode="after")
+    def _one_request_fits_the_queue(self) -> Self:
+        if self.max_images_per_request > self.max_queue_images:
+            raise ValueError(
+                f"max_images_per_request ({self.max_images_per_request}) must not be over "
+                f"max_queue_images ({self.max_queue_images}): such a request could never be taken"
+            )
+        return self
+
+    @classmethod
+    def load(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:
+        """Reads flags, then environment, then defaults; flags win.
+
+        Args:
+            arguments: the command line without the program's name.
+            environment: only searched for unknown names; values come from the process'.
+
+        Raises:
+            SettingsInvalid: an unknown flag or `YOLO_FLA_*` variable, or a value out of bounds;
+                the message is one line that names each.
+        """
+        flags = _parse_flags(arguments)
+        _refuse_unknown_variables(environment)
+        try:
+            return cls(**flags)  # type: ignore[arg-type]  # texts: pydantic converts them
+        except ValidationError as error:
+            raise SettingsInvalid(_one_line(error, flags)) from None
+
+
+def variable_name(field_name: str) -> str:
+    """The environment variable of a field."""
+    return ENV_PREFIX + field_name.upper()
+
+
+def settings_table() -> str:
+    """The fields as a Markdown table; README.md holds a copy, and a test compares the two."""
+    rows = ["| variable | flag | default | |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, Path):
+            default = default.relative_to(DEFAULT_MODEL.parent.parent)
+        shown = f"`{default}`" if default not in (None, ()) else ""
+        rows.append(
+            f"| `{variable_name(name)}` | `--{name.replace('_', '-')}` | {shown} "
+            f"| {field.description} |"
+        )
+    return "\n".join(rows)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing several lines and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsInvalid(message)
+
+
+def _parse_flags(arguments: Sequence[str]) -> dict[str, str]:
+    parser = _Parser(
+        prog="python -m server",
+        description="Serves detections over HTTP.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+        parser.add_argument(
+            *spellings, metavar="VALUE", help=f"{field.description} [{variable_name(name)}]"
+        )
+    return vars(parser.parse_args(arguments))
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    # pydantic-settings reads names without regard to case and ignores the ones it doesn't know.
+    known = {variable_name(name) for name in Settings.model_fields}
+    for variable in sorted(environment):
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+            close = difflib.get_close_matches(variable.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise SettingsInvalid(f"unknown environment variable {variable}{hint}")
+
+
+def _one_line(error: ValidationError, flags: Mapping[str, str]) -> str:
+    parts = []
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            parts.append(message)
+            continue
+        name = str(detail["loc"][0])
+        source = "--" + name.replace("_", "-") if name in flags else variable_name(name)
+        parts.append(f"{source}: {message}")
+    return "; ".join(parts).replace("\n", " ")
