@@ -1,17 +1,41 @@
-"""The artifact: one ONNX file that carries its own description."""
+"""The artifact: one ONNX file that carries its own description.
 
+The description is read from the file's outermost protobuf fields, so that neither the onnx
+package nor a session is needed, and a wrong file is refused in milliseconds.
+"""
+
+import hashlib
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from server.errors import ArtifactInvalid
 
 METADATA_KEY = "yolov8_fla"
 SCHEMA_VERSION = 1
 
+_GRAPH_FIELD, _METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
+_Sha256 = Field(pattern="^[0-9a-f]{64}$")
+
 
 class Certificate(BaseModel):
-    """How far the artifact's answers are from the source checkpoint's."""
+    """How far the artifact's answers are from the source checkpoint's.
+
+    Attributes:
+        created: ISO 8601 date.
+        tensor_max_abs_diff_boxes_px, tensor_max_abs_diff_scores: largest difference of
+            the raw outputs, boxes in input pixels.
+        detections_compared: how many, after NMS, through the serving code.
+        detections_equal: same count, order and classes on every image.
+        detections_max_box_diff_px, detections_max_score_diff: largest difference of
+            detections, boxes in original pixels.
+        batch_sizes, buckets: what was run; buckets are (height, width).
+        images: what was compared, in words.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,31 +52,67 @@ class Certificate(BaseModel):
 
 
 class Metadata(BaseModel):
-    """The JSON value under `METADATA_KEY`."""
+    """The JSON value under `METADATA_KEY`.
+
+    Attributes:
+        schema_version: `SCHEMA_VERSION`.
+        name: the model's name, as answers show it.
+        architecture: such as "yolov8n-fla".
+        class_names: the name of each class id.
+        input_hw: export size, (height, width) in pixels.
+        stride: input sizes are multiples of it, in pixels.
+        buckets: input shapes that are served, (height, width) in pixels, <= input_hw.
+        static: the graph takes only `input_hw`.
+        max_candidates: most rows per image, K.
+        strides: of the detection levels, in pixels.
+        precision: of the weights.
+        opset: of the standard operators.
+        source_sha256: of the checkpoint file.
+        graph_sha256: of the graph, see `graph_sha256`.
+        tools: version by package that made the file.
+        certificate: how it was verified.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int
-    name: str
+    schema_version: Literal[1]
+    name: str = Field(min_length=1)
     architecture: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = Field(min_length=1)
     input_hw: tuple[int, int]
-    stride: int
-    buckets: tuple[tuple[int, int], ...]
+    stride: int = Field(ge=1)
+    buckets: tuple[tuple[int, int], ...] = Field(min_length=1)
     static: bool
-    max_candidates: int
-    strides: tuple[int, ...]
+    max_candidates: int = Field(ge=1)
+    strides: tuple[int, ...] = Field(min_length=1)
     precision: Literal["fp32", "fp16", "int8"]
     opset: int
-    source_sha256: str
-    graph_sha256: str
+    source_sha256: str = _Sha256
+    graph_sha256: str = _Sha256
     tools: dict[str, str]
     certificate: Certificate
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if any(each < 1 or self.stride % each for each in self.strides):
+            raise ValueError(f"strides {self.strides} do not divide stride {self.stride}")
+        for height, width in (self.input_hw, *self.buckets):
+            if height < 1 or width < 1 or height % self.stride or width % self.stride:
+                raise ValueError(f"{height}x{width} is no multiple of stride {self.stride}")
+            if height > self.input_hw[0] or width > self.input_hw[1]:
+                raise ValueError(f"bucket {height}x{width} is larger than input {self.input_hw}")
+        if self.static and self.buckets != (self.input_hw,):
+            raise ValueError(f"a static model has the one bucket {self.input_hw}")
+        return self
+
+    def anchors(self, input_hw: tuple[int, int]) -> int:
+        """How many anchor points an input of (height, width) pixels has, on all levels."""
+        return sum((input_hw[0] // each) * (input_hw[1] // each) for each in self.strides)
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A checked model file.
+    """A model file whose description was read and checked.
 
     Attributes:
         path: the ONNX file.
@@ -65,21 +125,123 @@ class Artifact:
     version: str
 
 
-def graph_sha256(model_bytes: bytes) -> str:
-    """The sha256 of the graph inside a serialised ModelProto."""
-    raise NotImplementedError
+def load_artifact(path: Path) -> Artifact:
+    """Reads, checks and names a model file.
+
+    Raises:
+        ArtifactInvalid: as `read_metadata` does.
+    """
+    return Artifact(path, read_metadata(path), file_version(path))
 
 
 def file_version(path: Path) -> str:
     """First 12 hex digits of the file's sha256."""
-    raise NotImplementedError
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Reads and checks the metadata without the onnx package."""
-    raise NotImplementedError
+    """Reads a model file's description and checks that it belongs to the graph beside it.
+
+    Raises:
+        ArtifactInvalid: the file is missing, is no ONNX file, was not made by our export, is
+            of another schema version, or its graph was changed after it was verified.
+    """
+    try:
+        if path.stat().st_size == 0:  # which mmap refuses
+            raise ArtifactInvalid(f"{path}: the file is empty")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _metadata_of(path, data)
+    except OSError as error:
+        raise ArtifactInvalid(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def load_artifact(path: Path) -> Artifact:
-    """Reads, checks and names a model file."""
-    raise NotImplementedError
+def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
+    try:
+        entries = [data[start:end] for start, end in _fields(data, _METADATA_FIELD)]
+        values = {_text(entry, 1): _text(entry, 2) for entry in entries}
+        digest = graph_sha256(data)
+    except _NotProtobuf as error:
+        raise ArtifactInvalid(f"{path}: not a complete ONNX file: {error}") from None
+    if METADATA_KEY not in values:
+        raise ArtifactInvalid(
+            f"{path}: an ONNX file without {METADATA_KEY!r} metadata; make an artifact of it "
+            f"with `python -m export {path.name} -o OUT.onnx`"
+        )
+    try:
+        metadata = Metadata.model_validate_json(values[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactInvalid(
+            f"{path}: metadata of schema {SCHEMA_VERSION} expected: {where}: {first['msg']}"
+        ) from None
+    if metadata.graph_sha256 != digest:
+        raise ArtifactInvalid(
+            f"{path}: the graph was changed after verification: its sha256 is {digest}, "
+            f"the metadata says {metadata.graph_sha256}"
+        )
+    return metadata
+
+
+def graph_sha256(model_bytes: bytes | mmap.mmap) -> str:
+    """Hashes the graph alone, so that metadata may be added beside it.
+
+    Args:
+        model_bytes: a serialised ModelProto.
+
+    Returns:
+        64 hex digits: sha256 of the payload of field 7, `ModelProto.graph`.
+
+    Raises:
+        ValueError: the bytes are not a complete ModelProto with one graph.
+    """
+    spans = list(_fields(model_bytes, _GRAPH_FIELD))
+    if len(spans) != 1:
+        raise _NotProtobuf(f"{len(spans)} graphs in it")
+    with memoryview(model_bytes) as view, view[slice(*spans[0])] as graph:
+        return hashlib.sha256(graph).hexdigest()
+
+
+class _NotProtobuf(ValueError):
+    """The bytes do not follow the protobuf wire format of a ModelProto."""
+
+
+def _text(message: bytes, field: int) -> str:
+    """A string field of a small message, the last one when repeated; "" when absent."""
+    spans = list(_fields(message, field))
+    return message[slice(*spans[-1])].decode(errors="replace") if spans else ""
+
+
+def _fields(data: bytes | mmap.mmap, wanted: int) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of the payload of each length-delimited field of that number."""
+    position, size = 0, len(data)
+    while position < size:
+        key, position = _varint(data, position)
+        field, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            _, position = _varint(data, position)
+        elif wire_type in (1, 5):
+            position += 8 if wire_type == 1 else 4
+        elif wire_type == 2:
+            length, position = _varint(data, position)
+            if field == wanted and position + length <= size:
+                yield position, position + length
+            position += length
+        else:
+            raise _NotProtobuf(f"wire type {wire_type} at byte {position}")
+        if position > size:
+            raise _NotProtobuf(f"field {field} ends after the end of the file")
+
+
+def _varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            raise _NotProtobuf("a number is cut off")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise _NotProtobuf(f"a number is too long at byte {position}")

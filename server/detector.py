@@ -1,14 +1,18 @@
-"""Image bytes to detections: the pipeline that the app, the CLI and verification share."""
+"""Image bytes to detections: the pipeline that the app, the CLI and verification share.
+
+bytes ─decode─► image ─prepare_image─► Prepared ─session─► candidates ─finish─► ImageDetections
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact, Metadata
-from server.letterbox import Letterbox
-from server.postprocess import DetectParameters, Detections
+from server.image import decode
+from server.letterbox import Letterbox, choose_bucket, full_size, letterbox
+from server.postprocess import DetectParameters, Detections, nms
 from server.session import Session
 
 
@@ -17,7 +21,7 @@ class Prepared:
     """One image, ready for a batch of its bucket.
 
     Attributes:
-        canvas: (H, W, 3) uint8 RGB, letterboxed.
+        canvas: (H, W, 3) uint8, RGB, letterboxed.
         placed: how to get back to original pixels.
         bucket_hw: the canvas' (height, width).
     """
@@ -44,13 +48,19 @@ class ImageDetections:
 
 
 def prepare(data: bytes, metadata: Metadata, *, max_pixels: int) -> Prepared:
-    """Decodes and letterboxes; raises what `server.image.decode` raises."""
-    raise NotImplementedError
+    """Decodes an image file and letterboxes it into its bucket.
+
+    Raises:
+        BadInput: as `server.image.decode` does.
+    """
+    return prepare_image(decode(data, max_pixels=max_pixels), metadata)
 
 
 def prepare_image(image: NDArray[np.uint8], metadata: Metadata) -> Prepared:
-    """Letterboxes an (H, W, 3) RGB image into its bucket."""
-    raise NotImplementedError
+    """Letterboxes an (H, W, 3) uint8 RGB image into the smallest bucket that holds it."""
+    bucket_hw = choose_bucket((image.shape[0], image.shape[1]), metadata.buckets)
+    canvas, placed = letterbox(image, bucket_hw, full_hw=full_size(metadata.buckets))
+    return Prepared(canvas, placed, bucket_hw)
 
 
 def finish(
@@ -59,18 +69,59 @@ def finish(
     metadata: Metadata,
     parameters: DetectParameters,
 ) -> ImageDetections:
-    """Turns one image's (K, 6) candidates into detections in original pixels."""
-    raise NotImplementedError
+    """Turns one image's (K, 6) float32 candidates into detections in original pixels."""
+    anchors = metadata.anchors(prepared.bucket_hw)
+    detections, truncated = nms(candidates, parameters, anchors=anchors)
+    boxes = prepared.placed.to_original(detections.boxes)
+    height, width = prepared.placed.original_hw
+    return ImageDetections(replace(detections, boxes=boxes), width, height, truncated)
 
 
 class Detector:
-    """Detects synchronously, without a server around it."""
+    """Detects synchronously, without a server around it.
 
-    def __init__(self, artifact: Artifact, session: Session) -> None:
-        raise NotImplementedError
+    Args:
+        artifact: describes the model.
+        session: the same artifact, loaded.
+        max_batch_size: most images of one run, >= 1.
+    """
+
+    def __init__(self, artifact: Artifact, session: Session, *, max_batch_size: int = 8) -> None:
+        self._metadata = artifact.metadata
+        self._session = session
+        self._max_batch_size = max_batch_size
 
     def detect(
         self, images: Sequence[NDArray[np.uint8]], parameters: DetectParameters
     ) -> list[ImageDetections]:
-        """One result per image, in their order."""
-        raise NotImplementedError
+        """Detects in images of any sizes; those of one bucket share batches.
+
+        Args:
+            images: (H, W, 3) uint8, RGB, upright.
+            parameters: thresholds for all of them.
+
+        Returns:
+            One result per image, in their order.
+
+        Raises:
+            InferenceFailed: as `Session.run` does.
+        """
+        prepared = [prepare_image(image, self._metadata) for image in images]
+        found: dict[int, ImageDetections] = {}
+        for batch in self._batches(prepared):
+            candidates = self._session.run(np.stack([prepared[i].canvas for i in batch]))
+            for i, rows in zip(batch, candidates, strict=True):
+                found[i] = finish(rows, prepared[i], self._metadata, parameters)
+        return [found[i] for i in range(len(prepared))]
+
+    def _batches(self, prepared: Sequence[Prepared]) -> list[list[int]]:
+        """Indices into `prepared`, at most `max_batch_size` of one bucket each."""
+        by_bucket: dict[tuple[int, int], list[int]] = {}
+        for i, each in enumerate(prepared):
+            by_bucket.setdefault(each.bucket_hw, []).append(i)
+        size = self._max_batch_size
+        return [
+            indices[start : start + size]
+            for indices in by_bucket.values()
+            for start in range(0, len(indices), size)
+        ]

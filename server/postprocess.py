@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.errors import InvalidParameter
+
+CLASS_OFFSET_PX = 7680  # moves the boxes of different classes apart, so that they never overlap
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:
@@ -23,7 +27,18 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class DetectParameters:
-    """What a request may choose; raises `InvalidParameter` when out of range."""
+    """What a request may choose.
+
+    Attributes:
+        conf: only scores above it count, 0..1.
+        iou: of two boxes of a class that overlap by more, the better stays, 0..1.
+        max_det: most detections of an image, >= 1.
+        classes: class ids to look for, >= 0; None looks for all.
+        agnostic_nms: boxes of different classes suppress each other too.
+
+    Raises:
+        InvalidParameter: when one is out of its range, with the value and the range.
+    """
 
     conf: float = 0.25
     iou: float = 0.7
@@ -31,9 +46,81 @@ class DetectParameters:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value in (("conf", self.conf), ("iou", self.iou)):
+            if not 0 <= value <= 1:  # also refuses NaN
+                raise InvalidParameter(f"{name} is {value}, it must be from 0 to 1")
+        if self.max_det < 1:
+            raise InvalidParameter(f"max_det is {self.max_det}, it must be at least 1")
+        for class_id in self.classes or ():
+            if class_id < 0:
+                raise InvalidParameter(f"class id {class_id} is below 0")
+
 
 def nms(
     candidates: NDArray[np.float32], parameters: DetectParameters, *, anchors: int
 ) -> tuple[Detections, bool]:
-    """Suppresses overlapping candidates; (detections in input pixels, truncated)."""
-    raise NotImplementedError
+    """Keeps the best of each group of overlapping candidates.
+
+    Args:
+        candidates: (K, 6) float32: x1, y1, x2, y2 in input pixels, score, class id; best first.
+        parameters: thresholds.
+        anchors: anchor points of the input the candidates were chosen from, >= K.
+
+    Returns:
+        The detections in input pixels, best first, of equal scores the earlier candidate
+        first; and whether they may be incomplete, because the last candidate still passes
+        `conf` and there were more anchor points than candidates.
+
+    Source:
+        ultralytics 8.4.190 `non_max_suppression(multi_label=False)` with `TorchNMS.nms`, in
+        the same float32 arithmetic: the class offset costs high class ids some precision,
+        and which boxes go depends on it.
+    """
+    # Like torch, compare with the threshold rounded to float32.
+    conf = np.float32(parameters.conf)
+    count = len(candidates)
+    truncated = bool(0 < count < anchors and candidates[-1, 4] > conf)
+    rows = candidates[candidates[:, 4] > conf]
+    if parameters.classes is not None:
+        rows = rows[np.isin(rows[:, 5], np.array(parameters.classes, np.float32))]
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    boxes = rows[:, :4]
+    if parameters.agnostic_nms:
+        kept = _greedy(boxes, parameters.iou)
+    else:
+        kept = np.zeros(len(rows), np.bool_)
+        shifted = boxes + rows[:, 5:6] * np.float32(CLASS_OFFSET_PX)
+        for class_id in np.unique(rows[:, 5]):
+            members = np.flatnonzero(rows[:, 5] == class_id)
+            kept[members] = _greedy(shifted[members], parameters.iou)
+    rows = rows[kept][: parameters.max_det]
+    return Detections(
+        boxes=np.ascontiguousarray(rows[:, :4]),
+        scores=np.ascontiguousarray(rows[:, 4]),
+        class_ids=rows[:, 5].astype(np.int64),
+    ), truncated
+
+
+def _greedy(boxes: NDArray[np.float32], iou: float) -> NDArray[np.bool_]:
+    """Which of (N, 4) boxes, best first, overlap no better kept box by more than `iou`; (N,)."""
+    kept = np.ones(len(boxes), np.bool_)
+    overlaps = _overlaps(boxes, np.float32(iou))
+    for i in range(len(boxes)):
+        if kept[i]:
+            # Rows before i are decided; the diagonal and what lies left of it is not set.
+            np.greater(kept, overlaps[i], out=kept)
+    return kept
+
+
+def _overlaps(boxes: NDArray[np.float32], iou: np.float32) -> NDArray[np.bool_]:
+    """(N, N), true at [i, j] where j > i and the IoU of boxes i and j is above `iou`."""
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)  # (N,) each
+    areas = (x2 - x1) * (y2 - y1)
+    inner_w = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)  # (N, N)
+    inner_h = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
+    inner = np.maximum(inner_w, 0, out=inner_w) * np.maximum(inner_h, 0, out=inner_h)
+    union = areas[:, None] + areas - inner
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Two empty boxes in one place have no IoU, and NaN > iou leaves both alone.
+        return np.triu(inner / union > iou, k=1)

@@ -1,0 +1,135 @@
+"""Format and size of an image file from its first bytes: nothing is decoded or allocated.
+
+A 68 KB file can declare 33,000 x 33,000 pixels, so the size is looked at before a decoder is.
+Each reader finds the frame that the decoder will decode, in the way its decoder finds it.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.errors import UndecodableImage, UnsupportedImage
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image file says of itself before any pixel is decoded.
+
+    Attributes:
+        format: "JPEG", "PNG", "WEBP", "BMP" or "TIFF".
+        width, height: pixels as stored, before EXIF orientation; >= 1.
+        pixels: pixels that decoding takes room for; width * height, or a TIFF tile if larger.
+    """
+
+    format: str
+    width: int
+    height: int
+    pixels: int
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Reads format and size of the first frame.
+
+    Args:
+        data: a whole image file; only its headers are looked at.
+
+    Raises:
+        UndecodableImage: `data` is empty, or its headers are cut off or contradict themselves.
+        UnsupportedImage: `data` is not a JPEG, PNG, WebP, BMP or TIFF file.
+    """
+    if not data:
+        raise UndecodableImage("the image is empty")
+    name, read = _recognise(data)
+    try:
+        width, height, *tile = read(data)
+    except (struct.error, IndexError):
+        raise UndecodableImage(f"the {name} header is cut off or corrupt") from None
+    if width < 1 or height < 1:
+        raise UndecodableImage(f"the {name} header says {width} x {height} pixels")
+    return ImageHeader(name, width, height, max([width * height, *tile]))
+
+
+def _recognise(data: bytes) -> tuple[str, Callable[[bytes], tuple[int, ...]]]:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG", _jpeg
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG", _png
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP", _webp
+    # "BM" alone may begin any text; the size of the second header is one of a few.
+    if data.startswith(b"BM") and data[14:18] in _BMP_HEADER_SIZES:
+        return "BMP", _bmp
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF", _tiff
+    raise UnsupportedImage("the image is not a JPEG, PNG, WebP, BMP or TIFF file")
+
+
+_BMP_HEADER_SIZES = frozenset(struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 124))
+
+
+def _jpeg(data: bytes) -> tuple[int, ...]:
+    position = 2
+    while True:
+        position = data.find(b"\xff", position)
+        if position < 0:
+            raise IndexError("no frame header")
+        while data[position] == 0xFF:  # a marker may be preceded by any number of fill bytes
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # no segment follows these
+            continue
+        if marker in (0xD9, 0xDA):  # the end, or pixel data without a frame header
+            raise IndexError("no frame header")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return width, height
+        position += struct.unpack_from(">H", data, position)[0]
+
+
+def _png(data: bytes) -> tuple[int, ...]:
+    if data[12:16] != b"IHDR":
+        raise IndexError("the first chunk is not IHDR")
+    return struct.unpack_from(">II", data, 16)
+
+
+def _webp(data: bytes) -> tuple[int, ...]:
+    chunk = data[12:16]
+    if chunk == b"VP8X":  # the canvas, on which frames are put
+        low_w, high_w, low_h, high_h = struct.unpack_from("<HBHB", data, 24)
+        return (low_w | high_w << 16) + 1, (low_h | high_h << 16) + 1
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise IndexError("no image chunk")
+
+
+def _bmp(data: bytes) -> tuple[int, ...]:
+    if data[14] == 12:
+        return struct.unpack_from("<HH", data, 18)
+    width, height = struct.unpack_from("<ii", data, 18)
+    return width, abs(height)  # negative: rows from top to bottom
+
+
+def _tiff(data: bytes) -> tuple[int, ...]:
+    order = "<" if data.startswith(b"II") else ">"
+    big = b"+" in data[:4]
+    offset: int = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
+    count: int = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, offset)[0]
+    entry_size = 20 if big else 12
+    entries = offset + (8 if big else 2)
+    values: dict[int, int] = {}
+    for position in range(entries, entries + count * entry_size, entry_size):
+        tag, kind = struct.unpack_from(f"{order}HH", data, position)
+        if tag in _TIFF_SIZES and kind in _TIFF_KINDS:
+            at = position + (12 if big else 8)
+            values.setdefault(tag, struct.unpack_from(order + _TIFF_KINDS[kind], data, at)[0])
+    width, height, tile_width, tile_height = (values.get(tag, 0) for tag in _TIFF_SIZES)
+    return width, height, tile_width * tile_height
+
+
+_TIFF_SIZES = (256, 257, 322, 323)  # ImageWidth, ImageLength, TileWidth, TileLength
+_TIFF_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
