@@ -19,7 +19,10 @@ def resolve(extra: str, pins: dict[str, str]) -> dict[str, str]:
         # fast-deps reads the metadata out of a remote wheel, where the index allows it
         pip += ["--use-feature=fast-deps", "--report", str(report), "--constraint", str(given)]
         subprocess.run(
-            [*pip, "pip", f".[{extra},export]", "--group", "dev"], cwd=REPO, check=True, timeout=1800
+            [*pip, "pip", f".[{extra},export]", "--group", "dev"],
+            cwd=REPO,
+            check=True,
+            timeout=1800,
         )
         planned = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     names = {each["name"].lower().replace("_", "-").replace(".", "-"): each for each in planned}
