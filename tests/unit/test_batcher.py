@@ -1,0 +1,254 @@
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from server.batcher import Answer, Batcher
+from server.errors import DeadlineExceeded, InferenceFailed, QueueFull
+
+pytestmark = pytest.mark.anyio
+Numbers = Batcher[int, int]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Broken(BaseException):
+    """What no batch may catch: the loop itself is at fault."""
+
+
+class Recorder:
+    """A stand-in for the model that multiplies by ten and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.release.set()
+
+    async def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.started.set()
+        await self.release.wait()
+        if 13 in items:
+            raise RuntimeError("unlucky")
+        if 14 in items:
+            return []
+        if 15 in items:
+            raise Broken("the loop")
+        return [item * 10 for item in items]
+
+
+@asynccontextmanager
+async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
+    batcher: Numbers = Batcher(
+        model,
+        bucket=lambda item: item // 100,
+        max_batch_size=int(limits.get("max_batch_size", 4)),
+        max_queue_delay_s=limits.get("max_queue_delay_s", 0.0),
+        max_queue_images=int(limits.get("max_queue_images", 64)),
+    )
+    task = asyncio.create_task(batcher.serve())
+    try:
+        yield batcher
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def submit(batcher: Numbers, item: int, deadline: float = math.inf) -> int:
+    with batcher.reserve(1) as slots:
+        answer = await slots.submit(item, deadline)
+    assert isinstance(answer, Answer)
+    return answer.result
+
+
+async def test_items_that_wait_together_share_a_batch() -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=4) as batcher:
+        results = await asyncio.gather(*(submit(batcher, i) for i in range(6)))
+    assert results == [0, 10, 20, 30, 40, 50]
+    assert model.batches == [[0, 1, 2, 3], [4, 5]]
+
+
+async def test_a_batch_holds_one_bucket_and_the_oldest_goes_first() -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=4) as batcher:
+        items = [201, 1, 202, 2, 101, 3]
+        results = await asyncio.gather(*(submit(batcher, i) for i in items))
+    assert results == [i * 10 for i in items]
+    assert model.batches == [[201, 202], [1, 2, 3], [101]]
+
+
+async def test_a_lone_item_does_not_wait_for_company_that_cannot_come() -> None:
+    model = Recorder()
+    async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
+        assert await submit(batcher, 7) == 70
+
+
+async def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
+    model = Recorder()
+    async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
+        with batcher.reserve(2) as slots:
+            first = asyncio.create_task(slots.submit(1))
+            await asyncio.sleep(0)
+            assert model.batches == []
+            second = asyncio.create_task(slots.submit(2))
+            assert [(await first).result, (await second).result] == [10, 20]
+    assert model.batches == [[1, 2]]
+
+
+async def test_a_batch_goes_when_the_image_on_its_way_is_given_up() -> None:
+    model = Recorder()
+    async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
+        with batcher.reserve(2) as slots:
+            first = asyncio.create_task(slots.submit(1))
+            await asyncio.sleep(0)
+            slots.give_back()
+            assert (await first).result == 10
+
+
+async def test_a_batch_waits_no_longer_than_the_max_queue_delay() -> None:
+    model = Recorder()
+    async with serving(model, max_queue_delay_s=0.01) as batcher, asyncio.timeout(5):
+        with batcher.reserve(2) as slots:
+            answer = await slots.submit(7)
+    assert model.batches == [[7]]
+    assert answer.queue_s >= 0.009
+
+
+async def test_a_full_batch_does_not_wait() -> None:
+    model = Recorder()
+    async with (
+        serving(model, max_batch_size=2, max_queue_delay_s=3600) as batcher,
+        asyncio.timeout(5),
+    ):
+        with batcher.reserve(3) as slots:
+            await asyncio.gather(slots.submit(1), slots.submit(2))
+    assert model.batches == [[1, 2]]
+
+
+@pytest.mark.parametrize("unlucky", [13, 14], ids=["raises", "loses results"])
+async def test_a_failed_batch_fails_its_own_items_and_no_others(unlucky: int) -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=2) as batcher:
+        outcomes = await asyncio.gather(
+            *(submit(batcher, i) for i in (1, unlucky, 2, 3)), return_exceptions=True
+        )
+    assert [type(o) for o in outcomes[:2]] == [InferenceFailed, InferenceFailed]
+    assert outcomes[2:] == [20, 30]
+    assert outcomes[0] is not outcomes[1]
+
+
+async def test_a_failure_keeps_its_cause_for_the_log() -> None:
+    async with serving(Recorder()) as batcher:
+        with pytest.raises(InferenceFailed) as failed:
+            await submit(batcher, 13)
+    assert isinstance(failed.value.__cause__, RuntimeError)
+
+
+async def test_a_client_that_gives_up_does_not_disturb_its_batch() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model) as batcher:
+        tasks = [asyncio.create_task(submit(batcher, i)) for i in (1, 2, 3)]
+        await model.started.wait()
+        tasks[0].cancel()
+        model.release.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert outcomes[1:] == [20, 30]
+    assert model.batches == [[1, 2, 3]]
+
+
+async def test_no_model_call_and_no_place_for_clients_that_gave_up_while_waiting() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1, max_queue_images=1) as batcher:
+        first = asyncio.create_task(submit(batcher, 1))
+        await model.started.wait()
+        second = asyncio.create_task(submit(batcher, 2))
+        await asyncio.sleep(0)
+        assert batcher.queue_images == 1
+        second.cancel()
+        await asyncio.wait([second])
+        assert batcher.queue_images == 0
+        third = asyncio.create_task(submit(batcher, 3))
+        model.release.set()
+        assert [await first, await third] == [10, 30]
+    assert model.batches == [[1], [3]]
+
+
+async def test_an_item_past_its_deadline_is_not_run() -> None:
+    model = Recorder()
+    async with serving(model) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await submit(batcher, 1, deadline=asyncio.get_running_loop().time())
+        assert await submit(batcher, 2) == 20
+    assert model.batches == [[2]]
+
+
+async def test_a_full_queue_is_refused_at_once() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1, max_queue_images=2) as batcher:
+        running = asyncio.create_task(submit(batcher, 1))
+        await model.started.wait()
+        waiting = [asyncio.create_task(submit(batcher, i)) for i in (2, 3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="2 images already wait.*limit is 2"):
+            batcher.refuse_when_full()
+        with pytest.raises(QueueFull):
+            await submit(batcher, 4)
+        model.release.set()
+        assert [await running, *[await task for task in waiting]] == [10, 20, 30]
+
+
+async def test_a_request_is_taken_with_all_its_images_or_not_at_all() -> None:
+    async with serving(Recorder(), max_queue_images=4) as batcher:
+        with batcher.reserve(3):
+            with pytest.raises(QueueFull, match="3 images already wait and 2 more came"):
+                with batcher.reserve(2):
+                    pass
+            assert batcher.queue_images == 3
+            batcher.refuse_when_full()
+        assert batcher.queue_images == 0
+
+
+async def test_the_end_of_the_loop_fails_what_runs_and_what_waits() -> None:
+    model = Recorder()
+    model.release.clear()
+    batcher: Numbers = Batcher(
+        model,
+        bucket=lambda item: item,
+        max_batch_size=1,
+        max_queue_delay_s=0,
+        max_queue_images=8,
+    )
+    loop_task = asyncio.create_task(batcher.serve())
+    tasks = [asyncio.create_task(submit(batcher, i)) for i in (15, 2)]
+    await model.started.wait()
+    model.release.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(o) for o in outcomes] == [InferenceFailed, InferenceFailed]
+    with pytest.raises(Broken):
+        await loop_task
+    with pytest.raises(InferenceFailed):
+        await submit(batcher, 3)
+    assert batcher.queue_images == 0
+
+
+async def test_retry_after_grows_with_the_queue_and_is_at_least_a_second() -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=1, max_queue_images=10_000) as batcher:
+        assert batcher.retry_after_s() == 1
+        model.release.clear()
+        asyncio.get_running_loop().call_later(0.02, model.release.set)
+        await submit(batcher, 1)  # at most 50 a second from now on
+        with batcher.reserve(200):
+            assert 4 <= batcher.retry_after_s() <= 60
+        assert batcher.retry_after_s() == 1
