@@ -57,9 +57,13 @@ def detect(
         time.sleep(float(response.headers.get("Retry-After", 1)))
     if response.status_code != httpx.codes.OK:
         raise AccuracyError(f"{response.url} answered {response.status_code}: {response.text}")
-    answer: dict[str, Any] = response.json()
-    if len(answer["results"]) != len(images):
-        raise AccuracyError(f"sent {len(images)} images, got {len(answer['results'])} results")
+    try:
+        answer: dict[str, Any] = response.json()
+        count = len(answer["results"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AccuracyError(f"{response.url} gave no answer of a detector: {error!r}") from error
+    if count != len(images):
+        raise AccuracyError(f"sent {len(images)} images, got {count} results")
     return answer
 
 

@@ -1,5 +1,8 @@
 import json
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -236,6 +239,8 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_told(data_yaml: Path) -> 
     assert len(detect(client_of(answer), images, {"conf": 0.001})["results"]) == 3
     with pytest.raises(AccuracyError, match="answered 413: too much"):
         detect(client_of(lambda _: httpx.Response(413, text="too much")), images, {})
+    with pytest.raises(AccuracyError, match="no answer of a detector"):
+        detect(client_of(lambda _: httpx.Response(200, text="<html>")), images, {})
     with pytest.raises(AccuracyError, match="got 1 results"):
         detect(client_of(lambda _: httpx.Response(200, json={"results": [{}]})), images, {})
 
@@ -245,6 +250,60 @@ def test_a_server_that_is_not_there_is_named(
 ) -> None:
     with pytest.raises(SystemExit, match=r"http://127\.0\.0\.1:9 does not answer"):
         main(["--data", str(data_yaml), "--url", "http://127.0.0.1:9"])
+
+
+@pytest.fixture
+def server_url(data_yaml: Path) -> Iterator[str]:
+    """A real HTTP server that knows the labels and misses image b."""
+    names, images = read_dataset(data_yaml, "val")
+    answers = {
+        image.path.name: result_of(
+            image, NONE if image.path.name == "b.jpg" else image.truth, names
+        )
+        for image in images
+    }
+
+    class Detect(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            sent = re.findall(rb'filename="([^"]+)"', content)
+            body = {
+                "model": {"name": "labels", "version": "0"},
+                "results": [answers[name.decode()] for name in sent],
+            }
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Detect) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "8"])
+def test_the_command_prints_the_figures_and_writes_them(
+    data_yaml: Path, server_url: str, batch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = data_yaml.parent / "figures.json"
+    main(
+        f"--url {server_url} --data {data_yaml} --batch {batch} --recall-at 0.25 --json {out}".split()
+    )
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["all"] == ["0.5000", "0.5000", "0.5000"]
+    assert rows["RBC"] == ["0.0000", "0.0000", "0.0000"]
+    assert rows["WBC"] == ["1.0000", "1.0000", "1.0000"]
+    figures = json.loads(out.read_text())
+    assert figures["map50_95"] == pytest.approx(0.5)
+    assert figures["recall"]["share"] == 0.5
+    assert figures["model"] == {"name": "labels", "version": "0"}
+    assert figures["images"] == 3
+    assert figures["conf"] == 0.001
 
 
 def test_figures_that_do_not_exist_are_null_in_json() -> None:
