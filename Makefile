@@ -95,7 +95,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV); \
 	rm -f $(VENV)/.ready-*; \
 	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
-	$(VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; \
+	$(VENV)/bin/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; \
 	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export]" --group dev; \
 	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
 	touch $@

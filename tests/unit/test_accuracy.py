@@ -291,9 +291,8 @@ def test_the_command_prints_the_figures_and_writes_them(
     data_yaml: Path, server_url: str, batch: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = data_yaml.parent / "figures.json"
-    main(
-        f"--url {server_url} --data {data_yaml} --batch {batch} --recall-at 0.25 --json {out}".split()
-    )
+    options = f"--url {server_url} --batch {batch} --recall-at 0.25".split()
+    main([*options, "--data", str(data_yaml), "--json", str(out)])
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["all"] == ["0.5000", "0.5000", "0.5000"]
     assert rows["RBC"] == ["0.0000", "0.0000", "0.0000"]
