@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = {"model": versions, "images": len(images)} | {
             key: str(value) if isinstance(value, Path) else value
             for key, value in vars(options).items()
-            if key != "json"
+            if key not in ("json", "api_key")
         }
         figures |= asdict(accuracy)
         if recall is not None:

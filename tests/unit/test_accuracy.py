@@ -291,12 +291,13 @@ def test_the_command_prints_the_figures_and_writes_them(
     data_yaml: Path, server_url: str, batch: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = data_yaml.parent / "figures.json"
-    options = f"--url {server_url} --batch {batch} --recall-at 0.25".split()
+    options = f"--url {server_url} --batch {batch} --recall-at 0.25 --api-key secret".split()
     main([*options, "--data", str(data_yaml), "--json", str(out)])
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["all"] == ["0.5000", "0.5000", "0.5000"]
     assert rows["RBC"] == ["0.0000", "0.0000", "0.0000"]
     assert rows["WBC"] == ["1.0000", "1.0000", "1.0000"]
+    assert "secret" not in out.read_text()
     figures = json.loads(out.read_text())
     assert figures["map50_95"] == pytest.approx(0.5)
     assert figures["recall"]["share"] == 0.5
