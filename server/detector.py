@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.artifact import Artifact, Metadata
 from server.image import decode
 from server.letterbox import Letterbox, choose_bucket, full_size, letterbox
-from server.postprocess import DetectParameters, Detections, nms
+from server.postprocess import Detections, DetectParameters, nms
 from server.session import Session
 
 

@@ -57,7 +57,9 @@ def _rgb_of_tiff(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         pixels = (pixels.astype(np.uint16, copy=False) >> 8).astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise UndecodableImage(f"the TIFF image has {pixels.dtype} samples, served are 8 and 16 bit")
+        raise UndecodableImage(
+            f"the TIFF image has {pixels.dtype} samples, served are 8 and 16 bit"
+        )
     samples = pixels.astype(np.uint8, copy=False)
     if samples.ndim == 2:
         samples = samples[..., None].repeat(3, axis=2)

@@ -168,9 +168,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _load(
-    artifact: Artifact, threads: int, providers: list[tuple[str, dict[str, Any]]]
-) -> Any:
+def _load(artifact: Artifact, threads: int, providers: list[tuple[str, dict[str, Any]]]) -> Any:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; warnings about shape nodes on the CPU are expected
@@ -179,7 +177,8 @@ def _load(
     # Spinning threads burn the quota that decoding needs (onnxruntime#7207, #10113).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # The CPU arena would keep the memory of the largest batch ever run; see CORE notes in tests.
+    # An arena would keep the memory of the largest batch ever run: after a batch of 8 at 640 x 640
+    # YOLOv8n held 272 MB with it and 163 MB without, at the same speed.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     try:

@@ -42,7 +42,7 @@ def tiny_artifact(
         input_hw: export size, (height, width), multiples of 32.
         buckets: input shapes, (height, width), multiples of 32, <= input_hw.
         max_candidates: K; an input of fewer cells has as many candidates as cells.
-        **overrides: other metadata values, valid or not; they replace the built ones.
+        **overrides: other metadata values, such as `name`, in place of the built ones.
 
     Returns:
         `path`.
@@ -60,33 +60,32 @@ def tiny_artifact(
         buckets=tuple(buckets),
         images="none: made for tests",
     )
-    metadata = Metadata(
-        schema_version=SCHEMA_VERSION,
-        name="tiny",
-        architecture="cells",
-        class_names=CLASS_NAMES,
-        input_hw=input_hw,
-        stride=CELL,
-        buckets=tuple(buckets),
-        static=False,
-        max_candidates=max_candidates,
-        strides=(CELL,),
-        precision="fp32",
-        opset=17,
-        source_sha256="0" * 64,
-        graph_sha256=graph_sha256(model.SerializeToString()),
-        tools={"onnx": onnx.__version__},
-        certificate=certificate,
-    ).model_copy(update=overrides)
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": "tiny",
+        "architecture": "cells",
+        "class_names": CLASS_NAMES,
+        "input_hw": input_hw,
+        "stride": CELL,
+        "buckets": tuple(buckets),
+        "static": False,
+        "max_candidates": max_candidates,
+        "strides": (CELL,),
+        "precision": "fp32",
+        "opset": 17,
+        "source_sha256": "0" * 64,
+        "graph_sha256": graph_sha256(model.SerializeToString()),
+        "tools": {"onnx": onnx.__version__},
+        "certificate": certificate,
+    }
+    metadata = Metadata(**(values | overrides))
     entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, metadata.model_dump_json(warnings=False)
+    entry.key, entry.value = METADATA_KEY, metadata.model_dump_json()
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def tiny_candidates(
-    images: NDArray[np.uint8], max_candidates: int = 1000
-) -> NDArray[np.float32]:
+def tiny_candidates(images: NDArray[np.uint8], max_candidates: int = 1000) -> NDArray[np.float32]:
     """What the tiny model answers, computed without it.
 
     Args:

@@ -1,0 +1,125 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from server.artifact import Artifact, load_artifact
+from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
+from server.session import Session, _gpu_visible
+from tests.artifacts import POISON, tiny_artifact, tiny_candidates
+
+CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+without_cuda = pytest.mark.skipif(CUDA, reason="this onnxruntime has CUDA; see tests/gpu")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return load_artifact(tiny_artifact(tmp_path / "tiny.onnx", max_candidates=5))
+
+
+@pytest.fixture
+def session(artifact: Artifact) -> Session:
+    return Session.open(artifact, device="cpu", intra_op_threads=1)
+
+
+def noise(batch: int, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    random = np.random.default_rng(batch)
+    return random.integers(0, 256, (batch, height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("hw", [(64, 64), (32, 64), (64, 96)])
+def test_images_become_candidates(session: Session, batch: int, hw: tuple[int, int]) -> None:
+    images = noise(batch, *hw)
+    candidates = session.run(images)
+    assert candidates.dtype == np.float32
+    np.testing.assert_allclose(candidates, tiny_candidates(images, 5), atol=1e-6)
+
+
+def test_what_really_runs_is_said(session: Session) -> None:
+    assert (session.provider, session.device) == ("CPUExecutionProvider", "cpu")
+    assert set(session.nodes_by_provider) == {"CPUExecutionProvider"}
+    assert session.nodes_by_provider["CPUExecutionProvider"] > 10
+
+
+def test_the_default_number_of_threads_works(artifact: Artifact) -> None:
+    session = Session.open(artifact, device="cpu")
+    session.warm_up([1, 4])
+    assert session.run(noise(1, 64, 64)).shape == (1, 4, 6)
+
+
+def test_a_batch_that_onnx_runtime_refuses_has_failed_and_the_next_one_has_not(
+    session: Session,
+) -> None:
+    images = noise(3, 64, 64)
+    poisoned = images.copy()
+    poisoned[1, 0, 0] = POISON
+    with pytest.raises(InferenceFailed, match="batch of 3 failed on CPU") as caught:
+        session.run(poisoned)
+    assert caught.value.__cause__ is not None
+    np.testing.assert_allclose(session.run(images), tiny_candidates(images, 5), atol=1e-6)
+
+
+def test_a_closed_session_does_not_run(session: Session) -> None:
+    session.close()
+    with pytest.raises(AssertionError, match="closed"):
+        session.run(noise(1, 64, 64))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", "", "tensorrt:1"])
+def test_an_unknown_device_is_refused(artifact: Artifact, device: str) -> None:
+    with pytest.raises(SettingsInvalid, match="it must be auto, cpu, cuda, cuda:N or tensorrt"):
+        Session.open(artifact, device=device)
+
+
+@without_cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt"])
+def test_a_gpu_that_cannot_be_used_is_an_error_that_says_what_to_install(
+    artifact: Artifact, device: str
+) -> None:
+    with pytest.raises(ProviderUnavailable, match=r"install `yolov8-fla\[gpu\]`"):
+        Session.open(artifact, device=device)
+
+
+@without_cuda
+def test_auto_takes_the_cpu_and_says_so(
+    artifact: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="server.session"):
+        session = Session.open(artifact, device="auto")
+    assert session.device == "cpu"
+    (record,) = caplog.records
+    assert record.levelno == (logging.WARNING if _gpu_visible() else logging.INFO)
+    assert "runs on the CPU" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("names", "visible"),
+    [(["null", "nvidiactl"], False), (["nvidia0"], True), (["dxg"], True), ([], False)],
+)
+def test_a_gpu_is_visible_by_its_device_file(
+    tmp_path: Path, names: list[str], visible: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert _gpu_visible(tmp_path) is visible
+
+
+def test_a_model_that_onnx_runtime_cannot_load_is_an_invalid_artifact(artifact: Artifact) -> None:
+    model = onnx.load(artifact.path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, artifact.path)
+    with pytest.raises(ArtifactInvalid, match="ONNX Runtime cannot load it"):
+        Session.open(artifact, device="cpu")
+
+
+def test_a_model_of_another_signature_is_an_invalid_artifact(artifact: Artifact) -> None:
+    model = onnx.load(artifact.path)
+    model.graph.output[0].name = "middle"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, artifact.path)
+    with pytest.raises(ArtifactInvalid, match="an artifact maps images"):
+        Session.open(artifact, device="cpu")
