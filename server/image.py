@@ -71,4 +71,4 @@ def _rgb_of_tiff(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def quiet_codecs() -> None:
     """Stops OpenCV from writing lines to stderr for each broken image, for the whole process."""
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

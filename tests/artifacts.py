@@ -119,7 +119,7 @@ def paint(
 
 
 def _model(max_candidates: int) -> onnx.ModelProto:
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "half": np.array([CELL // 2, CELL // 2], np.int64),
         "far": np.array([2**31, 2**31], np.int64),
         "hw_axes": np.array([1, 2], np.int64),

@@ -14,7 +14,7 @@ def below(kind: type[ServerError]) -> Iterator[type[ServerError]]:
             yield from below(child)
 
 
-KINDS = [ServerError, *below(ServerError)]
+KINDS: list[type[ServerError]] = [ServerError, *below(ServerError)]
 
 
 def test_every_class_has_a_code_of_its_own() -> None:

@@ -47,11 +47,9 @@ def test_of_overlapping_boxes_of_a_class_the_best_stays() -> None:
     found, truncated = nms(candidates, DetectParameters(), anchors=4)
     np.testing.assert_array_equal(as_rows(found), candidates[[0, 2, 3]])
     assert not truncated
-    assert (found.boxes.dtype, found.scores.dtype, found.class_ids.dtype) == (
-        np.float32,
-        np.float32,
-        np.int64,
-    )
+    assert found.boxes.dtype == np.float32
+    assert found.scores.dtype == np.float32
+    assert found.class_ids.dtype == np.int64
 
 
 def test_agnostic_nms_lets_classes_suppress_each_other() -> None:
