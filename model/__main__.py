@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     from model.train import train
 
-    stages = [{}]
+    stages: list[dict[str, Any]] = [{}]
     if arguments.recipe:
         stages = yaml.safe_load(arguments.recipe.read_text())["stages"]
     given = {

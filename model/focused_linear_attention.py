@@ -26,8 +26,9 @@ def focus(t: Tensor, focusing_factor: float) -> Tensor:
 
     Source: equation 5.
     """
-    powered = t**focusing_factor
-    return powered * (t.norm(dim=-1, keepdim=True) / powered.norm(dim=-1, keepdim=True))
+    powered = t.pow(focusing_factor)
+    focused: Tensor = powered * (t.norm(dim=-1, keepdim=True) / powered.norm(dim=-1, keepdim=True))
+    return focused
 
 
 class FocusedLinearAttention(nn.Module):
@@ -176,7 +177,8 @@ class FocusedLinearAttention(nn.Module):
         At a size other than its own it is interpolated in two dimensions, bilinear, with
         half-pixel centres, because the n tokens are the rows of a map and not a line.
         """
-        assert self.positional_encoding is not None and self.encoded_hw is not None
+        assert self.positional_encoding is not None
+        assert self.encoded_hw is not None
         if key_hw == self.encoded_hw:
             return self.positional_encoding
         as_map = self.positional_encoding.transpose(1, 2).reshape(1, self.dim, *self.encoded_hw)

@@ -68,9 +68,13 @@ def register() -> None:
 
 def in_place_of(stand_in: nn.Module, block: nn.Module) -> nn.Module:
     """Gives a block the bookkeeping that ultralytics keeps on each layer of a network."""
-    block.i, block.f = stand_in.i, stand_in.f
-    block.type = f"{type(block).__module__}.{type(block).__name__}"
-    block.np = sum(parameter.numel() for parameter in block.parameters())  # type: ignore[assignment]
+    bookkeeping = {
+        "i": stand_in.i,
+        "f": stand_in.f,
+        "type": f"{type(block).__module__}.{type(block).__name__}",  # hides nn.Module.type
+        "np": sum(parameter.numel() for parameter in block.parameters()),
+    }
+    block.__dict__.update(bookkeeping)
     return block
 
 

@@ -120,7 +120,7 @@ def train(
 
 
 def is_finished(last: Path) -> bool:
-    """Whether a stage's last checkpoint is that of a completed run (epoch -1, as ultralytics marks)."""
+    """Whether a stage is complete: ultralytics marks its last checkpoint with epoch -1."""
     if not last.exists():
         return False
     return bool(torch.load(last, map_location="cpu", weights_only=False)["epoch"] == -1)

@@ -9,14 +9,14 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.errors import ArtifactInvalid
 
 METADATA_KEY = "yolov8_fla"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 _GRAPH_FIELD, _METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
 _Sha256 = Field(pattern="^[0-9a-f]{64}$")

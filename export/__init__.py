@@ -1,0 +1,1 @@
+"""Turns a trained checkpoint into the artifact that `server` serves, and proves it equal."""
