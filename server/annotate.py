@@ -32,12 +32,17 @@ def annotate(
     drawn = image.copy()
     shorter_side = min(image.shape[:2])
     thickness = max(1, round(shorter_side / 300))
+    last_xyxy = (image.shape[1] - 1, image.shape[0] - 1) * 2
     text_scale = max(0.35, shorter_side / 1200)
     # Worst first, so that the best detections' labels stay on top.
     for index in reversed(range(len(detections.scores))):
         class_id = int(detections.class_ids[index])
         colour = COLOURS_RGB[class_id % len(COLOURS_RGB)]
-        x1, y1, x2, y2 = (round(float(edge)) for edge in detections.boxes[index])
+        # The edges of a box that ends with the image lie one pixel outside.
+        x1, y1, x2, y2 = (
+            min(round(float(edge)), last)
+            for edge, last in zip(detections.boxes[index], last_xyxy, strict=True)
+        )
         cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness)
         label = f"{class_names[class_id]} {detections.scores[index]:.2f}"
         _draw_label(drawn, label, (x1, y1), colour, text_scale, thickness)

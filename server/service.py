@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,17 @@ from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.batcher import Batcher, Slots
+from server.cpus import available_cpus
 from server.detector import ImageDetections, Prepared, finish, prepare_image
-from server.errors import BadInput, DeadlineExceeded, Draining, NotReady, ServerError
+from server.errors import (
+    ArtifactInvalid,
+    BadInput,
+    DeadlineExceeded,
+    Draining,
+    InferenceFailed,
+    NotReady,
+    ServerError,
+)
 from server.image import decode
 from server.logs import get_logger
 from server.metrics import Metrics
@@ -86,7 +94,7 @@ class Service:
         self.failure: BaseException | None = None
         self.session: OpenSession | None = None
         self.pool = ThreadPoolExecutor(
-            settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="image"
+            settings.decode_threads or available_cpus(), thread_name_prefix="image"
         )
         self.batcher = Batcher[Prepared, Candidates](
             self._infer,
@@ -249,5 +257,9 @@ class Service:
 
     def _open_warm(self) -> OpenSession:
         session = self._open_session()
-        session.warm_up(range(1, self.settings.max_batch_size + 1))
+        try:
+            session.warm_up(range(1, self.settings.max_batch_size + 1))
+        except InferenceFailed as error:
+            message = f"{self.artifact.path}: the warm-up failed: {error.__cause__ or error}"
+            raise ArtifactInvalid(message) from error
         return session

@@ -55,10 +55,13 @@ async def test_a_client_that_leaves_ends_the_work() -> None:
         await leave.wait()
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientLeft):
+    async def work() -> None:
         async with leaving_with_client(receive):
             leave.set()
             await asyncio.Event().wait()
+
+    with pytest.raises(ClientLeft):
+        await work()
 
 
 async def test_work_that_is_done_is_not_disturbed() -> None:

@@ -122,7 +122,7 @@ def test_keys_are_never_shown() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        Settings.load([]).port = 1  # type: ignore[misc]
+        Settings.load([]).port = 1
 
 
 def test_every_field_has_one_sentence() -> None:

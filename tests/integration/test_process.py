@@ -1,0 +1,247 @@
+"""The server as a process of its own: ports, signals, exit codes, log lines."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.artifacts import CELL, tiny_artifact
+from tests.serving import one_cell
+
+LIMIT_S = 30
+
+
+@dataclass
+class ServerProcess:
+    """A running `python -m server`, and what it logged."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    _news: threading.Condition = field(default_factory=threading.Condition)
+    _ended: bool = False
+
+    def follow(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        parsed = [json.loads(line) for line in self.lines if line.startswith("{")]
+        return [event for event in parsed if event["event"] == name]
+
+    def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
+        with self._news:
+            there = self._news.wait_for(
+                lambda: self._ended or len(self.events(name)) >= count, LIMIT_S
+            )
+        assert there, self.lines
+        assert len(self.events(name)) >= count, self.lines
+        return self.events(name)[count - 1]
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT_S)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return os.environ | {"YOLO_FLA_DEVICE": "cpu", "YOLO_FLA_INTRA_OP_THREADS": "1"} | variables
+
+
+@contextmanager
+def started(repo: Path, artifact: Path, *flags: str, **variables: str) -> Iterator[ServerProcess]:
+    command = [sys.executable, "-m", "server", "--model", str(artifact), "--port", "0", *flags]
+    with subprocess.Popen(
+        command, cwd=repo, env=environment(**variables), stderr=subprocess.PIPE, text=True
+    ) as process:
+        server = ServerProcess(process)
+        reader = threading.Thread(target=server.follow)
+        reader.start()
+        try:
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+
+
+@contextmanager
+def ready(
+    repo: Path, artifact: Path, *flags: str, **variables: str
+) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+    with started(repo, artifact, *flags, **variables) as server:
+        server.wait_for("ready")
+        url = server.wait_for("listening")["url"]
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
+            yield server, client
+
+
+@pytest.fixture(scope="module")
+def slow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with so many cells that one call takes a noticeable time."""
+    side = 128 * CELL
+    path = tmp_path_factory.mktemp("slow") / "slow.onnx"
+    return tiny_artifact(path, input_hw=(side, side), buckets=[(side, side)])
+
+
+def run_to_the_end(repo: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", "--port", "0", *flags],
+        cwd=repo,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+def test_start_ready_detect_and_stop(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact) as (server, client):
+        assert client.base_url.port != 0
+        response = client.post("/detect", content=one_cell(), headers={"x-request-id": "mine"})
+        assert response.status_code == 200
+        assert len(response.json()["results"][0]["detections"]) == 1
+        assert "server" not in response.headers
+        assert client.get("/health").json()["provider"] == "CPUExecutionProvider"
+        assert server.stop() == 0
+    (access,) = [event for event in server.events("request") if event["path"] == "/detect"]
+    assert (access["request_id"], access["status"], access["images"]) == ("mine", 200, 1)
+    assert all(line.startswith("{") for line in server.lines), server.lines
+
+
+def test_a_request_that_runs_at_sigterm_is_answered(repo_dir: Path, slow_artifact: Path) -> None:
+    with ready(repo_dir, slow_artifact) as (server, client):
+        answers: list[httpx.Response] = []
+        image = one_cell((CELL, CELL), (0, 0))
+        files = [("image", (f"{i}.png", image)) for i in range(8)]
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/detect", files=files))
+        )
+        asking.start()
+        with httpx.Client(base_url=client.base_url) as other:
+            while other.get("/health").json()["queue_images"] == 0:
+                assert not answers, "the model was too fast to be caught running"
+        assert server.stop() == 0
+        asking.join(LIMIT_S)
+        assert [answer.status_code for answer in answers] == [200]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(client.base_url.join("/health"))
+
+
+def test_a_request_longer_than_the_drain_is_told_so(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            while "detector_inflight_requests 2.0" not in client.get("/metrics").text:
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            answer = slow.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503"), answer
+        assert b'"code": "draining"' in answer
+        assert server.process.wait(LIMIT_S) == 0
+
+
+def test_sigint_ends_it_too(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact) as (server, _):
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(LIMIT_S) == 0
+
+
+def test_a_signal_before_ready_ends_it(repo_dir: Path, slow_artifact: Path) -> None:
+    with started(repo_dir, slow_artifact) as server:
+        server.wait_for(f"Started server process [{server.process.pid}]")
+        assert server.stop() == 0
+
+
+def test_a_refused_upload_sees_its_answer(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact, "--max-body-bytes=1000") as (_, client):
+        for _ in range(5):
+            response = client.post("/detect", content=bytes(20_000_000))
+            assert response.status_code == 413
+            assert response.json()["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "message"),
+    [
+        (["--model", "missing.onnx"], {}, r"missing\.onnx"),
+        (["--model", "README.md"], {}, r"README\.md|pyproject"),
+        (["--port", "x"], {}, r"--port: .*integer"),
+        (["--prot", "1"], {}, r"--prot"),
+        ([], {"YOLO_FLA_PROT": "1"}, r"YOLO_FLA_PROT; did you mean YOLO_FLA_PORT\?"),
+        ([], {"YOLO_FLA_MAX_BATCH_SIZE": "0"}, r"YOLO_FLA_MAX_BATCH_SIZE: .*greater than"),
+        (["--host", "203.0.113.1"], {}, r"can't listen on 203\.0\.113\.1"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_said_in_one_line(
+    repo_dir: Path, artifact: Path, flags: list[str], variables: dict[str, str], message: str
+) -> None:
+    ended = run_to_the_end(repo_dir, "--model", str(artifact), *flags, **variables)
+    assert ended.returncode == 2, ended
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(repo_dir: Path, artifact: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run_to_the_end(repo_dir, "--model", str(artifact), "--port", port)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line == f"error: can't listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_a_model_without_its_device_ends_the_process_with_the_reason(
+    repo_dir: Path, artifact: Path
+) -> None:
+    # GPU number 99 exists nowhere, with whichever onnxruntime.
+    ended = run_to_the_end(
+        repo_dir, "--model", str(artifact), "--log-format=console", YOLO_FLA_DEVICE="cuda:99"
+    )
+    assert ended.returncode == 2, ended
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "yolov8-fla[gpu]" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_it_starts_without_training_or_conversion_libraries(repo_dir: Path, artifact: Path) -> None:
+    code = (
+        "import sys; import server.__main__, server.session; "
+        "print(sorted({'torch', 'onnx', 'ultralytics', 'PIL'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "[]"
+
+
+def test_it_is_ready_soon_and_small(repo_dir: Path, artifact: Path) -> None:
+    started_s = time.monotonic()
+    with ready(repo_dir, artifact) as (server, _):
+        took_s = time.monotonic() - started_s
+        status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
+    resident_kib = int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
+    # Far from the 2 s and 300 MB of the default model: this one is tiny, the machine may be busy.
+    assert took_s < 10
+    assert resident_kib < 200 * 1024

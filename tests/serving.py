@@ -1,0 +1,113 @@
+"""An app around the tiny artifact, and sessions that a test can hold back or break."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from server.app import create_app
+from server.artifact import Artifact
+from server.service import OpenSession, Service
+from server.session import Session
+from server.settings import Settings
+from tests.artifacts import paint
+
+LIMIT_S = 20  # nothing in these tests takes long; a hang must not last until the suite's timeout
+RED = (255, 0, 0)  # one sure detection of class 0, exactly as large as its cell
+
+
+@dataclass
+class Served:
+    """A running app, a client of it, and its service."""
+
+    client: httpx.AsyncClient
+    service: Service
+    app: Callable[..., Any]
+    failures: list[BaseException | None]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Lets the app work until something holds."""
+        async with asyncio.timeout(LIMIT_S):
+            while not condition():  # noqa: ASYNC110  # the app's state has no event
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def served(
+    artifact: Path,
+    *,
+    open_session: Callable[[Artifact, Settings], OpenSession] | None = None,
+    wait_until_ready: bool = True,
+    **settings: Any,
+) -> AsyncIterator[Served]:
+    """Runs the app in this process, without a socket."""
+    # model_validate reads no environment.
+    given = {"model": artifact, "device": "cpu", "intra_op_threads": 1} | settings
+    chosen = Settings.model_validate(given)
+    failures: list[BaseException | None] = []
+    app = create_app(
+        chosen,
+        open_session=open_session,
+        on_failure=lambda: failures.append(app.state.service.failure),
+    )
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=LIMIT_S) as client,
+    ):
+        running = Served(client, app.state.service, app, failures)
+        if wait_until_ready:
+            await running.until(lambda: running.service.state == "ready")
+        yield running
+
+
+class HeldSession:
+    """The real session behind a gate; remembers the size of every batch that came to it."""
+
+    def __init__(self, artifact: Artifact, settings: Settings) -> None:
+        self._session = Session.open(artifact, device="cpu", intra_op_threads=1)
+        self.gate = threading.Event()
+        self.batch_sizes: list[int] = []
+
+    @property
+    def provider(self) -> str:
+        return self._session.provider
+
+    @property
+    def device(self) -> str:
+        return self._session.device
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        self._session.warm_up(batch_sizes)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.batch_sizes.append(len(images))
+        assert self.gate.wait(LIMIT_S)
+        return self._session.run(images)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def held(running: Served) -> HeldSession:
+    """The session of an app that was served with `open_session=HeldSession`."""
+    assert isinstance(running.service.session, HeldSession)
+    return running.service.session
+
+
+def encode(image: NDArray[np.uint8], extension: str = ".png") -> bytes:
+    """An (H, W, 3) uint8 RGB image as a file."""
+    return cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def one_cell(hw: tuple[int, int] = (64, 64), cell: tuple[int, int] = (0, 1)) -> bytes:
+    """A PNG with one red cell: one detection of class 0 and score 1."""
+    return encode(paint(hw, {cell: RED}))
