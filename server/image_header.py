@@ -4,8 +4,9 @@ A 68 KB file can declare 33,000 x 33,000 pixels, so the size is looked at before
 Each reader finds the frame that the decoder will decode, in the way its decoder finds it.
 """
 
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from server.errors import UndecodableImage, UnsupportedImage
@@ -68,23 +69,44 @@ _BMP_HEADER_SIZES = frozenset(struct.pack("<I", size) for size in (12, 40, 52, 5
 
 
 def _jpeg(data: bytes) -> tuple[int, ...]:
-    position = 2
-    while True:
-        position = data.find(b"\xff", position)
-        if position < 0:
-            raise IndexError("no frame header")
-        while data[position] == 0xFF:  # a marker may be preceded by any number of fill bytes
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # no segment follows these
-            continue
-        if marker in (0xD9, 0xDA):  # the end, or pixel data without a frame header
-            raise IndexError("no frame header")
+    for marker, position in _jpeg_segments(data):
+        if marker == _START_OF_SCAN:
+            break
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            _limit_scans(data)
             height, width = struct.unpack_from(">HH", data, position + 3)
             return width, height
-        position += struct.unpack_from(">H", data, position)[0]
+    raise IndexError("no frame header before the pixels")
+
+
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MAX_SCANS, _MAX_SEGMENTS = 100, 10_000
+# 0x00 is a 0xFF among the pixels, 0x01 and 0xD0..0xD8 stand alone, 0xFF is a fill byte.
+_SEGMENT_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields each marker and where its segment starts, up to the end of the first image."""
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        match = _SEGMENT_MARKER.search(data, position)
+        if match is None or match[1][0] == _END_OF_IMAGE:
+            return
+        yield match[1][0], match.end()
+        position = match.end() + struct.unpack_from(">H", data, match.end())[0]
+    raise IndexError("too many segments")
+
+
+def _limit_scans(data: bytes) -> None:
+    """Refuses what no camera writes: each scan of a few bytes costs a pass over all pixels.
+
+    A progressive file of 105 KB with 209 scans took 2.8 s to decode; usual are 10.
+    """
+    # Most files hold so few of these byte pairs that nothing needs to be walked.
+    if data.count(bytes((0xFF, _START_OF_SCAN))) > _MAX_SCANS:
+        scans = sum(marker == _START_OF_SCAN for marker, _ in _jpeg_segments(data))
+        if scans > _MAX_SCANS:
+            raise UndecodableImage(f"the JPEG image has {scans} scans, the limit is {_MAX_SCANS}")
 
 
 def _png(data: bytes) -> tuple[int, ...]:
@@ -119,6 +141,8 @@ def _tiff(data: bytes) -> tuple[int, ...]:
     big = b"+" in data[:4]
     offset: int = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
     count: int = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, offset)[0]
+    if count > 0xFFFF:  # what the smaller form can hold
+        raise IndexError("too many entries")
     entry_size = 20 if big else 12
     entries = offset + (8 if big else 2)
     values: dict[int, int] = {}

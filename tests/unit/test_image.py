@@ -316,6 +316,32 @@ def test_a_jpeg_header_is_found_behind_long_segments_and_fill_bytes() -> None:
     assert (header.width, header.height) == (60, 40)
 
 
+def repeated_scans(times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = saved(photo(), "JPEG", progressive=True)
+    scan = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
+    return data[:-2] + scan * times + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_decoding() -> None:
+    assert decode(repeated_scans(20), max_pixels=LIMIT).shape == (40, 60, 3)
+    with pytest.raises(UndecodableImage, match="has 210 scans, the limit is 100"):
+        decode(repeated_scans(200), max_pixels=LIMIT)
+
+
+def test_what_looks_like_scans_outside_the_image_is_not_counted() -> None:
+    plain = saved(photo(), "JPEG")
+    comment = b"\xff\xfe" + struct.pack(">H", 402) + b"\xff\xda" * 200
+    for data in (plain[:2] + comment + plain[2:], plain + b"\xff\xda" * 200):
+        assert decode(data, max_pixels=LIMIT).shape == (40, 60, 3)
+
+
+def test_a_jpeg_of_very_many_segments_is_refused() -> None:
+    plain = saved(photo(), "JPEG")
+    with pytest.raises(UndecodableImage, match="JPEG header"):
+        decode(plain[:2] + b"\xff\xfe\0\2" * 20_000 + plain[2:], max_pixels=LIMIT)
+
+
 @pytest.mark.parametrize("format_", ["PNG", "WEBP", "BMP", "TIFF"])
 def test_a_size_of_zero_is_refused(format_: str) -> None:
     if format_ == "WEBP":
