@@ -1,6 +1,5 @@
 """What surrounds every HTTP request: its id, its log lines, its metrics, its last resort."""
 
-import asyncio
 import re
 import time
 import uuid
@@ -18,11 +17,6 @@ from server.metrics import Metrics
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
 PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-
-# A client that is still sending when it is refused may never see the answer: closing a
-# connection with unread bytes resets it. So a bounded rest of the body is read and dropped.
-DISCARD_BYTES = 64 * 2**20
-DISCARD_S = 2.0
 
 logger = get_logger(__name__)
 
@@ -78,17 +72,17 @@ class RequestScope:
             return
         record = RequestRecord(_request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["record"] = record
-        answer = _Answer(scope, receive, send, record)
+        answer = _Answer(send, record)
         with (
             bound_contextvars(request_id=record.request_id),
             self._metrics.inflight_requests.track_inprogress(),
         ):
             try:
-                await self._app(scope, answer.receive, answer.send)
+                await self._app(scope, receive, answer.send)
             except Exception:
                 logger.exception("unexpected_error")
                 if answer.status is None:
-                    await self._unexpected(record)(scope, answer.receive, answer.send)
+                    await self._unexpected(record)(scope, receive, answer.send)
             finally:
                 self._account(scope, record, answer.status)
 
@@ -113,26 +107,15 @@ class RequestScope:
 
 
 class _Answer:
-    """Watches one request's messages, and adds the headers that every answer has."""
+    """Remembers the status of one answer, and adds the headers that every answer has."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+    def __init__(self, send: Send, record: RequestRecord) -> None:
         self.status: int | None = None
-        self._receive = receive
         self._send = send
         self._record = record
-        # With Expect: 100-continue the rest of the body is only sent when asked for.
-        self._discard_rest = "expect" not in Headers(scope=scope)
-        self._body_pending = True
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._body_pending = message["type"] == "http.request" and message.get("more_body", False)
-        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and self._body_pending and self._discard_rest:
-                await self._discard()
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._record.request_id
@@ -141,15 +124,6 @@ class _Answer:
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
         await self._send(message)
-
-    async def _discard(self) -> None:
-        discarded = 0
-        try:
-            async with asyncio.timeout(DISCARD_S):
-                while self._body_pending and discarded < DISCARD_BYTES:
-                    discarded += len((await self.receive()).get("body", b""))
-        except TimeoutError:
-            return
 
 
 def _request_id(headers: Headers) -> str:

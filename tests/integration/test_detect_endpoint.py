@@ -168,7 +168,9 @@ async def test_sixteen_pictures_with_three_broken_ones_give_thirteen_answers_in_
 
 
 async def test_requests_at_the_same_time_share_batches(artifact: Path) -> None:
-    async with served(artifact, open_session=HeldSession, max_batch_size=4) as running:
+    # A second of delay, so that decoding on a busy machine makes no smaller batches.
+    limits: dict[str, Any] = {"max_batch_size": 4, "max_queue_delay_s": 1}
+    async with served(artifact, open_session=HeldSession, **limits) as running:
         session = held(running)
         first = asyncio.create_task(running.client.post("/detect", content=one_cell()))
         await running.until(lambda: session.batch_sizes == [1])
@@ -179,7 +181,6 @@ async def test_requests_at_the_same_time_share_batches(artifact: Path) -> None:
         await running.until(lambda: running.service.batcher.queue_images == 6)
         session.gate.set()
         answers = await asyncio.gather(first, *others)
-    assert session.batch_sizes[0] == 1
     assert session.batch_sizes == [1, 4, 2]
     assert all(len(found(answer)) == 1 for answer in answers)
 

@@ -1,5 +1,6 @@
 """The server as a process of its own: ports, signals, exit codes, log lines."""
 
+import http.client
 import json
 import os
 import re
@@ -173,12 +174,20 @@ def test_a_signal_before_ready_ends_it(repo_dir: Path, slow_artifact: Path) -> N
         assert server.stop() == 0
 
 
-def test_a_refused_upload_sees_its_answer(repo_dir: Path, artifact: Path) -> None:
+def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(
+    repo_dir: Path, artifact: Path
+) -> None:
+    body = bytes(20_000_000)
+    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with ready(repo_dir, artifact, "--max-body-bytes=1000") as (_, client):
-        for _ in range(5):
-            response = client.post("/detect", content=bytes(20_000_000))
-            assert response.status_code == 413
-            assert response.json()["code"] == "body_too_large"
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as simple:
+            simple.sendall(head.encode() + body)
+            answer = http.client.HTTPResponse(simple)
+            answer.begin()
+            problem = json.load(answer)
+    assert (answer.status, problem["code"]) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize(
