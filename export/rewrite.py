@@ -71,13 +71,13 @@ class ChannelFirstFLA(nn.Module):
         self.ones = constant(torch.ones(1, 1, dim))
 
         if self.sr_ratio > 1:
-            self.sr, self.norm = attention.sr, attention.norm
+            self.sr = deepcopy(attention.sr).float()
+            self.norm = deepcopy(attention.norm).float()
         kernel = attention.kernel_size
         self.dwc = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         assert attention.dwc.bias is not None
-        assert self.dwc.bias is not None
-        self.dwc.weight.data = attention.dwc.weight.data.repeat(heads, 1, 1, 1)
-        self.dwc.bias.data = attention.dwc.bias.data.repeat(heads)
+        self.dwc.weight = constant(attention.dwc.weight.repeat(heads, 1, 1, 1))
+        self.dwc.bias = constant(attention.dwc.bias.repeat(heads))
         self.proj = pointwise(attention.proj.weight.double(), attention.proj.bias.double())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class FocusedLinearAttention(nn.Module):
         q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, h, ., d)
         n = k.shape[2]
         z = 1 / (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) + EPSILON)  # (B, h, N, 1)
-        kv = (k.transpose(2, 3) * n**-0.5) @ (v * n**-0.5)  # (B, h, d, d)
+        kv = (k.transpose(2, 3) * n**-0.5) @ (v.to(k.dtype) * n**-0.5)  # (B, h, d, d)
         o = (q @ kv * z).transpose(2, 3)  # (B, h, d, N)
 
         v_map = self.values_as_map(v, (height, width))  # (B·h, d, H, W)
