@@ -99,7 +99,7 @@ def create_app(
     app = FastAPI(
         title="yolov8-fla",
         summary="Images in, boxes out.",
-        version=artifact.version,
+        version="1",  # of the interface, not of the model
         lifespan=lifespan,
         redirect_slashes=False,
     )
