@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointRefused(f"{path}: there is no such file")
     try:
-        with torch.serialization.safe_globals(list(ALLOWED)):
+        with torch.serialization.safe_globals(list(ALLOWED)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; those fail just below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise CheckpointRefused(f"{path}: {reason(error)}") from None
@@ -76,13 +78,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def reason(error: Exception) -> str:
     """What torch says of a file it won't load, in one line and without its advice to trust it."""
-    refused = re.search(r"(?:GLOBAL|Unsupported (?:global|class)[: ]) *`?([\w.]+)", str(error))
+    refused = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]+)", str(error))
     if refused:
         return (
             f"refused: it asks for {refused[1]}, which is not on the list of what a checkpoint "
             "may hold; nothing of it was run"
         )
-    return f"not a complete checkpoint ({str(error).splitlines()[0][:200]})"
+    said = str(error).splitlines()
+    if isinstance(error, pickle.UnpicklingError) or not said:
+        return "not a complete checkpoint: torch did not write these bytes"
+    return f"not a complete checkpoint: {said[0][:160]}"
 
 
 def architecture_name(table: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from server.session import Session
 BATCH_SIZES = (1, 2, 3, 8)
 TENSOR_BOX_LIMIT_PX, TENSOR_SCORE_LIMIT = 1e-2, 5e-5
 BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
-FEW = 20  # detections at the default threshold, below which it is lowered to see more
+FEW = 20  # candidates above the default threshold, below which it is lowered to see more
 ROUNDING = 1e-4  # of an overlap or a score: within it a threshold decides by rounding
 
 UNVERIFIED = Certificate(
@@ -131,12 +131,17 @@ def make_cases(
 
 
 def threshold(cases: Sequence[Case]) -> float:
-    """The default confidence threshold, or a lower one where it would leave little to compare."""
+    """The default confidence threshold, or a lower one where it would leave little to compare.
+
+    The lower one lies in the widest gap between scores, where rounding decides nothing.
+    """
     default = DetectParameters().conf
-    best = [np.sort(case.predictions[4:].max(0))[::-1] for case in cases]
-    if sum(int((scores > default).sum()) for scores in best) >= FEW:
+    scores = np.sort(np.concatenate([case.predictions[4:].max(0) for case in cases]))[::-1]
+    if (scores > default).sum() >= FEW:
         return default
-    return float(np.clip(np.mean([scores[FEW] for scores in best]), 0.001, default))
+    below = scores[FEW : 20 * FEW]
+    widest = int((below[:-1] - below[1:]).argmax())
+    return float(below[widest] + below[widest + 1]) / 2
 
 
 def compare_tensors(session: Session, cases: Sequence[Case]) -> Difference:

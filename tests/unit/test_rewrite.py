@@ -103,9 +103,9 @@ def test_onnx_runtime_gives_what_the_module_gives(form: str) -> None:
     depthwise = [
         node
         for node in graph.node
-        if node.op_type == "Conv" and {"group", 32} <= {a.name for a in node.attribute} | {
-            a.i for a in node.attribute if a.name == "group"
-        }
+        if node.op_type == "Conv"
+        and {"group", 32}
+        <= {a.name for a in node.attribute} | {a.i for a in node.attribute if a.name == "group"}
     ]
     assert len(depthwise) == 1
 

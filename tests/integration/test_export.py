@@ -1,0 +1,94 @@
+"""The command, from a checkpoint to a file that the serving code loads."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
+
+from export.__main__ import main
+from export.optimize import FORBIDDEN_OPERATORS
+from model.registration import architecture, register
+from server.artifact import load_artifact
+from server.detector import Detector
+from server.postprocess import DetectParameters
+from server.session import Session
+
+register()
+
+
+@pytest.fixture(scope="module", params=["yolov8n-fla", "yolov8n-c2f-fla"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network that detects things all the same."""
+    torch.manual_seed(0)
+    network = DetectionModel(architecture(request.param), nc=3, verbose=False)
+    for layer in network.model[-1].cv3:
+        nn.init.normal_(layer[-1].weight, std=0.15)
+    network.names = {0: "a", 1: "b", 2: "c"}
+    path: Path = tmp_path_factory.mktemp("checkpoint") / f"{request.param}.pt"
+    torch.save({"epoch": -1, "model": network.half(), "train_args": {}}, path)
+    return path
+
+
+def test_a_checkpoint_becomes_an_artifact_with_its_certificate(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "folder" / "model.onnx"
+    assert main([str(checkpoint), "-o", str(output), "--imgsz", "96"]) == 0
+    assert "candidates  boxes within" in capsys.readouterr().out
+
+    artifact = load_artifact(output)
+    assert artifact.metadata.architecture == checkpoint.stem
+    assert artifact.metadata.class_names == ("a", "b", "c")
+    assert artifact.metadata.buckets == ((96, 96), (64, 96), (96, 64))
+    certificate = artifact.metadata.certificate
+    assert certificate.detections_equal
+    assert certificate.detections_compared > 0
+    assert certificate.batch_sizes == (1, 2, 3, 8)
+    assert certificate.buckets == artifact.metadata.buckets
+    assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
+
+    model = onnx.load(output)
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [17]
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert not FORBIDDEN_OPERATORS & {node.op_type for node in model.graph.node}
+
+    session = Session.open(artifact, device="cpu")
+    pictures = [np.full((40, 90, 3), 200, np.uint8), np.zeros((333, 111, 3), np.uint8)]
+    together = Detector(artifact, session).detect(pictures, DetectParameters(conf=0.1))
+    assert [(found.width, found.height) for found in together] == [(90, 40), (111, 333)]
+    session.close()
+
+
+def test_a_static_artifact_has_one_shape(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "static.onnx"
+    assert main([str(checkpoint), "-o", str(output), "--imgsz", "64", "--static"]) == 0
+    assert load_artifact(output).metadata.buckets == ((64, 64),)
+    shape = onnx.load(output).graph.input[0].type.tensor_type.shape.dim
+    assert [dimension.dim_value for dimension in shape][1:] == [64, 64, 3]
+    assert shape[0].dim_param == "batch"
+
+
+def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    existing = tmp_path / "existing.onnx"
+    existing.write_bytes(b"precious")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = {
+        "--force": [str(checkpoint), "-o", str(existing)],
+        "--imgsz 100": [str(checkpoint), "-o", str(existing), "--force", "--imgsz", "100"],
+        "no such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
+        "no picture": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(empty)],
+    }
+    for words, arguments in cases.items():
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert existing.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx"]

@@ -1,0 +1,130 @@
+"""Verification must fail when it should: each test damages one thing and looks at the message."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from export.checkpoint import Checkpoint, load_checkpoint
+from export.errors import VerificationFailed
+from export.pictures import Image, cropped_to, pictures
+from export.stamp import stamp
+from export.verify import (
+    Case,
+    candidate_difference,
+    compare_detections,
+    make_cases,
+    threshold,
+    verify,
+)
+from model.registration import register
+from server.artifact import Artifact, graph_sha256, load_artifact
+from server.detector import Detector
+from server.postprocess import DetectParameters
+from server.session import Session
+
+
+@pytest.fixture(scope="module")
+def artifact(repo_dir: Path) -> Artifact:
+    return load_artifact(repo_dir / "weights" / "yolov8n-fla-bccd.onnx")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repo_dir: Path) -> Checkpoint:
+    register()
+    return load_checkpoint(repo_dir / "weights" / "yolov8n-fla-bccd.pt")
+
+
+@pytest.fixture(scope="module")
+def images(repo_dir: Path) -> list[Image]:
+    return pictures(repo_dir / "samples")[0]
+
+
+@pytest.fixture(scope="module")
+def case(artifact: Artifact, checkpoint: Checkpoint, images: list[Image]) -> Case:
+    smallest = min(artifact.metadata.buckets, key=lambda hw: hw[0] * hw[1])
+    return make_cases(artifact, checkpoint.model, images, smallest)[0]
+
+
+@pytest.fixture(scope="module")
+def detector(artifact: Artifact) -> Iterator[Detector]:
+    session = Session.open(artifact, device="cpu")
+    yield Detector(artifact, session)
+    session.close()
+
+
+def test_an_artifact_with_a_changed_weight_fails(
+    artifact: Artifact, checkpoint: Checkpoint, images: list[Image], tmp_path: Path
+) -> None:
+    graph = onnx.load(artifact.path)
+    largest = max(graph.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    values = numpy_helper.to_array(largest).copy()
+    values *= np.float32(1.01)
+    largest.CopyFrom(numpy_helper.from_array(values, largest.name))
+    del graph.metadata_props[:]
+    digest = graph_sha256(graph.SerializeToString(deterministic=True))
+    metadata = artifact.metadata.model_copy(update={"graph_sha256": digest})
+    stamp(graph, metadata, tmp_path / "changed.onnx")
+    with pytest.raises(VerificationFailed, match=r"batch 1 at \d+x\d+: candidate .* the limit is"):
+        verify(load_artifact(tmp_path / "changed.onnx"), checkpoint.model, images, "samples")
+
+
+def rows_of(case: Case) -> NDArray[np.float32]:
+    """The K best candidates, made from the reference itself."""
+    x, y, width, height = case.predictions[:4]
+    best = case.predictions[4:].max(0)
+    class_ids = case.predictions[4:].argmax(0).astype(np.float32)
+    corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+    rows: NDArray[np.float32] = np.stack([*corners, best, class_ids], axis=1)
+    return rows[np.argsort(-best, kind="stable")[:1000]]
+
+
+def test_the_reference_agrees_with_itself_in_any_order_of_equal_scores(case: Case) -> None:
+    rows = rows_of(case)
+    difference = candidate_difference(rows, case.predictions)
+    assert difference.boxes_px < 1e-3
+    assert difference.scores < 1e-6
+
+
+@pytest.mark.parametrize("damage", ["box", "score", "class", "left out", "nan"])
+def test_damaged_candidates_are_found(case: Case, damage: str) -> None:
+    rows = rows_of(case)
+    if damage == "box":
+        rows[3, 2] += 0.2
+    elif damage == "score":
+        rows[3, 4] += 1e-3
+    elif damage == "class":
+        rows[0, 5] = (rows[0, 5] + 1) % 3
+    elif damage == "left out":
+        rows[2:-1] = rows[3:]
+    else:
+        rows[5, 1] = np.nan
+    difference = candidate_difference(rows, case.predictions)
+    assert difference.boxes_px > 0.1 or difference.scores > 5e-4
+
+
+def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -> None:
+    parameters = DetectParameters(conf=threshold([case]))
+    (ours,) = detector.detect([case.picture], parameters)
+    compare_detections(case, ours, parameters)
+
+    found = ours.detections
+    fewer = replace(
+        found, boxes=found.boxes[1:], scores=found.scores[1:], class_ids=found.class_ids[1:]
+    )
+    with pytest.raises(VerificationFailed, match="detections where the checkpoint has"):
+        compare_detections(case, replace(ours, detections=fewer), parameters)
+    moved = replace(found, boxes=found.boxes + np.float32(0.7))
+    with pytest.raises(VerificationFailed, match=r"limit 0\.5"):
+        compare_detections(case, replace(ours, detections=moved), parameters)
+
+
+def test_cropping_takes_the_largest_centred_part() -> None:
+    picture = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
+    np.testing.assert_array_equal(cropped_to(picture, (100, 100)), picture[:, 2:6])
+    np.testing.assert_array_equal(cropped_to(picture, (4, 8)), picture)
