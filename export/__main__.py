@@ -1,18 +1,16 @@
 """python -m export: a trained checkpoint becomes a verified ONNX artifact."""
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
+from model.environment import contain_ultralytics
+
 
 def main(argv: list[str] | None = None) -> int:
     """Exports one checkpoint; returns the exit code: 0, or 2 for what the user can mend."""
-    # Read by ultralytics at import: never install packages, never write into the home folder.
-    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache / "yolov8-fla"))
+    contain_ultralytics()
     arguments = vars(parser().parse_args(argv))
 
     from export.errors import ExportError

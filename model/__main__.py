@@ -1,18 +1,16 @@
 """python -m model: train, info."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from model.environment import contain_ultralytics
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
-    # Read by ultralytics at import: never install packages, never write into the home folder.
-    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache / "yolov8-fla"))
+    contain_ultralytics()
 
     arguments = parser().parse_args(argv)
     try:
