@@ -1,0 +1,151 @@
+"""The weights that the project ships, through the whole server, against the checkpoint itself."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from ultralytics import YOLO
+
+from benchmarks.coco_figures import match
+from benchmarks.yolo_dataset import Boxes
+from model.registration import register
+from samples.render import render_smear
+from server.artifact import Artifact, load_artifact
+from tests.serving import Served, served
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
+SIDES = ("x1", "y1", "x2", "y2")
+
+
+@pytest.fixture(scope="module")
+def artifact(repo_dir: Path) -> Artifact:
+    return load_artifact(repo_dir / "weights" / "yolov8n-fla-bccd.onnx")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repo_dir: Path) -> Path:
+    return repo_dir / "weights" / "yolov8n-fla-bccd.pt"
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Any:
+    register()
+    return YOLO(str(checkpoint))
+
+
+@pytest.fixture
+async def running(artifact: Artifact) -> AsyncIterator[Served]:
+    async with served(artifact.path) as running:
+        yield running
+
+
+def test_the_artifact_was_made_from_the_checkpoint_beside_it(
+    artifact: Artifact, checkpoint: Path
+) -> None:
+    assert artifact.metadata.source_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert artifact.metadata.certificate.detections_equal
+    assert artifact.metadata.certificate.buckets == artifact.metadata.buckets
+
+
+async def detect(running: Served, pictures: Sequence[tuple[str, bytes]]) -> list[Any]:
+    """The results of requests of eight pictures each, in the order of the pictures."""
+    results: list[Any] = []
+    for start in range(0, len(pictures), 8):
+        files = [("images", picture) for picture in pictures[start : start + 8]]
+        response = await running.client.post("/detect", files=files)
+        assert response.status_code == 200
+        results += response.json()["results"]
+    return results
+
+
+def rows(result: Any) -> NDArray[np.float64]:
+    """(N, 6) xyxy in original pixels, score, class id."""
+    return np.array(
+        [
+            [*(found["box"][side] for side in SIDES), found["score"], found["class_id"]]
+            for found in result["detections"]
+        ]
+    ).reshape(-1, 6)
+
+
+def predicted(reference: Any, path: Path, imgsz: int) -> NDArray[np.float64]:
+    """The same of ultralytics' own `predict`."""
+    (result,) = reference.predict(
+        str(path), imgsz=imgsz, conf=0.25, iou=0.7, max_det=300, device="cpu", verbose=False
+    )
+    return np.asarray(result.boxes.data.numpy(), np.float64)
+
+
+async def compare(running: Served, reference: Any, paths: Sequence[Path], imgsz: int) -> int:
+    """Holds the server's answers against `predict`; returns how many detections it compared."""
+    results = await detect(running, [(path.name, path.read_bytes()) for path in paths])
+    compared = 0
+    for path, result in zip(paths, results, strict=True):
+        ours, theirs = rows(result), predicted(reference, path, imgsz)
+        assert result["filename"] == path.name
+        assert len(ours) == len(theirs), path.name
+        np.testing.assert_array_equal(ours[:, 5], theirs[:, 5], err_msg=path.name)
+        np.testing.assert_allclose(ours[:, :4], theirs[:, :4], atol=BOX_LIMIT_PX, rtol=0)
+        np.testing.assert_allclose(ours[:, 4], theirs[:, 4], atol=SCORE_LIMIT, rtol=0)
+        compared += len(ours)
+    return compared
+
+
+async def test_the_samples_come_back_as_predict_says(
+    running: Served, reference: Any, artifact: Artifact, repo_dir: Path
+) -> None:
+    paths = sorted((repo_dir / "samples").glob("*.jpg"))
+    assert await compare(running, reference, paths, max(artifact.metadata.input_hw)) >= 20
+
+
+async def test_all_validation_pictures_come_back_as_predict_says(
+    running: Served, reference: Any, artifact: Artifact, shared_dir: Path
+) -> None:
+    paths = sorted((shared_dir / "datasets" / "bccd" / "images" / "val").glob("*.jpg"))
+    assert len(paths) == 87
+    assert await compare(running, reference, paths, max(artifact.metadata.input_hw)) > 800
+
+
+def share_found(truths: Sequence[Boxes], results: Sequence[Any]) -> float:
+    """The share of cells that a detection of their class overlaps with IoU >= 0.5."""
+    hits = []
+    for truth, result in zip(truths, results, strict=True):
+        found = rows(result)
+        detected = Boxes(found[:, :4], found[:, 5].astype(np.int64), found[:, 4])
+        hits += match(truth, detected, 0.25).tolist()
+    return float(np.mean(hits))
+
+
+def boxes_of(cells: Sequence[tuple[int, Sequence[float]]]) -> Boxes:
+    class_ids = np.array([class_id for class_id, _ in cells], np.int64)
+    xyxy = np.array([box for _, box in cells], np.float64).reshape(-1, 4)
+    return Boxes(xyxy, class_ids, np.ones(len(cells)))
+
+
+async def test_nearly_all_cells_of_newly_rendered_smears_are_found(running: Served) -> None:
+    truths, pictures = [], []
+    for seed in range(20_000, 20_050):  # the training set has 1000 to 1239
+        picture, cells = render_smear(seed)
+        truths.append(boxes_of(cells))
+        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 84])[1]
+        pictures.append((f"{seed}.jpg", jpeg.tobytes()))
+    assert share_found(truths, await detect(running, pictures)) >= 0.95
+
+
+async def test_the_cells_of_the_samples_are_found(running: Served, repo_dir: Path) -> None:
+    drawn = json.loads((repo_dir / "samples" / "smears.json").read_text())
+    names = sorted(path.name for path in (repo_dir / "samples").glob("*.jpg"))
+    truths = [
+        boxes_of([(cell["class_id"], cell["box"]) for cell in drawn[name]["cells"]])
+        for name in names
+    ]
+    pictures = [(name, (repo_dir / "samples" / name).read_bytes()) for name in names]
+    assert share_found(truths, await detect(running, pictures)) >= 0.95
