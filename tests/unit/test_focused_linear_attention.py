@@ -45,7 +45,8 @@ def golden_case(path: Path, dtype: torch.dtype) -> tuple[FocusedLinearAttention,
     )
 
     def as_map(tokens: Any) -> torch.Tensor:
-        return torch.from_numpy(tokens).to(dtype).transpose(1, 2).unflatten(2, map_hw)
+        rows = torch.from_numpy(tokens).to(dtype).transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], *map_hw)
 
     return attention, as_map(arrays["input"]), as_map(arrays["output"])
 
