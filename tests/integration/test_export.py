@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from export.__main__ import main
 from export.optimize import FORBIDDEN_OPERATORS
@@ -20,11 +20,13 @@ from server.session import Session
 register()
 
 
-@pytest.fixture(scope="module", params=["yolov8n-fla", "yolov8n-c2f-fla"])
+@pytest.fixture(scope="module", params=["yolov8n-fla", "yolov8n-c2f-fla", "yolov8n"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network that detects things all the same."""
     torch.manual_seed(0)
-    network = DetectionModel(architecture(request.param), nc=3, verbose=False)
+    plain = request.param == "yolov8n"
+    table = yaml_model_load("yolov8n.yaml") if plain else architecture(request.param)
+    network = DetectionModel(table, nc=3, verbose=False)
     for layer in network.model[-1].cv3:
         nn.init.normal_(layer[-1].weight, std=0.15)
     network.names = {0: "a", 1: "b", 2: "c"}
