@@ -55,7 +55,7 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
 def _rgb_of_tiff(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
-        pixels = (pixels.astype(np.uint16, copy=False) >> 8).astype(np.uint8)
+        pixels = np.right_shift(pixels, 8, out=pixels).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise UndecodableImage(
             f"the TIFF image has {pixels.dtype} samples, served are 8 and 16 bit"

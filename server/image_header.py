@@ -147,13 +147,19 @@ def _tiff(data: bytes) -> tuple[int, ...]:
     entries = offset + (8 if big else 2)
     values: dict[int, int] = {}
     for position in range(entries, entries + count * entry_size, entry_size):
-        tag, kind = struct.unpack_from(f"{order}HH", data, position)
-        if tag in _TIFF_SIZES and kind in _TIFF_KINDS:
+        tag, kind, length = struct.unpack_from(f"{order}HH{'Q' if big else 'I'}", data, position)
+        if tag in _TIFF_TAGS and kind in _TIFF_KINDS:
             at = position + (12 if big else 8)
+            if length * struct.calcsize(_TIFF_KINDS[kind]) > (8 if big else 4):  # stands elsewhere
+                at = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at)[0]
             values.setdefault(tag, struct.unpack_from(order + _TIFF_KINDS[kind], data, at)[0])
-    width, height, tile_width, tile_height = (values.get(tag, 0) for tag in _TIFF_SIZES)
+    width, height, tile_width, tile_height, bits = (values.get(tag, 0) for tag in _TIFF_TAGS)
+    if bits > _TIFF_MAX_BITS:
+        raise UndecodableImage(f"the TIFF image has {bits}-bit samples, served are 8 and 16 bit")
     return width, height, tile_width * tile_height
 
 
-_TIFF_SIZES = (256, 257, 322, 323)  # ImageWidth, ImageLength, TileWidth, TileLength
+# ImageWidth, ImageLength, TileWidth, TileLength, BitsPerSample
+_TIFF_TAGS = (256, 257, 322, 323, 258)
+_TIFF_MAX_BITS = 16  # a file of 218 KB and 64-bit samples took 10 s and 3 GB to decode
 _TIFF_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8

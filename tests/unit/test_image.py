@@ -236,10 +236,26 @@ def test_a_format_that_is_not_served_is_unsupported(data: bytes) -> None:
         decode(data, max_pixels=LIMIT)
 
 
-def test_float_samples_are_refused() -> None:
-    data = saved(photo().convert("F"), "TIFF")
-    with pytest.raises(UndecodableImage):
-        decode(data, max_pixels=LIMIT)
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_samples_of_over_16_bits_are_refused_before_decoding(mode: str) -> None:
+    data = saved(photo().convert(mode), "TIFF")
+    with pytest.raises(UndecodableImage, match="32-bit samples, served are 8 and 16 bit"):
+        read_header(data)
+
+
+@pytest.mark.parametrize("bits_kind", [(3, "H"), (4, "I")], ids=["short", "long"])
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_the_bits_of_a_sample_are_found_in_and_outside_the_entry(
+    samples: int, bits_kind: tuple[int, str]
+) -> None:
+    kind, letter = bits_kind
+    bits = struct.pack(f"<{samples}{letter}", *[64] * samples)
+    value = bits.ljust(4, b"\0") if len(bits) <= 4 else struct.pack("<I", 8 + 2 + 3 * 12)
+    entries = [struct.pack("<HHII", tag, 4, 1, 9) for tag in (256, 257)]
+    entries.append(struct.pack("<HHI4s", 258, kind, samples, value))
+    data = struct.pack("<2sHIH", b"II", 42, 8, 3) + b"".join(entries) + bits
+    with pytest.raises(UndecodableImage, match="64-bit samples"):
+        read_header(data)
 
 
 def huge(format_: str) -> bytes:
