@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
@@ -45,7 +46,9 @@ def read_parameters(
     classes: list[int] = []
     for name, value in given:
         if name not in NAMES:
-            raise InvalidParameter(f"unknown parameter {name!r}; known are {', '.join(NAMES)}")
+            raise InvalidParameter(
+                f"unknown parameter {_shown(name)}; known are {', '.join(NAMES)}"
+            )
         if value is None:
             continue
         if name == "classes":
@@ -67,9 +70,11 @@ def read_parameters(
 def _number(name: str, value: object) -> float:
     if isinstance(value, str) and NUMBER.fullmatch(value):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidParameter(f"{name} must be a number, not {_shown(value)}")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # JSON has integers that no float can hold
+            if math.isfinite(value):
+                return float(value)
+    raise InvalidParameter(f"{name} must be a number, not {_shown(value)}")
 
 
 def _integer(name: str, value: object) -> int:
@@ -100,6 +105,8 @@ def _class_ids(value: object, class_names: Sequence[str]) -> list[int]:
     if isinstance(value, str) and value not in class_names:  # a name may hold a comma
         value = [each.strip() for each in value.split(",")]
     entries = value if isinstance(value, list) else [value]
+    if len(entries) > len(class_names):  # read on the event loop, which a long list would stop
+        raise InvalidParameter(f"classes has {len(entries)} entries, of {len(class_names)} classes")
     return [_class_id(entry, class_names) for entry in entries]
 
 
@@ -127,5 +134,7 @@ def _listed(class_names: Sequence[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    if isinstance(value, list | dict):  # may be as large as the body
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."

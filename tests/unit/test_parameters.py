@@ -66,6 +66,7 @@ def test_false_is_false(text: str, value: bool) -> None:
         ("conf", [0.5]),
         ("conf", "1.01"),
         ("conf", -0.01),
+        ("conf", int("9" * 400)),
         ("iou", "1.5"),
         ("iou", {}),
         ("max_det", "0"),
@@ -86,6 +87,8 @@ def test_false_is_false(text: str, value: bool) -> None:
         ("classes", [True]),
         ("classes", {"RBC": 1}),
         ("classes", 1.0),
+        ("classes", [0] * 5),
+        ("classes", "0,0,0,0,0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
@@ -103,7 +106,18 @@ def test_a_repeated_parameter_is_refused() -> None:
         read(("conf", "0.5"), ("conf", "0.6"))
 
 
-def test_a_long_value_is_not_repeated_in_full() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("conf", "x" * 10_000),
+        ("conf", [0] * 10_000),
+        ("conf", {"x": [0] * 10_000}),
+        ("classes", [10**4000]),
+        ("x" * 10_000, 1),
+    ],
+    ids=["text", "list", "object", "integer", "name"],
+)
+def test_what_is_long_is_not_repeated_in_full(name: str, value: object) -> None:
     with pytest.raises(InvalidParameter) as refused:
-        read(("conf", "x" * 10_000))
+        read((name, value))
     assert len(str(refused.value)) < 200
