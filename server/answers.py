@@ -57,7 +57,7 @@ def detections_json(
         ],
         "timings_ms": timings_ms,
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def annotated_picture(

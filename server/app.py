@@ -28,6 +28,7 @@ from server.errors import (
     NoImage,
     NotReady,
     ServerError,
+    SessionLost,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -286,7 +287,7 @@ def status_of(error: ServerError) -> int:
 
 def rejection_reasons(kind: type[ServerError]) -> Iterator[str]:
     """The error codes that a request can meet."""
-    if issubclass(kind, DeploymentError):
+    if issubclass(kind, DeploymentError | SessionLost):
         return
     below = kind.__subclasses__()
     if issubclass(kind, TooLarge):

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from server.errors import DeadlineExceeded, InferenceFailed, QueueFull
+from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -147,6 +147,9 @@ class Batcher(Generic[Item, Result]):
         """Runs batches until cancelled; a failed batch does not stop it.
 
         Anything else that ends it is a fault of the server: items that wait then fail.
+
+        Raises:
+            SessionLost: `run_batch` raised it, and so would every later batch.
         """
         try:
             while True:
@@ -155,7 +158,7 @@ class Batcher(Generic[Item, Result]):
             self._ended = True
             for entries in self._waiting.values():
                 for entry in entries:
-                    _fail(entry, InferenceFailed("the batch loop has ended"))
+                    _fail(entry, "the batch loop has ended")
             self._waiting.clear()
 
     def _refuse(self, images: int) -> None:
@@ -219,36 +222,39 @@ class Batcher(Generic[Item, Result]):
         for bucket, entries in self._waiting.items():
             kept: deque[_Entry[Item, Result]] = deque()
             for entry in entries:
-                if entry.deadline <= now:
-                    _fail(entry, DeadlineExceeded("the deadline passed while the image waited"))
-                elif not entry.future.done():
+                if entry.future.done():
+                    continue
+                if entry.deadline > now:
                     kept.append(entry)
+                    continue
+                late = DeadlineExceeded("the deadline passed while the image waited")
+                entry.future.set_exception(late)
             self._waiting[bucket] = kept
 
-    async def _run(self, batch: Sequence[_Entry[Item, Result]]) -> None:
+    async def _run(self, batch: list[_Entry[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        size = len(batch)
         try:
             results = await self._run_batch([entry.item for entry in batch])
-            if len(results) != len(batch):
-                raise ValueError(f"{len(batch)} items gave {len(results)} results")
-        except Exception as error:
-            for entry in batch:
-                failure = InferenceFailed(f"the batch of {len(batch)} failed")
-                failure.__cause__ = error
-                _fail(entry, failure)
+            if len(results) != size:
+                raise ValueError(f"{size} items gave {len(results)} results")
+        except BaseException as error:
+            while batch:  # emptied, as the error's traceback holds this frame
+                _fail(batch.pop(), f"the batch of {size} failed", error)
+            if isinstance(error, SessionLost) or not isinstance(error, Exception):
+                raise
             return
-        except BaseException:
-            for entry in batch:
-                _fail(entry, InferenceFailed("the batch loop has ended"))
-            raise
         took_s = loop.time() - started
-        self._rate.observe(len(batch), took_s)
+        self._rate.observe(size, took_s)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Answer(result, started - entry.submitted, took_s))
 
 
-def _fail(entry: _Entry[Item, Result], error: Exception) -> None:
+def _fail(entry: _Entry[Any, Any], message: str, cause: BaseException | None = None) -> None:
+    # Each entry has an error of its own: a shared one would gather every request's traceback.
     if not entry.future.done():
-        entry.future.set_exception(error)
+        failure = InferenceFailed(message)
+        failure.__cause__ = cause
+        entry.future.set_exception(failure)

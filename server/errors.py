@@ -15,6 +15,7 @@ ServerError
 │   └── Draining
 ├── DeadlineExceeded         the request's time was over before its images were inferred
 ├── InferenceFailed          the server took the images and failed
+├── SessionLost              no batch can succeed any more; ends the process
 └── DeploymentError          stops start-up; for the person who runs the server
     ├── ArtifactInvalid
     ├── ProviderUnavailable
@@ -131,6 +132,12 @@ class InferenceFailed(ServerError):
     """The batch that held this image failed on the execution provider."""
 
     code = "inference_failed"
+
+
+class SessionLost(ServerError):
+    """The session fails on what it ran before; no request meets it, the process ends with it."""
+
+    code = "session_lost"
 
 
 class DeploymentError(ServerError):

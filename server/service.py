@@ -20,10 +20,11 @@ from server.errors import (
     ArtifactInvalid,
     BadInput,
     DeadlineExceeded,
+    DeploymentError,
     Draining,
     InferenceFailed,
     NotReady,
-    ServerError,
+    SessionLost,
 )
 from server.image import decode
 from server.logs import get_logger
@@ -34,6 +35,8 @@ from server.settings import Settings
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 State = Literal["starting", "ready", "draining", "failed"]
+# When the service has failed, requests under way are told so, then the process ends.
+FAILED_GRACE_S = 1.0
 Candidates = NDArray[np.float32]
 
 logger = get_logger(__name__)
@@ -119,7 +122,8 @@ class Service:
             serving.cancel()
             await asyncio.wait([serving])
             self.pool.shutdown(wait=False, cancel_futures=True)
-            if self.session is not None:
+            # What a lost device does when it is released is anybody's guess.
+            if self.session is not None and self.state != "failed":
                 self._session_thread.submit(self.session.close)
             # Not awaited: a call that is stuck in the provider must not hold the event loop.
             self._session_thread.shutdown(wait=False)
@@ -132,6 +136,7 @@ class Service:
             NotReady, Draining, QueueFull: at once, when the service takes no request now.
             DeadlineExceeded: `request_timeout_s` passed inside the block.
             Draining: the drain time passed inside the block.
+            NotReady: the service failed inside the block.
         """
         self.refuse_unless_ready()
         self.batcher.refuse_when_full()
@@ -148,6 +153,8 @@ class Service:
                 raise
             if self.state == "draining":
                 raise Draining("the server shut down before the answer was ready") from None
+            if self.state == "failed":
+                raise NotReady("the model has stopped") from None
             raise DeadlineExceeded(f"the request took over {timeout_s:g} s") from None
         finally:
             self._limits.discard(limit)
@@ -163,10 +170,13 @@ class Service:
 
     def begin_drain(self) -> None:
         """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
-        if self.state == "draining":
+        if self.state in ("draining", "failed"):
             return
         self.state = "draining"
-        end = asyncio.get_running_loop().time() + self.settings.drain_timeout_s
+        self._end_requests_in(self.settings.drain_timeout_s)
+
+    def _end_requests_in(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(min(end, limit.when() or end))
@@ -219,7 +229,11 @@ class Service:
         self.metrics.batch_size.observe(len(batch))
 
         def run() -> list[Candidates]:
-            return list(session.run(np.stack([prepared.canvas for prepared in batch])))
+            try:
+                return list(session.run(np.stack([prepared.canvas for prepared in batch])))
+            except InferenceFailed as failed:
+                refuse_a_lost_session(session, failed)
+                raise
 
         return await asyncio.get_running_loop().run_in_executor(self._session_thread, run)
 
@@ -233,8 +247,9 @@ class Service:
             self.state = "failed"
             self.failure = error
             # A deployment error speaks for itself; anything else needs its traceback.
-            expected = isinstance(error, ServerError)
+            expected = isinstance(error, DeploymentError)
             logger.critical("service_failed", reason=str(error), exc_info=not expected)
+            self._end_requests_in(FAILED_GRACE_S)
             self._on_failure()
 
     async def _start(self) -> None:
@@ -263,3 +278,18 @@ class Service:
             message = f"{self.artifact.path}: the warm-up failed: {error.__cause__ or error}"
             raise ArtifactInvalid(message) from error
         return session
+
+
+def refuse_a_lost_session(session: OpenSession, failed: InferenceFailed) -> None:
+    """Tells a batch that failed from a device that is lost, which fails every batch to come.
+
+    A CUDA context that met an illegal access or a driver reset never recovers in its process.
+
+    Raises:
+        SessionLost: the session fails even on what it ran at the warm-up.
+    """
+    try:
+        session.warm_up([1])
+    except InferenceFailed:
+        message = f"the session on {session.device} is lost: {failed.__cause__ or failed}"
+        raise SessionLost(message) from failed

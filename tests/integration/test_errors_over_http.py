@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.app import STATUS, rejection_reasons, status_of
 from server.artifact import Artifact
-from server.errors import DeploymentError, InferenceFailed, ServerError
+from server.errors import DeploymentError, InferenceFailed, ServerError, SessionLost
 from server.settings import Settings
 from tests.artifacts import POISON, paint
 from tests.serving import LIMIT_S, HeldSession, Served, encode, held, one_cell, served
@@ -33,15 +33,13 @@ SMALL_LIMITS: dict[str, Any] = {
 }
 
 
-def check(
-    response: httpx.Response, status: int, code: str, detail: str, *, title: str | None = None
-) -> None:
+def check(response: httpx.Response, status: int, code: str, detail: str) -> None:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
     assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
     assert body["type"] == f"urn:yolov8-fla:{code}"
-    assert body["title"] == title or code.replace("_", " ").capitalize()
+    assert body["title"] == code.replace("_", " ").capitalize()
     assert body["status"] == status
     assert body["code"] == code
     assert re.search(detail, body["detail"]), body["detail"]
@@ -189,7 +187,7 @@ def test_every_error_has_a_row_in_the_table() -> None:
         return [leaf for each in below for leaf in leaves(each)] if below else [kind]
 
     for kind in leaves(ServerError):
-        if not issubclass(kind, DeploymentError):
+        if not issubclass(kind, DeploymentError | SessionLost):
             assert any(issubclass(kind, row) for row, _ in STATUS), kind
     assert status_of(InferenceFailed("")) == 500
 
@@ -394,6 +392,28 @@ class Dying(HeldSession):
         raise Dead("the device is gone")
 
 
+class Losing(HeldSession):
+    """Like a CUDA context: after one bad batch nothing runs on it any more."""
+
+    lost = False
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.lost = True
+        raise InferenceFailed("CUDA failure 700") from RuntimeError("illegal memory access")
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        if self.lost:
+            raise InferenceFailed("CUDA failure 700")
+
+
+class NotANumber(HeldSession):
+    """A model that overflowed: a sure detection without a place."""
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nowhere = [np.nan, np.nan, np.nan, np.nan, 1, 0]
+        return np.tile(np.array(nowhere, np.float32), (len(images), 1, 1))
+
+
 class Unwarmable(HeldSession):
     """Can be opened but not used."""
 
@@ -409,6 +429,38 @@ async def test_a_fault_of_our_own_reveals_nothing(artifact: Path) -> None:
         text = (await running.client.get("/metrics")).text
         assert 'detector_requests_total{route="/detect",status="500"} 1.0' in text
         assert running.service.batcher.queue_images == 0
+
+
+async def test_a_box_that_json_cannot_hold_is_a_fault_of_our_own(artifact: Path) -> None:
+    async with served(artifact, open_session=NotANumber) as running:
+        response = await running.client.post("/detect", content=IMAGE)
+        check(response, 500, "internal_error", "its log has the reason under this request id")
+
+
+async def test_a_lost_session_fails_its_batch_and_ends_the_process(artifact: Path) -> None:
+    async with served(artifact, open_session=Losing) as running:
+        check(await running.client.post("/detect", content=IMAGE), 500, "inference_failed", "log")
+        await running.until(lambda: bool(running.failures))
+        assert isinstance(running.failures[0], SessionLost)
+        assert "illegal memory access" in str(running.failures[0])
+        check(await running.client.get("/health/live"), 503, "not_ready", "stopped")
+
+
+async def test_a_request_under_way_does_not_hold_up_the_end_of_a_failed_service(
+    artifact: Path,
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0)
+
+    async with served(artifact, open_session=Losing) as running:
+        slow = asyncio.create_task(running.client.post("/detect", content=endless()))
+        await running.client.post("/detect", content=IMAGE)
+        await running.until(lambda: bool(running.failures))
+        running.service.begin_drain()  # as a signal would: it does not give the request more time
+        check(await slow, 503, "not_ready", "stopped")
+        assert running.service.state == "failed"
 
 
 async def test_a_dead_batch_loop_fails_liveness_and_ends_the_process(artifact: Path) -> None:
