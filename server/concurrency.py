@@ -23,9 +23,14 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
             tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as failures:
         failure = failures.exceptions[0]
+        failures.__traceback__ = None
     # Raised out here, so that its own cause is its context and not the group.
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            # A traceback holds its frames: what they hold of it in turn would stay in memory.
+            del failure, tasks
     return [task.result() for task in tasks]
 
 

@@ -48,33 +48,19 @@ class MultipartReader:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
             raise MalformedRequest("the multipart Content-Type has no boundary")
-        self._on_file = on_file
-        self._parts: list[Part] = []
-        self._files = 0
-        self._complete = False
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._name = ""
-        self._filename: str | None = None
-        self._is_file = False
-        self._data = bytearray()
+        self._collector = collector = _Collector(on_file)
         try:
             self._parser = MultipartParser(
                 boundary,
                 {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": lambda data, start, end: self._header_name.extend(
-                        data[start:end]
-                    ),
-                    "on_header_value": lambda data, start, end: self._header_value.extend(
-                        data[start:end]
-                    ),
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_end,
-                    "on_part_data": self._data_comes,
-                    "on_part_end": self._part_ends,
-                    "on_end": self._body_ends,
+                    "on_part_begin": collector.part_begins,
+                    "on_header_field": collector.header_name_comes,
+                    "on_header_value": collector.header_value_comes,
+                    "on_header_end": collector.header_ends,
+                    "on_headers_finished": collector.headers_end,
+                    "on_part_data": collector.data_comes,
+                    "on_part_end": collector.part_ends,
+                    "on_end": collector.body_ends,
                 },
             )
         except FormParserError as error:
@@ -89,20 +75,49 @@ class MultipartReader:
 
     def finish(self) -> list[Part]:
         """All parts in order, once the body is complete."""
-        if not self._complete:
+        if not self._collector.complete:
             raise MalformedRequest("the multipart body ends before its last boundary")
-        return self._parts
+        return self._collector.parts
 
-    def _part_begins(self) -> None:
+
+class _Collector:
+    """Makes parts of what the parser meets.
+
+    Apart from the reader because the parser holds it: were they one object, it would hold itself,
+    and the images would stay in memory until a garbage collection.
+    """
+
+    def __init__(self, on_file: Callable[[int], None]) -> None:
+        self.parts: list[Part] = []
+        self.complete = False
+        self._on_file = on_file
+        self._begun = 0
+        self._files = 0
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._name = ""
+        self._filename: str | None = None
+        self._is_file = False
+        self._data = bytearray()
+
+    def part_begins(self) -> None:
+        self._begun += 1
         self._headers = {}
         self._data = bytearray()
 
-    def _header_ends(self) -> None:
+    def header_name_comes(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def header_value_comes(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def header_ends(self) -> None:
         self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()
 
-    def _headers_end(self) -> None:
+    def headers_end(self) -> None:
         disposition, options = parse_options_header(self._headers.get(b"content-disposition"))
         if disposition != b"form-data" or b"name" not in options:
             raise MalformedRequest("a part has no Content-Disposition: form-data with a name")
@@ -117,23 +132,23 @@ class MultipartReader:
         if self._is_file:
             self._files += 1
             self._on_file(self._files)
-        elif len(self._parts) - self._files >= MAX_FIELDS:
+        if self._begun - self._files > MAX_FIELDS:  # those without a chosen file count, too
             raise MalformedRequest(f"the form has more than {MAX_FIELDS} fields")
 
-    def _data_comes(self, data: bytes, start: int, end: int) -> None:
+    def data_comes(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]
         if not self._is_file and len(self._data) > MAX_FIELD_BYTES:
             raise MalformedRequest(f"field {self._name!r} has over {MAX_FIELD_BYTES} bytes")
 
-    def _part_ends(self) -> None:
+    def part_ends(self) -> None:
         if self._is_file and not self._filename and not self._data:
             # What a browser sends for a file input in which no file was chosen.
             self._files -= 1
             return
-        self._parts.append(Part(self._name, self._filename, self._is_file, bytes(self._data)))
+        self.parts.append(Part(self._name, self._filename, self._is_file, bytes(self._data)))
 
-    def _body_ends(self) -> None:
-        self._complete = True
+    def body_ends(self) -> None:
+        self.complete = True
 
 
 def _text(value: bytes) -> str:

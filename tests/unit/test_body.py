@@ -135,6 +135,7 @@ MALFORMED_MULTIPART = {
         multipart(b"Content-Transfer-Encoding: base64\r\n" + file_part(b"eA==")),
     ),
     "too many fields": (HEAD, multipart(*[field_part("conf", "1")] * (MAX_FIELDS + 1))),
+    "too many unchosen files": (HEAD, multipart(*[file_part(b"", "")] * 2 * MAX_FIELDS)),
     "long field": (HEAD, multipart(field_part("conf", "1" * (MAX_FIELD_BYTES + 1)))),
     "long header": (HEAD, multipart(b"X: " + b"x" * 100_000 + b"\r\n" + file_part(b"x"))),
 }
