@@ -1,6 +1,7 @@
 """`python -m server`: settings, app, HTTP server; ends with 0, or says in one line why not."""
 
 import asyncio
+import logging
 import math
 import os
 import socket
@@ -108,4 +109,7 @@ class Server(uvicorn.Server):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    # Not sys.exit(): it would wait for a model call that never returns.
+    os._exit(code)

@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
+from server.artifact import graph_sha256
 from tests.artifacts import CELL, tiny_artifact
 from tests.serving import one_cell
 
@@ -100,6 +104,38 @@ def slow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     side = 128 * CELL
     path = tmp_path_factory.mktemp("slow") / "slow.onnx"
     return tiny_artifact(path, input_hw=(side, side), buckets=[(side, side)])
+
+
+def endless_artifact(path: Path) -> Path:
+    """A model whose first call, the warm-up, never returns."""
+    model = onnx.load(tiny_artifact(path))
+    scalar, value = onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["v"], ["w"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", scalar, []),
+            helper.make_tensor_value_info("v", value, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", scalar, []),
+            helper.make_tensor_value_info("w", value, None),
+        ],
+    )
+    model.graph.node[-1].output[0] = "once"
+    trips = numpy_helper.from_array(np.array(2**62, np.int64), "trips")
+    model.graph.initializer.append(trips)
+    loop = helper.make_node("Loop", ["trips", "", "once"], ["candidates"], body=body)
+    model.graph.node.append(loop)
+    (entry,) = model.metadata_props
+    digest = graph_sha256(model.SerializeToString())
+    entry.value = json.dumps(json.loads(entry.value) | {"graph_sha256": digest})
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def run_to_the_end(repo: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -254,3 +290,11 @@ def test_it_is_ready_soon_and_small(repo_dir: Path, artifact: Path) -> None:
     # Far from the 2 s and 300 MB of the default model: this one is tiny, the machine may be busy.
     assert took_s < 10
     assert resident_kib < 200 * 1024
+
+
+def test_a_model_call_that_never_returns_does_not_keep_the_process(
+    repo_dir: Path, tmp_path: Path
+) -> None:
+    with started(repo_dir, endless_artifact(tmp_path / "endless.onnx")) as server:
+        server.wait_for(f"Started server process [{server.process.pid}]")
+        assert server.stop() == 0
