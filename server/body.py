@@ -14,6 +14,8 @@ from server.multipart import MultipartReader
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
+# Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
+MAX_JSON_COMMAS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ def parse_json(body: bytes, limits: Limits) -> Form:
         MalformedRequest: not JSON, not an object, or `images` is not a list of base64 texts.
         TooLarge: too many images.
     """
+    if body.count(b",") > MAX_JSON_COMMAS:
+        raise MalformedRequest(f"the JSON body has more than {MAX_JSON_COMMAS} values")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):  # ValueError: JSON, UTF-8 and overlong numbers

@@ -256,10 +256,13 @@ async def test_a_request_without_a_right_key_is_refused(
         {"authorization": "Bearer key-one"},
         {"authorization": "bearer key-two"},
         {"x-api-key": "key-two"},
+        httpx.Headers({"x-api-key": "ключ"}, encoding="utf-8"),
     ],
 )
-async def test_a_right_key_is_let_through(artifact: Path, headers: dict[str, str]) -> None:
-    async with served(artifact, api_keys="key-one,key-two") as running:
+async def test_a_right_key_is_let_through(
+    artifact: Path, headers: dict[str, str] | httpx.Headers
+) -> None:
+    async with served(artifact, api_keys="key-one,key-two,ключ") as running:
         for method, path in [("POST", "/detect"), ("GET", "/model")]:
             response = await running.client.request(method, path, headers=headers, content=IMAGE)
             assert response.status_code == 200

@@ -165,6 +165,7 @@ async def test_malformed_multipart_is_refused(case: str) -> None:
         '{"images": ["ü"]}'.encode(),
         b'{"images": [null]}',
         b'{"conf": ' + b"9" * 10_000 + b"}",
+        b'{"images": ["eA=="], "classes": [' + b"0," * 10_000 + b"0]}",
     ],
     ids=lambda body: body[:20].decode(errors="replace"),
 )
