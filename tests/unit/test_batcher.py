@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from server.batcher import Answer, Batcher
-from server.errors import DeadlineExceeded, InferenceFailed, QueueFull
+from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
 
 pytestmark = pytest.mark.anyio
 Numbers = Batcher[int, int]
@@ -40,6 +40,8 @@ class Recorder:
             return []
         if 15 in items:
             raise Broken("the loop")
+        if 16 in items:
+            raise SessionLost("the device")
         return [item * 10 for item in items]
 
 
@@ -219,7 +221,10 @@ async def test_a_request_is_taken_with_all_its_images_or_not_at_all() -> None:
         assert batcher.queue_images == 0
 
 
-async def test_the_end_of_the_loop_fails_what_runs_and_what_waits() -> None:
+@pytest.mark.parametrize(("fatal", "error"), [(15, Broken), (16, SessionLost)])
+async def test_the_end_of_the_loop_fails_what_runs_and_what_waits(
+    fatal: int, error: type[BaseException]
+) -> None:
     model = Recorder()
     model.release.clear()
     batcher: Numbers = Batcher(
@@ -230,12 +235,12 @@ async def test_the_end_of_the_loop_fails_what_runs_and_what_waits() -> None:
         max_queue_images=8,
     )
     loop_task = asyncio.create_task(batcher.serve())
-    tasks = [asyncio.create_task(submit(batcher, i)) for i in (15, 2)]
+    tasks = [asyncio.create_task(submit(batcher, i)) for i in (fatal, 2)]
     await model.started.wait()
     model.release.set()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(o) for o in outcomes] == [InferenceFailed, InferenceFailed]
-    with pytest.raises(Broken):
+    with pytest.raises(error):
         await loop_task
     with pytest.raises(InferenceFailed):
         await submit(batcher, 3)
