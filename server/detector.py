@@ -1,6 +1,6 @@
-"""Image bytes to detections: the pipeline that the app, the CLI and verification share.
+"""Images to detections: the pipeline that the server and verification share.
 
-bytes ─decode─► image ─prepare_image─► Prepared ─session─► candidates ─finish─► ImageDetections
+image ─prepare_image─► Prepared ─session─► candidates ─finish─► ImageDetections
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact, Metadata
-from server.image import decode
 from server.letterbox import Letterbox, choose_bucket, full_size, letterbox
 from server.postprocess import Detections, DetectParameters, nms
 from server.session import Session
@@ -45,15 +44,6 @@ class ImageDetections:
     width: int
     height: int
     truncated: bool
-
-
-def prepare(data: bytes, metadata: Metadata, *, max_pixels: int) -> Prepared:
-    """Decodes an image file and letterboxes it into its bucket.
-
-    Raises:
-        BadInput: as `server.image.decode` does.
-    """
-    return prepare_image(decode(data, max_pixels=max_pixels), metadata)
 
 
 def prepare_image(image: NDArray[np.uint8], metadata: Metadata) -> Prepared:

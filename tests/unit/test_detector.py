@@ -1,13 +1,11 @@
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from server.artifact import load_artifact
-from server.detector import Detector, finish, prepare, prepare_image
-from server.errors import TooLarge
+from server.detector import Detector, finish, prepare_image
 from server.postprocess import DetectParameters
 from server.session import Session
 from tests.artifacts import paint, tiny_artifact, tiny_candidates
@@ -63,19 +61,6 @@ def test_many_images_together_are_found_as_each_alone(detector: Detector) -> Non
 
 def test_no_images_have_no_detections(detector: Detector) -> None:
     assert detector.detect([], DetectParameters()) == []
-
-
-def test_a_file_is_prepared_like_its_pixels(tmp_path: Path) -> None:
-    metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
-    image = images_of_many_sizes()[3]
-    data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    from_file = prepare(data, metadata, max_pixels=9000)
-    from_pixels = prepare_image(image, metadata)
-    np.testing.assert_array_equal(from_file.canvas, from_pixels.canvas)
-    assert from_file.placed == from_pixels.placed
-    assert from_file.bucket_hw == from_file.canvas.shape[:2] == (64, 64)
-    with pytest.raises(TooLarge, match="the limit is 8999"):
-        prepare(data, metadata, max_pixels=8999)
 
 
 def test_an_answer_cut_off_at_the_last_candidate_is_truncated(tmp_path: Path) -> None:
