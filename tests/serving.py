@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.artifact import Artifact
+from server.errors import InferenceFailed
 from server.service import OpenSession, Service
 from server.session import Session
 from server.settings import Settings
@@ -95,6 +96,20 @@ class HeldSession:
 
     def close(self) -> None:
         self._session.close()
+
+
+class LosingSession(HeldSession):
+    """Like a CUDA context: after one bad batch nothing runs on it any more."""
+
+    lost = False
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.lost = True
+        raise InferenceFailed("CUDA failure 700") from RuntimeError("illegal memory access")
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        if self.lost:
+            raise InferenceFailed("CUDA failure 700")
 
 
 def held(running: Served) -> HeldSession:

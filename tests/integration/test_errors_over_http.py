@@ -7,7 +7,7 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ from server.artifact import Artifact
 from server.errors import DeploymentError, InferenceFailed, ServerError, SessionLost
 from server.settings import Settings
 from tests.artifacts import POISON, paint
-from tests.serving import LIMIT_S, HeldSession, Served, encode, held, one_cell, served
+from tests.serving import (
+    LIMIT_S,
+    HeldSession,
+    LosingSession,
+    Served,
+    encode,
+    held,
+    one_cell,
+    served,
+)
 
 pytestmark = pytest.mark.anyio
 IMAGE = one_cell()
@@ -395,20 +404,6 @@ class Dying(HeldSession):
         raise Dead("the device is gone")
 
 
-class Losing(HeldSession):
-    """Like a CUDA context: after one bad batch nothing runs on it any more."""
-
-    lost = False
-
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        self.lost = True
-        raise InferenceFailed("CUDA failure 700") from RuntimeError("illegal memory access")
-
-    def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        if self.lost:
-            raise InferenceFailed("CUDA failure 700")
-
-
 class NotANumber(HeldSession):
     """A model that overflowed: a sure detection without a place."""
 
@@ -441,7 +436,7 @@ async def test_a_box_that_json_cannot_hold_is_a_fault_of_our_own(artifact: Path)
 
 
 async def test_a_lost_session_fails_its_batch_and_ends_the_process(artifact: Path) -> None:
-    async with served(artifact, open_session=Losing) as running:
+    async with served(artifact, open_session=LosingSession) as running:
         check(await running.client.post("/detect", content=IMAGE), 500, "inference_failed", "log")
         await running.until(lambda: bool(running.failures))
         assert isinstance(running.failures[0], SessionLost)
@@ -457,7 +452,7 @@ async def test_a_request_under_way_does_not_hold_up_the_end_of_a_failed_service(
             yield b"x"
             await asyncio.sleep(0)
 
-    async with served(artifact, open_session=Losing) as running:
+    async with served(artifact, open_session=LosingSession) as running:
         slow = asyncio.create_task(running.client.post("/detect", content=endless()))
         await running.client.post("/detect", content=IMAGE)
         await running.until(lambda: bool(running.failures))
@@ -477,11 +472,8 @@ async def test_a_dead_batch_loop_fails_liveness_and_ends_the_process(artifact: P
         assert (await running.client.get("/health")).json()["status"] == "failed"
 
 
-@pytest.mark.parametrize("broken", [Unwarmable])
-async def test_a_model_that_cannot_warm_up_never_gets_ready(
-    artifact: Path, broken: Callable[[Artifact, Settings], HeldSession]
-) -> None:
-    async with served(artifact, open_session=broken, wait_until_ready=False) as running:
+async def test_a_model_that_cannot_warm_up_never_gets_ready(artifact: Path) -> None:
+    async with served(artifact, open_session=Unwarmable, wait_until_ready=False) as running:
         await running.until(lambda: bool(running.failures))
         assert isinstance(running.failures[0], DeploymentError)
         assert "warm-up failed: no memory" in str(running.failures[0])

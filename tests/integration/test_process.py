@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +71,14 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(repo: Path, artifact: Path, *flags: str, **variables: str) -> Iterator[ServerProcess]:
-    command = [sys.executable, "-m", "server", "--model", str(artifact), "--port", "0", *flags]
+def started(
+    repo: Path,
+    artifact: Path,
+    *flags: str,
+    program: Sequence[str] = ("-m", "server"),
+    **variables: str,
+) -> Iterator[ServerProcess]:
+    command = [sys.executable, *program, "--model", str(artifact), "--port", "0", *flags]
     with subprocess.Popen(
         command, cwd=repo, env=environment(**variables), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -89,9 +95,13 @@ def started(repo: Path, artifact: Path, *flags: str, **variables: str) -> Iterat
 
 @contextmanager
 def ready(
-    repo: Path, artifact: Path, *flags: str, **variables: str
+    repo: Path,
+    artifact: Path,
+    *flags: str,
+    program: Sequence[str] = ("-m", "server"),
+    **variables: str,
 ) -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    with started(repo, artifact, *flags, **variables) as server:
+    with started(repo, artifact, *flags, program=program, **variables) as server:
         server.wait_for("ready")
         url = server.wait_for("listening")["url"]
         with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
@@ -230,7 +240,7 @@ def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(
     ("flags", "variables", "message"),
     [
         (["--model", "missing.onnx"], {}, r"missing\.onnx"),
-        (["--model", "README.md"], {}, r"README\.md|pyproject"),
+        (["--model", "README.md"], {}, r"README\.md: not a complete ONNX file"),
         (["--port", "x"], {}, r"--port: .*integer"),
         (["--prot", "1"], {}, r"--prot"),
         ([], {"YOLO_FLA_PROT": "1"}, r"YOLO_FLA_PROT; did you mean YOLO_FLA_PORT\?"),
@@ -298,3 +308,28 @@ def test_a_model_call_that_never_returns_does_not_keep_the_process(
     with started(repo_dir, endless_artifact(tmp_path / "endless.onnx")) as server:
         server.wait_for(f"Started server process [{server.process.pid}]")
         assert server.stop() == 0
+
+
+# `python -m server` on a device that is lost with the first batch; no CPU can be lost like that.
+ON_A_LOST_DEVICE = """
+import sys
+from server import app
+from server.__main__ import main
+from tests.serving import LosingSession
+app.open_onnx_session = LosingSession
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_lost_device_ends_the_process_with_the_reason(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact, program=("-c", ON_A_LOST_DEVICE)) as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            assert client.post("/detect", content=one_cell()).status_code == 500
+            assert slow.makefile("rb").read().startswith(b"HTTP/1.1 503")
+        assert server.process.wait(LIMIT_S) == 1
+    (failed,) = server.events("service_failed")
+    assert "illegal memory access" in failed["reason"]
+    assert "illegal memory access" in failed["exception"]
