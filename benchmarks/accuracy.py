@@ -1,6 +1,6 @@
 """COCO accuracy of a running server, measured through its HTTP interface.
 
-    python benchmarks/accuracy.py --url http://127.0.0.1:8000 --data DATA.yaml --split val
+    python -m benchmarks.accuracy --url http://127.0.0.1:8000 --data DATA.yaml --split val
 
 Sends every image of a YOLO-form data set to `POST /detect` and scores the answers with pycocotools:
 mAP50-95, mAP50 and the AP of each class, boxes in pixels of the upright original image.
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/accuracy.py",
+        prog="python -m benchmarks.accuracy",
         description="COCO accuracy of a running server on a YOLO-form data set.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address")

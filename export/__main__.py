@@ -15,15 +15,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from export.errors import ExportError
     from export.pipeline import Request, export
+    from server.errors import ServerError
 
     started = time.perf_counter()
     try:
         artifact = export(Request(**arguments), report=lambda line: print(line, flush=True))
-    except ExportError as error:
-        print(f"python -m export: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"python -m export: {error.filename}: {error.strerror}", file=sys.stderr)
+    except (ExportError, ServerError, OSError) as error:
+        print(f"python -m export: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
     from export.table import table

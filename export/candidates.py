@@ -29,12 +29,15 @@ class Candidates(nn.Module):
         head = model.model[-1]
         if type(head) is not Detect or head.end2end:
             raise ModelUnsupported(f"the last layer is {type(head).__name__}, not YOLOv8's Detect")
+        first = getattr(model.model[0], "conv", None)
+        if not isinstance(first, nn.Conv2d):
+            raise ModelUnsupported(f"the first layer is {type(model.model[0]).__name__}, not Conv")
         self.layers = model.model[:-1]
         self.head = head
         self.strides = [int(stride) for stride in head.stride]
         self.bins = constant(torch.arange(head.reg_max).reshape(1, 1, head.reg_max, 1))
         # Pictures come as 0..255, the network was trained on 0..1.
-        fold_input_scaling(self.layers[0].conv, 255)
+        fold_input_scaling(first, 255)
 
     def forward(self, images: Tensor) -> Tensor:
         """Finds the best candidates.

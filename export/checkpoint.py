@@ -1,6 +1,7 @@
 """Loads a trained checkpoint without executing anything that it contains."""
 
 import hashlib
+import io
 import pickle
 import re
 import warnings
@@ -26,6 +27,11 @@ ALLOWED = (
     *(DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL, IterableSimpleNamespace),
     *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
 )
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,50 +56,110 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointRefused: the file is missing, damaged, or asks for a class or function that is
-            not on the allow-list; the message names it, and it was not run.
-        ModelUnsupported: there is no detection model in it.
+            not on the allow-list, or calls one that is; the message names it, and it was not run.
+        ModelUnsupported: there is no detection model in it, or its classes have not a name each.
     """
-    if not path.is_file():
-        raise CheckpointRefused(f"{path}: there is no such file")
     try:
-        with torch.serialization.safe_globals(list(ALLOWED)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; those fail just below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CheckpointRefused(f"{path}: {reason(error)}") from None
-    model = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
-    if not isinstance(model, DetectionModel):
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointRefused(f"{path}: {error.strerror}") from None
+    model = detection_model(path, unpickle(path, content))
+    names = model.__dict__.get("names")
+    if not isinstance(names, dict) or sorted(names) != list(range(model.model[-1].nc)):
         raise ModelUnsupported(
-            f"{path}: a checkpoint with a detection model is expected, this holds "
-            f"{type(content if model is None else model).__name__}"
+            f"{path}: its head has {model.model[-1].nc} classes, its names are {names}"
         )
-    names: dict[int, str] = model.names
     return Checkpoint(
         model=model.float().eval(),
-        architecture=architecture_name(model.yaml),
-        class_names=tuple(names[class_id] for class_id in sorted(names)),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        architecture=architecture_name(model.__dict__.get("yaml")),
+        class_names=tuple(str(names[class_id]) for class_id in sorted(names)),
+        sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def unpickle(path: Path, content: bytes) -> Any:
+    """What the file holds; the allowed classes in it are instances of their shells.
+
+    Raises:
+        CheckpointRefused: as `load_checkpoint` says.
+    """
+    shells: list[Any] = [(shell(kind), f"{kind.__module__}.{kind.__name__}") for kind in ALLOWED]
+    try:
+        with torch.serialization.safe_globals(shells), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; those fail just below
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that nobody vouches for raise anything
+        raise CheckpointRefused(f"{path}: {reason(error)}") from None
+
+
+def shell(kind: type) -> type:
+    """A stand-in for an allowed class that a pickle can fill but not construct.
+
+    A pickled module is made without its constructor and then filled. A pickle could also call
+    the constructor with arguments of its own, and ultralytics' evaluates some of them as code.
+    """
+
+    def refuse(self: object, *args: object, **kwargs: object) -> None:
+        if args or kwargs:
+            raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}")
+
+    return type(kind.__name__, (kind,), {"__init__": refuse, "stands_for": kind})
+
+
+def detection_model(path: Path, content: Any) -> DetectionModel:
+    """The model of an unpickled checkpoint, with its real classes in place of the shells.
+
+    Raises:
+        CheckpointRefused: a layer carries code, or something that is no layer.
+        ModelUnsupported: there is no detection model, or its last layer is no detection head.
+    """
+    found: Any = None
+    if isinstance(content, dict):
+        found = content["ema"] if content.get("ema") is not None else content.get("model")
+    if not isinstance(found, DetectionModel):
+        held = content if found is None else found
+        raise ModelUnsupported(
+            f"{path}: a checkpoint with a detection model is expected, this holds "
+            f"{type(held).__name__}"
+        )
+    try:
+        modules = dict(found.named_modules())
+        for name, module in modules.items():
+            if any(module.__dict__.get(hook) for hook in HOOKS) or any(
+                callable(value) and not isinstance(value, nn.Module)
+                for value in module.__dict__.values()
+            ):
+                raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
+        for module in modules.values():
+            module.__class__ = module.stands_for
+        head = found.model[-1]
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise CheckpointRefused(f"{path}: not a complete model: {error}") from None
+    if type(head) is not Detect:
+        raise ModelUnsupported(f"{path}: the last layer is {type(head).__name__}, not Detect")
+    return found
 
 
 def reason(error: Exception) -> str:
     """What torch says of a file it won't load, in one line and without its advice to trust it."""
-    refused = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]+)", str(error))
+    refused = re.search(
+        r"(?:(?:Unsupported global: |unsupported )GLOBAL|(calls)) ([\w.]+)", str(error)
+    )
     if refused:
-        return (
-            f"refused: it asks for {refused[1]}, which is not on the list of what a checkpoint "
-            "may hold; nothing of it was run"
-        )
+        asks = "calls" if refused[1] else "asks for"
+        why = "" if refused[1] else ", which is not on the list of what a checkpoint may hold"
+        return f"refused: it {asks} {refused[2]}{why}; nothing of it was run"
     said = str(error).splitlines()
-    if isinstance(error, pickle.UnpicklingError) or not said:
-        return "not a complete checkpoint: torch did not write these bytes"
-    return f"not a complete checkpoint: {said[0][:160]}"
+    if isinstance(error, RuntimeError) and said:
+        return f"not a complete checkpoint: {said[0][:160]}"
+    return "not a complete checkpoint: torch did not write these bytes"
 
 
-def architecture_name(table: dict[str, Any]) -> str:
+def architecture_name(table: Any) -> str:
     """The name of a layer table with the scale letter in it: yolov8-fla at scale n, yolov8n-fla."""
+    if not isinstance(table, dict):
+        return "unknown"
     stem = Path(str(table.get("yaml_file", "unknown"))).stem
-    scale = str(table.get("scale", ""))
     if re.match(r"yolov8[nsmlx]", stem):
         return stem
-    return re.sub(r"^yolov8", f"yolov8{scale}", stem)
+    return re.sub(r"^yolov8", f"yolov8{table.get('scale', '')}", stem)

@@ -16,7 +16,10 @@ def optimize(graph: onnx.ModelProto) -> onnx.ModelProto:
         ModelUnsupported: when an operator remains that an artifact must not hold.
     """
     slim: onnx.ModelProto = onnxslim.slim(graph)
-    onnx.checker.check_model(slim, full_check=True)
+    try:
+        onnx.checker.check_model(slim, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ModelUnsupported(f"the graph is not valid ONNX: {error}") from None
     operators = {node.op_type for node in slim.graph.node}
     foreign = {node.domain for node in slim.graph.node} - {"", "ai.onnx"}
     if forbidden := operators & FORBIDDEN_OPERATORS:

@@ -12,6 +12,8 @@ from server.image import decode
 Image = NDArray[np.uint8]
 MOST = 8  # as many as the largest batch that is verified
 MAX_PIXELS = 100_000_000
+MIN_SIDE = 64  # pixels; a crop of less can miss its aspect ratio by more than a bucket
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def pictures(folder: Path | None) -> tuple[list[Image], str]:
@@ -21,23 +23,28 @@ def pictures(folder: Path | None) -> tuple[list[Image], str]:
         folder: where to take them from, the first ones by name; None generates them.
 
     Raises:
-        ExportError: when there is no readable picture in the folder.
+        ExportError: when it is no folder, or no picture in it can be read.
     """
     if folder is None:
         rng = np.random.default_rng(0)
         return [generated(rng) for _ in range(MOST)], f"{MOST} generated pictures"
+    if not folder.is_dir():
+        raise ExportError(f"--data {folder}: a folder of pictures is expected")
     found: list[Image] = []
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
         if len(found) == MOST:
             break
-        if path.is_file():
-            try:
-                found.append(decode(path.read_bytes(), max_pixels=MAX_PIXELS))
-            except BadInput:
-                continue  # a folder of pictures may hold other things
+        try:
+            picture = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
+        except (BadInput, OSError):
+            continue  # the others will do
+        if min(picture.shape[:2]) >= MIN_SIDE:
+            found.append(picture)
     if not found:
-        raise ExportError(f"--data {folder}: there is no picture in it that can be read")
-    return found, f"{len(found)} pictures of {folder.name}"
+        raise ExportError(
+            f"--data {folder}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
+        )
+    return found, f"{len(found)} pictures of {folder.resolve().name}"
 
 
 def generated(rng: np.random.Generator) -> Image:
@@ -54,10 +61,16 @@ def generated(rng: np.random.Generator) -> Image:
 
 
 def cropped_to(picture: Image, aspect_hw: tuple[int, int]) -> Image:
-    """The largest centred part of a picture with the aspect ratio of (height, width)."""
+    """The largest centred part of a picture with the aspect ratio of (height, width).
+
+    The shorter side is rounded down: a pixel more would need a larger bucket.
+    """
     height, width = picture.shape[:2]
-    scale = min(height / aspect_hw[0], width / aspect_hw[1])
-    new_height = max(1, round(aspect_hw[0] * scale))
-    new_width = max(1, round(aspect_hw[1] * scale))
+    tall = aspect_hw[0] > aspect_hw[1]
+    short, long = min(aspect_hw), max(aspect_hw)
+    available_long, available_short = (height, width) if tall else (width, height)
+    new_long = min(available_long, available_short * long // short)
+    new_short = new_long * short // long
+    new_height, new_width = (new_long, new_short) if tall else (new_short, new_long)
     top, left = (height - new_height) // 2, (width - new_width) // 2
     return np.ascontiguousarray(picture[top : top + new_height, left : left + new_width])

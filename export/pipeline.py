@@ -4,10 +4,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+import onnxruntime
+import onnxslim
+import torch
+import ultralytics
 
 from export.buckets import buckets
 from export.candidates import MAX_CANDIDATES, Candidates
@@ -17,12 +20,10 @@ from export.errors import OutputExists
 from export.optimize import optimize
 from export.pictures import pictures
 from export.rewrite import rewrite
-from export.stamp import stamp
+from export.stamp import stamp, write
 from export.verify import UNVERIFIED, verify
 from model.registration import register
-from server.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256, load_artifact
-
-TOOLS = ("torch", "ultralytics", "onnx", "onnxslim", "onnxruntime", "yolov8-fla")
+from server.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
         The artifact as the server will load it.
 
     Raises:
-        ExportError: one of `export.errors`; the output is as it was before.
+        ExportError: one of `export.errors`, or
+        ServerError: the serving code could not load or run the artifact; in either case the
+            output is as it was before.
     """
     if request.output.exists() and not request.force:
         raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
@@ -83,14 +86,15 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
 
     metadata = describe(request, checkpoint, graph, shapes)
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / request.output.name
-        stamp(graph, metadata, draft)
-        certificate = verify(load_artifact(draft), checkpoint.model, images, description, step)
+        draft = Path(folder) / "draft.onnx"
+        write(graph, metadata, draft)
+        unverified = Artifact(draft, metadata, version="draft")
+        certificate = verify(unverified, checkpoint.model, images, description, step)
 
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    stamp(graph, metadata.model_copy(update={"certificate": certificate}), request.output)
+    metadata = metadata.model_copy(update={"certificate": certificate})
+    artifact = stamp(graph, metadata, request.output, force=request.force)
     step(f"stamp {request.output}")
-    return load_artifact(request.output)
+    return artifact
 
 
 def describe(
@@ -113,10 +117,16 @@ def describe(
         max_candidates=MAX_CANDIDATES,
         strides=strides,
         precision="fp32",
-        opset=OPSET,
+        opset=next(
+            opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")
+        ),
         source_sha256=checkpoint.sha256,
         graph_sha256=graph_sha256(graph.SerializeToString(deterministic=True)),
-        tools={tool: version(tool) for tool in TOOLS},
+        tools={
+            # Not asked of the installed distributions: onnxruntime has several names.
+            module.__name__: module.__version__
+            for module in (torch, ultralytics, onnx, onnxslim, onnxruntime)
+        },
         certificate=UNVERIFIED,
     )
 

@@ -1,30 +1,58 @@
 """Writes the artifact's description into the file, and the file into its place."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import onnx
 
-from server.artifact import METADATA_KEY, Metadata
+from export.errors import OutputExists
+from server.artifact import METADATA_KEY, Artifact, Metadata, load_artifact
 
 
-def stamp(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
-    """Writes graph and description as one file, in one step: whole, or not at all.
+def write(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
+    """Writes graph and description as one file.
 
     Args:
         graph: the model; its other metadata is dropped.
         metadata: of this very graph.
-        path: replaced when it exists; its folder must exist.
+        path: a new file.
     """
     del graph.metadata_props[:]
     entry = graph.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata.model_dump_json()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(graph.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(graph.SerializeToString(deterministic=True))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def stamp(graph: onnx.ModelProto, metadata: Metadata, path: Path, *, force: bool) -> Artifact:
+    """Writes the artifact, reads it back, and only then puts it into its place, in one step.
+
+    Args:
+        graph: as `write` takes it.
+        metadata: with the certificate.
+        path: made with its folders; what a link there points to stays.
+        force: replace an existing file.
+
+    Raises:
+        OutputExists: a file is there, or came there meanwhile, and `force` is false.
+        ArtifactInvalid: what was written does not read back as an artifact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of our own beside the output: same file system, and no name that others guess.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        complete = Path(folder) / path.name
+        write(graph, metadata, complete)
+        load_artifact(complete)
+        if force:
+            complete.replace(path)
+        else:
+            try:
+                os.link(complete, path)
+            except FileExistsError:
+                raise OutputExists(
+                    f"{path}: there is a file already; --force replaces it"
+                ) from None
+    return load_artifact(path)

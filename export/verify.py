@@ -1,16 +1,18 @@
 """Proves that an artifact answers as its checkpoint does, through the code that will serve it.
 
-The reference side is the checkpoint as it was trained, run by torch, with ultralytics' own NMS
-and its own way back to original pixels.
+The reference side is the checkpoint as it was trained, run by torch, between ultralytics' own
+letterbox, NMS and way back to original pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ultralytics.data.augment import LetterBox
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes, xywh2xyxy
@@ -23,10 +25,13 @@ from server.postprocess import DetectParameters
 from server.session import Session
 
 BATCH_SIZES = (1, 2, 3, 8)
-TENSOR_BOX_LIMIT_PX, TENSOR_SCORE_LIMIT = 1e-2, 5e-5
+# Of candidates: boxes for an input of up to 320 px, in proportion above; scores also relative,
+# because the last of a thousand candidates scores next to nothing.
+TENSOR_BOX_LIMIT_PX, TENSOR_SCORE_LIMIT, RELATIVE_SCORE_LIMIT = 1e-2, 5e-5, 1e-2
 BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
+PADDED = 0.92  # share of its side that a picture fills where it is to be padded
 FEW = 20  # candidates above the default threshold, below which it is lowered to see more
-ROUNDING = 1e-4  # of an overlap or a score: within it a threshold decides by rounding
+ROUNDING = 1e-4  # of an overlap, or of a score relatively: so close, rounding decides
 
 UNVERIFIED = Certificate(
     created="",
@@ -44,13 +49,21 @@ UNVERIFIED = Certificate(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest differences, boxes in pixels."""
+    """The largest differences: boxes in pixels, scores absolute and relative."""
 
-    boxes_px: float
-    scores: float
+    boxes_px: float = 0
+    scores: float = 0
+    relative_scores: float = 0
 
     def __or__(self, other: "Difference") -> "Difference":
-        return Difference(max(self.boxes_px, other.boxes_px), max(self.scores, other.scores))
+        return Difference(
+            max(self.boxes_px, other.boxes_px),
+            max(self.scores, other.scores),
+            max(self.relative_scores, other.relative_scores),
+        )
+
+
+DIFFERENT = Difference(float("inf"), float("inf"), float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +96,26 @@ def verify(
     """
     session = Session.open(artifact, device="cpu")
     detector = Detector(artifact, session, max_batch_size=max(BATCH_SIZES))
-    tensors = detections = Difference(0, 0)
-    compared = 0
-    for bucket_hw in artifact.metadata.buckets:
-        cases = make_cases(artifact, model, images, bucket_hw)
-        for size in BATCH_SIZES:
-            tensors |= compare_tensors(session, cases[:size])
-        parameters = DetectParameters(conf=threshold(cases))
-        found = detector.detect([case.picture for case in cases], parameters)
-        for case, ours in zip(cases, found, strict=True):
-            detections |= compare_detections(case, ours, parameters)
-            compared += len(ours.detections.scores)
-        report(f"{bucket_hw[0]}x{bucket_hw[1]}")
-    session.close()
+    tensors = detections = Difference()
+    compared, lowest_conf = 0, 1.0
+    try:
+        for bucket_hw in artifact.metadata.buckets:
+            cases = make_cases(artifact, model, images, bucket_hw)
+            for size in BATCH_SIZES:
+                tensors |= compare_tensors(artifact, session, cases[:size])
+            parameters = DetectParameters(conf=threshold(cases))
+            lowest_conf = min(lowest_conf, parameters.conf)
+            found = detector.detect([case.picture for case in cases], parameters)
+            for case, ours in zip(cases, found, strict=True):
+                detections |= compare_detections(case, ours, parameters)
+                compared += len(ours.detections.scores)
+            report(f"{bucket_hw[0]}x{bucket_hw[1]}, {compared} detections so far")
+    finally:
+        session.close()
     if compared == 0:
-        raise VerificationFailed(
-            f"nothing was detected in {description}: give pictures of what the model knows (--data)"
-        )
+        raise VerificationFailed(f"no detection to compare in {description}: give others (--data)")
+    if lowest_conf < DetectParameters().conf:
+        description += f", compared down to a confidence of {lowest_conf:.2g}"
     return Certificate(
         created=datetime.now(UTC).date().isoformat(),
         tensor_max_abs_diff_boxes_px=tensors.boxes_px,
@@ -117,14 +133,28 @@ def verify(
 def make_cases(
     artifact: Artifact, model: DetectionModel, images: Sequence[Image], bucket_hw: tuple[int, int]
 ) -> list[Case]:
-    """As many cases of one bucket as the largest batch; images repeat, turned, when too few."""
+    """As many cases of one bucket as the largest batch; images repeat, turned, when too few.
+
+    Every other picture fills its bucket; those between need padding at one pair of sides.
+
+    Raises:
+        VerificationFailed: when the serving code would put a picture into another bucket.
+    """
     cases = []
+    height, width = bucket_hw
+    slimmer = (height, round(width * PADDED)) if height > width else (round(height * PADDED), width)
     for i in range(max(BATCH_SIZES)):
-        picture = cropped_to(np.rot90(images[i % len(images)], i // len(images)), bucket_hw)
+        turned = np.rot90(images[i % len(images)], i // len(images))
+        picture = cropped_to(turned, slimmer if i % 2 else bucket_hw)
         prepared = prepare_image(picture, artifact.metadata)
-        assert prepared.bucket_hw == bucket_hw
+        if prepared.bucket_hw != bucket_hw:
+            raise VerificationFailed(
+                f"a picture of {picture.shape[0]}x{picture.shape[1]} went to bucket "
+                f"{prepared.bucket_hw}, not to {bucket_hw}"
+            )
+        canvas = LetterBox(bucket_hw, auto=False)(image=picture)
         with torch.inference_mode():
-            x = torch.from_numpy(prepared.canvas).permute(2, 0, 1)[None].float() / 255
+            x = torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
             predictions = model(x)[0][0].numpy()
         cases.append(Case(picture, prepared, predictions))
     return cases
@@ -144,28 +174,31 @@ def threshold(cases: Sequence[Case]) -> float:
     return float(below[widest] + below[widest + 1]) / 2
 
 
-def compare_tensors(session: Session, cases: Sequence[Case]) -> Difference:
+def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case]) -> Difference:
     """Runs the cases as one batch and compares their candidates, each by its anchor point.
 
     Raises:
-        VerificationFailed: beyond `TENSOR_BOX_LIMIT_PX` or `TENSOR_SCORE_LIMIT`.
+        VerificationFailed: another shape, or beyond one of the limits of candidates.
     """
     batch = session.run(np.stack([case.prepared.canvas for case in cases]))
-    height, width = cases[0].prepared.bucket_hw
-    where = f"batch {len(cases)} at {height}x{width}"
-    worst = Difference(0, 0)
+    bucket_hw = cases[0].prepared.bucket_hw
+    where = f"batch {len(cases)} at {bucket_hw[0]}x{bucket_hw[1]}"
+    rows = min(artifact.metadata.max_candidates, artifact.metadata.anchors(bucket_hw))
+    if batch.shape != (len(cases), rows, 6):
+        raise VerificationFailed(f"{where}: the output is {batch.shape}, with {rows} rows expected")
+    worst = Difference()
     for candidates, case in zip(batch, cases, strict=True):
         worst |= candidate_difference(candidates, case.predictions)
-    if worst.boxes_px > TENSOR_BOX_LIMIT_PX:
-        raise VerificationFailed(
-            f"{where}: candidate boxes differ by {worst.boxes_px:.3g} px, "
-            f"the limit is {TENSOR_BOX_LIMIT_PX}"
-        )
-    if worst.scores > TENSOR_SCORE_LIMIT:
-        raise VerificationFailed(
-            f"{where}: candidate scores differ by {worst.scores:.3g}, "
-            f"the limit is {TENSOR_SCORE_LIMIT}"
-        )
+    box_limit_px = TENSOR_BOX_LIMIT_PX * max(1, max(bucket_hw) / 320)
+    for what, difference, limit in (
+        ("candidate boxes (px)", worst.boxes_px, box_limit_px),
+        ("candidate scores", worst.scores, TENSOR_SCORE_LIMIT),
+        ("candidate scores, relatively,", worst.relative_scores, RELATIVE_SCORE_LIMIT),
+    ):
+        if difference > limit:
+            raise VerificationFailed(
+                f"{where}: {what} differ by {difference:.3g}, the limit is {limit:.3g}"
+            )
     return worst
 
 
@@ -174,29 +207,31 @@ def candidate_difference(
 ) -> Difference:
     """How far the K best candidates are from all predictions' K best.
 
-    Scores are compared by rank, which also finds a candidate that was left out. Ranks of equal
-    scores are arbitrary, so boxes are compared with the nearest among all anchor points.
+    Each candidate is held against the anchor point of its rank. Ranks of nearly equal scores are
+    arbitrary: where the boxes are apart, it is held against the nearest anchor point instead.
+    No two candidates may share one: then a candidate is repeated, and another left out.
 
     Args:
         candidates: (K, 6), xyxy, score, class id.
         predictions: (4 + classes, A), xywh, scores.
     """
     if not np.isfinite(candidates).all():
-        return Difference(float("inf"), float("inf"))
+        return DIFFERENT
     boxes = xywh2xyxy(predictions[:4].T)  # (A, 4)
     scores = predictions[4:]  # (classes, A)
     order = np.argsort(-scores.max(0), kind="stable")[: len(candidates)]
-    by_rank = np.abs(scores.max(0)[order] - candidates[:, 4]).max()
-
-    same = np.abs(boxes[order] - candidates[:, :4]).max(1)  # (K,) when ranks agree
-    nearest = order.copy()
-    for row in np.flatnonzero(same > TENSOR_BOX_LIMIT_PX):
+    anchor = order.copy()
+    distance = np.abs(boxes[order] - candidates[:, :4]).max(1)  # (K,)
+    for row in np.flatnonzero(distance > TENSOR_BOX_LIMIT_PX):
         distances = np.abs(boxes - candidates[row, :4]).max(1)
-        nearest[row], same[row] = distances.argmin(), distances.min()
-    own_class = scores[candidates[:, 5].astype(int), nearest]
-    return Difference(
-        float(same.max()), float(max(by_rank, np.abs(own_class - candidates[:, 4]).max()))
-    )
+        anchor[row], distance[row] = distances.argmin(), distances.min()
+    if len(np.unique(anchor)) < len(anchor):
+        return DIFFERENT
+    by_rank = np.abs(scores.max(0)[order] - candidates[:, 4])
+    by_anchor = np.abs(scores[candidates[:, 5].astype(int), anchor] - candidates[:, 4])
+    difference = np.maximum(by_rank, by_anchor)
+    relative = difference / np.maximum(candidates[:, 4], np.finfo(np.float32).tiny)
+    return Difference(float(distance.max()), float(difference.max()), float(relative.max()))
 
 
 def compare_detections(
@@ -229,10 +264,13 @@ def compare_detections(
 
 def within_rounding(parameters: DetectParameters) -> Iterator[DetectParameters]:
     """The parameters, and those that rounding could turn them into."""
-    yield parameters
-    for step in (-ROUNDING, ROUNDING):
-        yield replace(parameters, iou=parameters.iou + step)
-        yield replace(parameters, conf=parameters.conf + step)
+    steps = (0, -ROUNDING, ROUNDING)
+    for iou_step, conf_step in product(steps, steps):
+        yield replace(
+            parameters,
+            iou=parameters.iou + iou_step,
+            conf=max(0.0, parameters.conf * (1 + conf_step)),
+        )
 
 
 def reference_detections(case: Case, parameters: DetectParameters) -> NDArray[np.float32]:
@@ -249,15 +287,19 @@ def reference_detections(case: Case, parameters: DetectParameters) -> NDArray[np
 
 
 def detection_difference(ours: ImageDetections, rows: NDArray[np.float32]) -> Difference:
-    """Pairs each reference detection with the nearest of its class; infinite when none is left."""
+    """Pairs each reference detection with the nearest of its class; infinite when none is left.
+
+    Ours must be in the order of their scores; with scores equal to within the limit, that is the
+    reference's order, but for scores that are as good as equal.
+    """
     left = list(range(len(ours.detections.scores)))
-    if len(left) != len(rows):
-        return Difference(float("inf"), float("inf"))
-    worst = Difference(0, 0)
+    if len(left) != len(rows) or (np.diff(ours.detections.scores) > 0).any():
+        return DIFFERENT
+    worst = Difference()
     for row in rows:
         same_class = [i for i in left if ours.detections.class_ids[i] == row[5]]
         if not same_class:
-            return Difference(float("inf"), float("inf"))
+            return DIFFERENT
         distances = np.abs(ours.detections.boxes[same_class] - row[:4]).max(1)
         nearest = same_class[int(distances.argmin())]
         left.remove(nearest)

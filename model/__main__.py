@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from model.environment import contain_ultralytics
 
 
@@ -15,8 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"python -m model {arguments.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())
+        print(f"python -m model {arguments.command}: {line}", file=sys.stderr)
         return 2
     return 0
 
@@ -54,13 +57,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """`train`: prints where the checkpoint is."""
-    import yaml
-
     from model.train import train
 
     stages: list[dict[str, Any]] = [{}]
     if arguments.recipe:
-        stages = yaml.safe_load(arguments.recipe.read_text())["stages"]
+        recipe = yaml.safe_load(arguments.recipe.read_text())
+        stages = recipe.get("stages", []) if isinstance(recipe, dict) else []
     given = {
         name: getattr(arguments, name)
         for name in ("epochs", "imgsz", "batch", "seed", "device")

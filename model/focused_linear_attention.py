@@ -26,7 +26,9 @@ def focus(t: Tensor, focusing_factor: float) -> Tensor:
 
     Source: equation 5.
     """
-    powered = t.pow(focusing_factor)
+    # The direction of t^p does not depend on the size of t; divided by the largest channel, no
+    # power underflows to 0/0 (an all-negative token has 1e-6 everywhere) or overflows.
+    powered = (t / t.amax(dim=-1, keepdim=True)).pow(focusing_factor)
     focused: Tensor = powered * (t.norm(dim=-1, keepdim=True) / powered.norm(dim=-1, keepdim=True))
     return focused
 
@@ -134,18 +136,35 @@ class FocusedLinearAttention(nn.Module):
         q, k, v, key_hw = self.project(tokens, (height, width))  # (B, N, C), 2 x (B, n, C)
         if self.positional_encoding is not None:
             k = k + self.positional_encoding_at(key_hw)
-        q, k = self.phi(q), self.phi(k)
 
-        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, h, ., d)
-        n = k.shape[2]
-        z = 1 / (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) + EPSILON)  # (B, h, N, 1)
-        kv = (k.transpose(2, 3) * n**-0.5) @ (v.to(k.dtype) * n**-0.5)  # (B, h, d, d)
-        o = (q @ kv * z).transpose(2, 3)  # (B, h, d, N)
+        v = self.split_heads(v)  # (B, h, n, d)
+        # Half precision, of the weights or by autocast, has neither 1e-6 cubed nor its inverse.
+        with torch.autocast(x.device.type, enabled=False):
+            o = self.attend(self.phi(q), self.phi(k), v)  # (B, h, N, d)
 
         v_map = self.values_as_map(v, (height, width))  # (B·h, d, H, W)
-        o = o.reshape(batch, channels, height, width) + self.dwc(v_map).reshape(x.shape)
-        y: Tensor = self.proj_drop(self.proj(o.flatten(2).transpose(1, 2).to(x.dtype)))
+        o = o.transpose(2, 3).reshape(batch, channels, height, width).to(x.dtype)
+        o = o + self.dwc(v_map).reshape(x.shape)
+        y: Tensor = self.proj_drop(self.proj(o.flatten(2).transpose(1, 2)))
         return y.transpose(1, 2).reshape(x.shape)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention of every head, equation 4.
+
+        Args:
+            q: focused, (B, N, C).
+            k: focused, (B, n, C).
+            v: (B, h, n, d).
+
+        Returns:
+            (B, h, N, d), the type of `q`.
+        """
+        q, k, v = self.split_heads(q), self.split_heads(k), v.to(k.dtype)
+        n = k.shape[2]
+        z = 1 / (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) + EPSILON)  # (B, h, N, 1)
+        kv = (k.transpose(2, 3) * n**-0.5) @ (v * n**-0.5)  # (B, h, d, d)
+        o: Tensor = q @ kv * z
+        return o
 
     def project(
         self, tokens: Tensor, map_hw: tuple[int, int]
@@ -164,10 +183,7 @@ class FocusedLinearAttention(nn.Module):
         return self.q(tokens), k, v, map_hw
 
     def phi(self, t: Tensor) -> Tensor:
-        """The focused feature map φ of (B, N, C) queries or keys.
-
-        Half precision has no 1e-18, the cube of the epsilon, so it is left for float32.
-        """
+        """The focused feature map φ of (B, N, C) queries or keys, at least in float32."""
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return focus((F.relu(t) + EPSILON) / F.softplus(self.scale), self.focusing_factor)
 

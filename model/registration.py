@@ -53,8 +53,10 @@ def register() -> None:
         table = deepcopy(d)
         ours: dict[int, tuple[str, list[Any]]] = {}
         for index, row in enumerate(table["backbone"] + table["head"]):
-            name, args = row[2], row[3]
+            repeats, name, args = row[1:4]
             if name in STAND_INS:
+                if name == "FLABlock" and repeats != 1:
+                    raise ValueError(f"FLABlock is not repeated: its row says {repeats} times")
                 ours[index] = name, args
                 row[2], row[3] = STAND_INS[name][0](args)
         layers, save = parse_model(table, ch, verbose)

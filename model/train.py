@@ -9,7 +9,7 @@ import yaml
 from torch.utils._pytree import tree_map
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from model.registration import architecture, register
@@ -24,10 +24,17 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
     convolutions are twice as fast in bfloat16 too.
     """
 
-    def __init__(self, overrides: Stage) -> None:
+    def __init__(
+        self, cfg: Any = DEFAULT_CFG, overrides: Stage | None = None, _callbacks: Any = None
+    ) -> None:
+        # The signature is ultralytics' own: it builds the trainer anew in each process of a
+        # run on several GPUs.
+        overrides = dict(overrides or {})
         on_cpu = str(overrides.get("device", "")) == "cpu" or not torch.cuda.is_available()
         self.bfloat16_on_cpu = on_cpu and overrides.get("amp") == "bf16"
-        super().__init__(overrides=overrides | ({"amp": False} if on_cpu else {}))
+        if on_cpu:
+            overrides["amp"] = False
+        super().__init__(cfg, overrides, _callbacks)
         self.add_callback("on_train_start", FLATrainer.mix_precisions)
 
     def get_model(
@@ -86,14 +93,20 @@ def train(
         The best checkpoint of the last stage, optimizer stripped, weights in float16.
 
     Raises:
-        FileNotFoundError: when the data set or the checkpoint does not exist.
-        ValueError: when there is no such architecture.
+        FileNotFoundError: when the data set, its pictures or the checkpoint do not exist.
+        ValueError: when there is no such architecture, no stage, or an argument in a stage that
+            ultralytics does not know.
     """
     register()
-    architecture(arch)  # an unknown name fails before anything is written
+    architecture(arch)  # what is wrong with the request fails before anything is written
+    check_stages(stages)
+    if pretrained is not None and not pretrained.is_file():
+        raise FileNotFoundError(f"{pretrained}: there is no such file")
+    # ultralytics puts relative folders below one of its own.
+    output = output.resolve()
+    weights = pretrained.resolve() if pretrained else None
     output.mkdir(parents=True, exist_ok=True)
     data = with_absolute_paths(data, output / "data.yaml")
-    weights = pretrained
     for number, stage in enumerate(stages, 1):
         run = output / f"stage_{number}"
         best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
@@ -112,17 +125,26 @@ def train(
         if resume and last.exists():
             overrides |= {"model": str(last), "resume": str(last)}
         LOGGER.info(f"stage {number} of {len(stages)}: {run}")
-        FLATrainer(overrides).train()
+        FLATrainer(overrides=overrides).train()
         weights = best
-    if weights is None:
-        raise ValueError("no stages to train")
+    assert weights is not None
     return weights
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raises ValueError unless there are stages, of arguments that ultralytics knows."""
+    if not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("a recipe is a list `stages` of ultralytics' training arguments")
+    for number, stage in enumerate(stages, 1):
+        if unknown := sorted(stage.keys() - DEFAULT_CFG_DICT.keys()):
+            raise ValueError(f"stage {number}: ultralytics has no argument {', '.join(unknown)}")
 
 
 def is_finished(last: Path) -> bool:
     """Whether a stage is complete: ultralytics marks its last checkpoint with epoch -1."""
     if not last.exists():
         return False
+    # Our own file of a moment ago, and ultralytics loads it in full anyway to resume.
     return bool(torch.load(last, map_location="cpu", weights_only=False)["epoch"] == -1)
 
 
@@ -132,6 +154,14 @@ def with_absolute_paths(data: Path, copy: Path) -> Path:
     ultralytics takes a relative `path` from the working folder, where it only works by luck.
     """
     table = yaml.safe_load(data.read_text())
-    table["path"] = str((data.parent / table.get("path", ".")).resolve())
+    if not isinstance(table, dict) or not {"train", "val", "names"} <= table.keys():
+        raise ValueError(f"{data}: a data set's description has train, val and names")
+    root = (data.parent / table.get("path", ".")).resolve()
+    for split in ("train", "val"):
+        entries = table[split] if isinstance(table[split], list) else [table[split]]
+        for entry in entries:
+            if not (root / entry).exists():
+                raise FileNotFoundError(f"{data}: {split} names {root / entry}, which is not there")
+    table["path"] = str(root)
     copy.write_text(yaml.safe_dump(table, sort_keys=False))
     return copy

@@ -74,6 +74,20 @@ def test_a_static_artifact_has_one_shape(checkpoint: Path, tmp_path: Path) -> No
     assert shape[0].dim_param == "batch"
 
 
+def test_a_failed_verification_leaves_what_was_there(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(checkpoint, weights_only=False)
+    content["model"].model[4].cv1.conv.weight.data[0, 0] = float("nan")
+    broken, existing = tmp_path / "broken.pt", tmp_path / "existing.onnx"
+    torch.save(content, broken)
+    existing.write_bytes(b"precious")
+    assert main([str(broken), "-o", str(existing), "--imgsz", "64", "--force"]) == 2
+    assert "differ by inf" in capsys.readouterr().err
+    assert existing.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.pt", "existing.onnx"]
+
+
 def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,10 +95,16 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
     existing.write_bytes(b"precious")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    readonly = Path("/proc/self/model.onnx")  # not even root makes files there
     cases = {
         "--force": [str(checkpoint), "-o", str(existing)],
         "--imgsz 100": [str(checkpoint), "-o", str(existing), "--force", "--imgsz", "100"],
-        "no such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
+        "No such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
+        str(readonly.parent): [str(checkpoint), "-o", str(readonly), "--imgsz", "64"],
+        "a folder of pictures is expected": [
+            *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(tmp_path / "file"))
+        ],
         "no picture": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(empty)],
     }
     for words, arguments in cases.items():
@@ -93,4 +113,4 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         assert words in error
         assert error.count("\n") == 1
     assert existing.read_bytes() == b"precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx", "file"]

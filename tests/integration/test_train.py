@@ -52,7 +52,7 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     recipe.write_text(yaml.safe_dump({"stages": [stage, stage | {"imgsz": 96}]}))
     command = (
         *("model", "train", "--arch", "yolov8n-fla", "--data", str(data)),
-        *("--recipe", str(recipe), "--output", str(tmp_path / "run")),
+        *("--recipe", str(recipe), "--output", "run"),  # relative, as in the README
     )
     trained = run(*command, cwd=tmp_path, repo=repo_dir)
     assert trained.returncode == 0, trained.stderr
@@ -80,6 +80,11 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
         (["train", "--arch", "yolov8n-flat", "--data", "{data}"], "'yolov8n-flat'; there are"),
         (["train", "--data", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--data", "{data}", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--data", "{data}", "--recipe", "{data}"], "a recipe is a list `stages`"),
+        (["train", "--data", "{data}", "--recipe", "{unknown}"], "no argument learning_rate"),
+        (["train", "--data", "{data}", "--pretrained", "no.pt"], "no.pt: there is no such file"),
+        (["train", "--data", "{empty}"], "train names"),
+        (["train", "--data", "{unknown}"], "has train, val and names"),
         (["info", "--imgsz", "100"], "--imgsz 100 is not a multiple"),
     ],
 )
@@ -92,7 +97,11 @@ def test_what_the_user_can_mend_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([argument.format(data=data) for argument in arguments]) == 2
+    unknown, empty = tmp_path / "unknown.yaml", tmp_path / "empty.yaml"
+    unknown.write_text("stages: [{learning_rate: 0.1}]\n")
+    empty.write_text("train: images\nval: images\nnames: [a]\n")
+    files = {"data": data, "unknown": unknown, "empty": empty}
+    assert main([argument.format(**files) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

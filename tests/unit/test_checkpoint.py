@@ -1,13 +1,20 @@
 import os
 import pickle
+import random
+import zipfile
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
 from export.checkpoint import load_checkpoint
 from export.errors import CheckpointRefused, ModelUnsupported
+from model.registration import architecture, register
 
 
 class Hostile:
@@ -31,6 +38,82 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name_and_not_run(tmp_path: P
     with path.open("rb"):
         torch.load(path, weights_only=False)  # the file does what the test says it would
     assert trace.exists()
+
+
+def test_an_allowed_class_cannot_be_called_with_arguments(tmp_path: Path) -> None:
+    """ultralytics' model evaluates the activation in its layer table as code."""
+    trace = tmp_path / "trace"
+    table = {
+        "activation": f"__import__('pathlib').Path({str(trace)!r}).touch() or torch.nn.ReLU()",
+        "nc": 1,
+        "backbone": [[-1, 1, "Conv", [16, 3, 2]]],
+        "head": [],
+    }
+    path = tmp_path / "hostile.pt"
+    torch.save({"model": Hostile(DetectionModel, table, 3, 1, False)}, path)
+    with pytest.raises(CheckpointRefused, match=r"it calls ultralytics\.nn\.tasks\.DetectionModel"):
+        load_checkpoint(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # the file does what the test says it would
+    assert trace.exists()
+
+
+@pytest.fixture(scope="module")
+def network() -> DetectionModel:
+    register()
+    network = DetectionModel(architecture("yolov8n-fla"), nc=3, verbose=False)
+    network.names = {0: "a", 1: "b", 2: "c"}
+    return network
+
+
+@pytest.mark.parametrize("where", ["attribute", "hook"])
+def test_a_layer_that_carries_code_is_refused(
+    tmp_path: Path, network: DetectionModel, where: str
+) -> None:
+    changed = deepcopy(network)
+    if where == "attribute":
+        changed.model[3].forward = nn.Conv2d
+    else:
+        changed.model[3]._forward_hooks[0] = nn.Conv2d
+    path = tmp_path / "hooked.pt"
+    torch.save({"model": changed}, path)
+    with pytest.raises(CheckpointRefused, match=r"layer 'model\.3' carries code"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("names", [{0: "a"}, {0: "a", 1: "b", 5: "c"}, ["a", "b", "c"], None])
+def test_classes_without_a_name_each_are_refused(
+    tmp_path: Path, network: DetectionModel, names: Any
+) -> None:
+    changed = deepcopy(network)
+    changed.names = names
+    path = tmp_path / "unnamed.pt"
+    torch.save({"model": changed}, path)
+    with pytest.raises(ModelUnsupported, match="head has 3 classes, its names are"):
+        load_checkpoint(path)
+
+
+def test_any_damage_is_told_as_an_error_of_ours(tmp_path: Path, network: DetectionModel) -> None:
+    """Single bytes of the pickle changed: refused, or still a model, and never another error."""
+    whole = tmp_path / "whole.pt"
+    torch.save({"model": network}, whole)
+    with zipfile.ZipFile(whole) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (program,) = (name for name in members if name.endswith("data.pkl"))
+    path = tmp_path / "damaged.pt"
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(25):
+        damaged = bytearray(members[program])
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, bytes(damaged) if name == program else data)
+        with suppress(CheckpointRefused, ModelUnsupported):
+            load_checkpoint(path)
+            continue
+        refused += 1
+    assert refused > 0
 
 
 def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
@@ -65,7 +148,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, repo_dir: Path) -> No
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointRefused, match=r"nothing\.pt: there is no such file"):
+    with pytest.raises(CheckpointRefused, match=r"nothing\.pt: No such file"):
         load_checkpoint(tmp_path / "nothing.pt")
 
 

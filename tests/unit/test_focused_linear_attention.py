@@ -135,6 +135,28 @@ def test_half_precision_gives_numbers_even_for_negative_tokens(dtype: torch.dtyp
     assert bool(y.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_gives_numbers_forwards_and_backwards(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    attention = FocusedLinearAttention(32, None, num_heads=8)
+    x = torch.randn(1, 32, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        y = attention(x)
+    y.float().sum().backward()
+    assert bool(y.isfinite().all())
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("focusing_factor", [1, 2.5, 4, 8])
+def test_all_negative_tokens_give_numbers_at_any_focusing_factor(focusing_factor: float) -> None:
+    attention = FocusedLinearAttention(16, num_heads=4, qkv_bias=True)
+    attention.focusing_factor = focusing_factor
+    torch.nn.init.constant_(attention.q.bias, -100)
+    torch.nn.init.constant_(attention.kv.bias[:16], -100)
+    assert bool(attention(torch.randn(1, 16, 6, 6)).isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,9 +25,9 @@ def test_every_architecture_is_built_at_every_scale(kind: str, scale: str) -> No
 
 
 def test_ultralytics_own_class_builds_the_architecture_from_the_file(repo_dir: Path) -> None:
-    network = YOLO(str(repo_dir / "model" / "yolov8n-fla.yaml")).model
+    network = YOLO(str(repo_dir / "model" / "yolov8s-fla.yaml")).model
     assert isinstance(network.model[10], FLABlock)
-    assert network.model[10].attention.dim == 256
+    assert network.model[10].attention.dim == 512  # scale n, the first in the file, has 256
     assert network.model[10].f == -1
     assert network.model[10].np == sum(p.numel() for p in network.model[10].parameters())
 
@@ -62,6 +62,13 @@ def test_an_unknown_architecture_is_named_with_the_known_ones(name: str) -> None
     with pytest.raises(ValueError, match=r"yolov8n-c2f-fla, yolov8n-fla") as caught:
         architecture(name)
     assert name in str(caught.value)
+
+
+def test_a_repeated_block_is_refused() -> None:
+    table = architecture("yolov8n-fla")
+    table["backbone"][10][1] = 3
+    with pytest.raises(ValueError, match="its row says 3 times"):
+        DetectionModel(table, verbose=False)
 
 
 def test_a_block_that_would_change_its_channels_is_refused() -> None:

@@ -10,21 +10,28 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from export.buckets import buckets
 from export.checkpoint import Checkpoint, load_checkpoint
 from export.errors import VerificationFailed
-from export.pictures import Image, cropped_to, pictures
+from export.pictures import MIN_SIDE, Image, cropped_to, pictures
 from export.stamp import stamp
 from export.verify import (
+    RELATIVE_SCORE_LIMIT,
+    TENSOR_BOX_LIMIT_PX,
+    TENSOR_SCORE_LIMIT,
     Case,
     candidate_difference,
     compare_detections,
+    compare_tensors,
     make_cases,
     threshold,
     verify,
+    within_rounding,
 )
 from model.registration import register
 from server.artifact import Artifact, graph_sha256, load_artifact
 from server.detector import Detector
+from server.letterbox import choose_bucket
 from server.postprocess import DetectParameters
 from server.session import Session
 
@@ -69,7 +76,7 @@ def test_an_artifact_with_a_changed_weight_fails(
     del graph.metadata_props[:]
     digest = graph_sha256(graph.SerializeToString(deterministic=True))
     metadata = artifact.metadata.model_copy(update={"graph_sha256": digest})
-    stamp(graph, metadata, tmp_path / "changed.onnx")
+    stamp(graph, metadata, tmp_path / "changed.onnx", force=False)
     with pytest.raises(VerificationFailed, match=r"batch 1 at \d+x\d+: candidate .* the limit is"):
         verify(load_artifact(tmp_path / "changed.onnx"), checkpoint.model, images, "samples")
 
@@ -91,7 +98,7 @@ def test_the_reference_agrees_with_itself_in_any_order_of_equal_scores(case: Cas
     assert difference.scores < 1e-6
 
 
-@pytest.mark.parametrize("damage", ["box", "score", "class", "left out", "nan"])
+@pytest.mark.parametrize("damage", ["box", "score", "class", "left out", "repeated", "nan"])
 def test_damaged_candidates_are_found(case: Case, damage: str) -> None:
     rows = rows_of(case)
     if damage == "box":
@@ -102,10 +109,16 @@ def test_damaged_candidates_are_found(case: Case, damage: str) -> None:
         rows[0, 5] = (rows[0, 5] + 1) % 3
     elif damage == "left out":
         rows[2:-1] = rows[3:]
+    elif damage == "repeated":
+        rows[len(rows) // 2 :] = rows[len(rows) // 2]
     else:
         rows[5, 1] = np.nan
     difference = candidate_difference(rows, case.predictions)
-    assert difference.boxes_px > 0.1 or difference.scores > 5e-4
+    assert (
+        difference.boxes_px > TENSOR_BOX_LIMIT_PX
+        or difference.scores > TENSOR_SCORE_LIMIT
+        or difference.relative_scores > RELATIVE_SCORE_LIMIT
+    )
 
 
 def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -> None:
@@ -119,9 +132,46 @@ def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -
     )
     with pytest.raises(VerificationFailed, match="detections where the checkpoint has"):
         compare_detections(case, replace(ours, detections=fewer), parameters)
+    backwards = replace(
+        found,
+        boxes=found.boxes[::-1],
+        scores=found.scores[::-1],
+        class_ids=found.class_ids[::-1],
+    )
+    with pytest.raises(VerificationFailed, match="inf px"):
+        compare_detections(case, replace(ours, detections=backwards), parameters)
     moved = replace(found, boxes=found.boxes + np.float32(0.7))
     with pytest.raises(VerificationFailed, match=r"limit 0\.5"):
         compare_detections(case, replace(ours, detections=moved), parameters)
+
+
+def test_too_few_candidates_are_found(artifact: Artifact, case: Case, detector: Detector) -> None:
+    expecting_more = artifact.metadata.model_copy(update={"max_candidates": 2000})
+    session = Session.open(artifact, device="cpu")
+    compare_tensors(artifact, session, [case])
+    with pytest.raises(VerificationFailed, match=r"\(1, 1000, 6\), with 2000 rows expected"):
+        compare_tensors(replace(artifact, metadata=expecting_more), session, [case])
+    session.close()
+
+
+@pytest.mark.parametrize("conf", [1e-6, 0.25])
+def test_thresholds_moved_by_rounding_are_still_thresholds(conf: float) -> None:
+    nearby = list(within_rounding(DetectParameters(conf=conf)))
+    assert nearby[0] == DetectParameters(conf=conf)
+    assert len(set(nearby)) == 9
+
+
+@pytest.mark.parametrize("imgsz", [96, 480, 640, 928, 1280])
+def test_crops_of_any_picture_go_to_the_bucket_that_they_are_made_for(
+    artifact: Artifact, imgsz: int
+) -> None:
+    shapes = buckets(imgsz, 32)
+    metadata = artifact.metadata.model_copy(update={"input_hw": (imgsz, imgsz), "buckets": shapes})
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(MIN_SIDE, 1500, (60, 2)):
+        picture = np.zeros((height, width, 3), np.uint8)
+        for shape in shapes:
+            assert choose_bucket(cropped_to(picture, shape).shape[:2], metadata.buckets) == shape
 
 
 def test_cropping_takes_the_largest_centred_part() -> None:
