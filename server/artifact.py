@@ -129,9 +129,13 @@ def load_artifact(path: Path) -> Artifact:
     """Reads, checks and names a model file.
 
     Raises:
-        ArtifactInvalid: as `read_metadata` does.
+        ArtifactInvalid: as `read_metadata` does, or its certificate says that it was not found
+            equal to its source.
     """
-    return Artifact(path, read_metadata(path), file_version(path))
+    metadata = read_metadata(path)
+    if not metadata.certificate.detections_equal:
+        raise ArtifactInvalid(f"{path}: it was never found equal to its checkpoint: a draft")
+    return Artifact(path, metadata, file_version(path))
 
 
 def file_version(path: Path) -> str:
@@ -165,8 +169,8 @@ def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
         raise ArtifactInvalid(f"{path}: not a complete ONNX file: {error}") from None
     if METADATA_KEY not in values:
         raise ArtifactInvalid(
-            f"{path}: an ONNX file without {METADATA_KEY!r} metadata; make an artifact of it "
-            f"with `python -m export {path.name} -o OUT.onnx`"
+            f"{path}: an ONNX file without {METADATA_KEY!r} metadata; artifacts are made "
+            "from checkpoints: `python -m export MODEL.pt -o OUT.onnx`"
         )
     try:
         metadata = Metadata.model_validate_json(values[METADATA_KEY])

@@ -138,3 +138,11 @@ def test_anchor_points_are_counted_on_every_level(path: Path) -> None:
     metadata = read_metadata(path).model_copy(update={"strides": (8, 16, 32)})
     assert metadata.anchors((640, 640)) == 8400
     assert metadata.anchors((384, 640)) == 5040
+
+
+def test_a_draft_whose_certificate_proves_nothing_is_refused(tmp_path: Path) -> None:
+    certificate = read_metadata(tiny_artifact(tmp_path / "whole.onnx")).certificate
+    unproven = certificate.model_copy(update={"detections_equal": False})
+    path = tiny_artifact(tmp_path / "draft.onnx", certificate=unproven)
+    with pytest.raises(ArtifactInvalid, match="never found equal"):
+        load_artifact(path)
