@@ -1,15 +1,12 @@
 """The HTTP face of the detector. `detect` is the request path, top to bottom."""
 
-import hashlib
-import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
@@ -35,6 +32,7 @@ from server.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
+from server.keys import key_check, key_schemes
 from server.logs import get_logger
 from server.metrics import CONTENT_TYPE
 from server.middleware import RequestRecord, RequestScope, record_of
@@ -249,36 +247,6 @@ def first_found(outcomes: list[Found | BadInput]) -> Found:
             return outcome
     assert isinstance(outcomes[0], BadInput)
     raise outcomes[0]
-
-
-def key_schemes() -> list[HTTPBearer | APIKeyHeader]:
-    """Where a key may stand, for OpenAPI; `key_check` is what decides."""
-    return [HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)]
-
-
-def key_check(settings: Settings) -> Callable[[Request], Awaitable[None]]:
-    """Makes the dependency that lets a request through when it brings one of the keys."""
-    # Digests have one length, so a comparison tells nothing about the key's.
-    digests = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
-
-    async def check(request: Request) -> None:
-        if not digests:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        sent = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        given = _digest(sent.encode("latin-1"))  # as Starlette decodes headers, whatever they are
-        # All are compared, also after a match: the time must not say which one it was.
-        matches = [hmac.compare_digest(given, digest) for digest in digests]
-        if not any(matches):
-            raise Unauthorized(
-                "this server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY"
-            )
-
-    return check
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
 
 
 def status_of(error: ServerError) -> int:

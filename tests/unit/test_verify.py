@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from export.buckets import buckets
 from export.checkpoint import Checkpoint, load_checkpoint
+from export.compare import candidate_difference
 from export.errors import VerificationFailed
 from export.pictures import MIN_SIDE, Image, cropped_to, pictures
 from export.stamp import stamp
@@ -20,7 +21,6 @@ from export.verify import (
     TENSOR_BOX_LIMIT_PX,
     TENSOR_SCORE_LIMIT,
     Case,
-    candidate_difference,
     compare_detections,
     compare_tensors,
     make_cases,

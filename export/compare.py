@@ -1,0 +1,84 @@
+"""How far two sets of candidates, or of detections, are apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from ultralytics.utils.ops import xywh2xyxy
+
+from server.detector import ImageDetections
+
+OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest differences: boxes in pixels, scores absolute and relative."""
+
+    boxes_px: float = 0
+    scores: float = 0
+    relative_scores: float = 0
+
+    def __or__(self, other: "Difference") -> "Difference":
+        return Difference(
+            max(self.boxes_px, other.boxes_px),
+            max(self.scores, other.scores),
+            max(self.relative_scores, other.relative_scores),
+        )
+
+
+DIFFERENT = Difference(float("inf"), float("inf"), float("inf"))
+
+
+def candidate_difference(
+    candidates: NDArray[np.float32], predictions: NDArray[np.float32]
+) -> Difference:
+    """How far the K best candidates are from all predictions' K best.
+
+    Each candidate is held against the anchor point of its rank. Ranks of nearly equal scores are
+    arbitrary: where the boxes are apart, it is held against the nearest anchor point instead.
+    No two candidates may share one: then a candidate is repeated, and another left out.
+
+    Args:
+        candidates: (K, 6), xyxy, score, class id.
+        predictions: (4 + classes, A), xywh, scores.
+    """
+    if not np.isfinite(candidates).all():
+        return DIFFERENT
+    boxes = xywh2xyxy(predictions[:4].T)  # (A, 4)
+    scores = predictions[4:]  # (classes, A)
+    order = np.argsort(-scores.max(0), kind="stable")[: len(candidates)]
+    anchor = order.copy()
+    distance = np.abs(boxes[order] - candidates[:, :4]).max(1)  # (K,)
+    for row in np.flatnonzero(distance > OTHER_ANCHOR_PX):
+        distances = np.abs(boxes - candidates[row, :4]).max(1)
+        anchor[row], distance[row] = distances.argmin(), distances.min()
+    if len(np.unique(anchor)) < len(anchor):
+        return DIFFERENT
+    by_rank = np.abs(scores.max(0)[order] - candidates[:, 4])
+    by_anchor = np.abs(scores[candidates[:, 5].astype(int), anchor] - candidates[:, 4])
+    difference = np.maximum(by_rank, by_anchor)
+    relative = difference / np.maximum(candidates[:, 4], np.finfo(np.float32).tiny)
+    return Difference(float(distance.max()), float(difference.max()), float(relative.max()))
+
+
+def detection_difference(ours: ImageDetections, rows: NDArray[np.float32]) -> Difference:
+    """Pairs each reference detection with the nearest of its class; infinite when none is left.
+
+    Ours must be in the order of their scores; with scores equal to within the limit, that is the
+    reference's order, but for scores that are as good as equal.
+    """
+    left = list(range(len(ours.detections.scores)))
+    if len(left) != len(rows) or (np.diff(ours.detections.scores) > 0).any():
+        return DIFFERENT
+    worst = Difference()
+    for row in rows:
+        same_class = [i for i in left if ours.detections.class_ids[i] == row[5]]
+        if not same_class:
+            return DIFFERENT
+        distances = np.abs(ours.detections.boxes[same_class] - row[:4]).max(1)
+        nearest = same_class[int(distances.argmin())]
+        left.remove(nearest)
+        score_difference = abs(float(ours.detections.scores[nearest]) - float(row[4]))
+        worst |= Difference(float(distances.min()), score_difference)
+    return worst
