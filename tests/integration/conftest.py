@@ -1,6 +1,8 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.artifacts import tiny_artifact
 
@@ -8,6 +10,17 @@ from tests.artifacts import tiny_artifact
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def plain_tracebacks() -> Iterator[None]:
+    """As the server logs them; structlog's own default keeps local variables, images among them."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=False, exception_formatter=structlog.dev.plain_traceback
+    )
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
