@@ -13,6 +13,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from model.registration import architecture, register
+from model.strip import strip
 
 Stage = dict[str, Any]  # ultralytics' training arguments: epochs, imgsz, lr0, mosaic, ...
 
@@ -90,7 +91,7 @@ def train(
         resume: go on where an interrupted run in `output` stopped.
 
     Returns:
-        The best checkpoint of the last stage, optimizer stripped, weights in float16.
+        `output/best.pt`: the best of the last stage, stripped, weights in float16.
 
     Raises:
         FileNotFoundError: when the data set, its pictures or the checkpoint do not exist.
@@ -128,7 +129,8 @@ def train(
         FLATrainer(overrides=overrides).train()
         weights = best
     assert weights is not None
-    return weights
+    strip(weights, output / "best.pt")
+    return output / "best.pt"
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

@@ -1,0 +1,37 @@
+"""Leaves of a checkpoint what is needed to use it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = ("date", "version", "license", "docs", "epoch", "train_args", "train_metrics")
+
+
+def strip(checkpoint: Path, output: Path) -> None:
+    """Copies a finished checkpoint without the trainer's state and without paths.
+
+    What is left tells how the model was trained and not on whose machine.
+
+    Args:
+        checkpoint: as ultralytics leaves it at the end of a run.
+        output: replaced when it exists.
+    """
+    # A file that our own run wrote a moment ago.
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    model = content["model"]
+    model.args = without_paths(dict(model.args))
+    model.__dict__.update(without_paths(model.__dict__))  # where its layers were taken from
+    kept = {key: content[key] for key in KEPT if key in content}
+    kept["train_args"] = without_paths(kept.get("train_args", {}))
+    temporary = output.with_suffix(".tmp")
+    torch.save({"model": model, **kept}, temporary)
+    temporary.replace(output)
+
+
+def without_paths(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Training arguments with only the last part of every absolute path."""
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in arguments.items()
+    }
