@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-EXIF_ORIENTATION = 0x0112
 
 
 class AccuracyError(Exception):
@@ -81,14 +80,16 @@ def list_images(source: Path) -> Iterator[Path]:
 
 
 def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
-    """Reads the size from an image's header and its labels from the parallel `labels` folder."""
+    """Takes the upright size of an image, and its labels from the parallel `labels` folder."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # turned by a quarter
-                width, height = height, width
-    except (OSError, UnidentifiedImageError) as error:
-        raise AccuracyError(f"cannot read {path}: {error}") from error
+        encoded = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise AccuracyError(f"cannot read {path}: {error.strerror}") from error
+    # Decoded rather than asked for its header: this turns it upright, as the labels have it.
+    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if image is None:
+        raise AccuracyError(f"cannot read {path}: not a picture")
+    height, width = image.shape[:2]
     return LabelledImage(path, width, height, read_labels(label_path(path), width, height, names))
 
 
