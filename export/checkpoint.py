@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,6 @@ ALLOWED = (
     *(nn.SiLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential),
     *(DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL, IterableSimpleNamespace),
     *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
-)
-HOOKS = (
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-    *("_state_dict_hooks", "_state_dict_pre_hooks"),
-    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 
 
@@ -63,29 +59,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointRefused(f"{path}: {error.strerror}") from None
-    model = detection_model(path, unpickle(path, content))
-    names = model.__dict__.get("names")
-    if not isinstance(names, dict) or sorted(names) != list(range(model.model[-1].nc)):
+    shells = {shell(kind): kind for kind in ALLOWED}
+    model = detection_model(path, unpickle(path, content, shells), shells)
+    names, classes = model.__dict__.get("names"), range(model.model[-1].nc)
+    if not isinstance(names, dict) or set(names) != set(classes):
         raise ModelUnsupported(
-            f"{path}: its head has {model.model[-1].nc} classes, its names are {names}"
+            f"{path}: its head has {len(classes)} classes, its names are {names}"
         )
     return Checkpoint(
         model=model.float().eval(),
         architecture=architecture_name(model.__dict__.get("yaml")),
-        class_names=tuple(str(names[class_id]) for class_id in sorted(names)),
+        class_names=tuple(str(names[class_id]) for class_id in classes),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
-def unpickle(path: Path, content: bytes) -> Any:
-    """What the file holds; the allowed classes in it are instances of their shells.
+def unpickle(path: Path, content: bytes, shells: Mapping[type, type]) -> Any:
+    """What the file holds, its objects being instances of the shells.
+
+    Args:
+        path: for messages.
+        content: the file.
+        shells: the class that each stands for; a pickle may name these and no others.
 
     Raises:
         CheckpointRefused: as `load_checkpoint` says.
     """
-    shells: list[Any] = [(shell(kind), f"{kind.__module__}.{kind.__name__}") for kind in ALLOWED]
+    named: list[Any] = [
+        (stand_in, f"{kind.__module__}.{kind.__name__}") for stand_in, kind in shells.items()
+    ]
     try:
-        with torch.serialization.safe_globals(shells), warnings.catch_warnings():
+        with torch.serialization.safe_globals(named), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles; those fail just below
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that nobody vouches for raise anything
@@ -96,18 +100,32 @@ def shell(kind: type) -> type:
     """A stand-in for an allowed class that a pickle can fill but not construct.
 
     A pickled module is made without its constructor and then filled. A pickle could also call
-    the constructor with arguments of its own, and ultralytics' evaluates some of them as code.
+    the constructor with arguments of its own, and ultralytics' evaluates some of them as code;
+    or plant a method on an instance for the library to call.
     """
 
     def refuse(self: object, *args: object, **kwargs: object) -> None:
         if args or kwargs:
             raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}")
 
-    return type(kind.__name__, (kind,), {"__init__": refuse, "stands_for": kind})
+    def fill(self: object, state: object) -> None:
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}.__setstate__")
+        for key, value in state.items():
+            if key.startswith("__") or (callable(value) and callable(getattr(kind, key, None))):
+                raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}.{key}")
+        self.__dict__.update(state)
+
+    return type(kind.__name__, (kind,), {"__init__": refuse, "__setstate__": fill})
 
 
-def detection_model(path: Path, content: Any) -> DetectionModel:
+def detection_model(path: Path, content: Any, real: Mapping[type, type]) -> DetectionModel:
     """The model of an unpickled checkpoint, with its real classes in place of the shells.
+
+    Args:
+        path: for messages.
+        content: what `unpickle` returned.
+        real: the class that each shell stands for.
 
     Raises:
         CheckpointRefused: a layer carries code, or something that is no layer.
@@ -123,21 +141,32 @@ def detection_model(path: Path, content: Any) -> DetectionModel:
             f"{type(held).__name__}"
         )
     try:
-        modules = dict(found.named_modules())
+        modules = dict(nn.Module.named_modules(found))
         for name, module in modules.items():
-            if any(module.__dict__.get(hook) for hook in HOOKS) or any(
-                callable(value) and not isinstance(value, nn.Module)
-                for value in module.__dict__.values()
-            ):
+            # Children are layers, and `named_modules` comes to them by itself.
+            attributes = {k: v for k, v in module.__dict__.items() if k != "_modules"}
+            if carries_code(attributes):
                 raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
         for module in modules.values():
-            module.__class__ = module.stands_for
+            module.__class__ = real[type(module)]
         head = found.model[-1]
+        if type(head) is not Detect:
+            raise ModelUnsupported(f"{path}: the last layer is {type(head).__name__}, not Detect")
+        complete = isinstance(head.nc, int) and isinstance(head.stride, torch.Tensor)
+        if not (complete and isinstance(found.stride, torch.Tensor)):
+            raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
     except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise CheckpointRefused(f"{path}: not a complete model: {error}") from None
-    if type(head) is not Detect:
-        raise ModelUnsupported(f"{path}: the last layer is {type(head).__name__}, not Detect")
     return found
+
+
+def carries_code(value: Any) -> bool:
+    """Whether there is something in a layer's attribute that can be called, a hook or a layer."""
+    if isinstance(value, dict):
+        return any(map(carries_code, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(carries_code, value))
+    return callable(value)
 
 
 def reason(error: Exception) -> str:
@@ -159,7 +188,10 @@ def architecture_name(table: Any) -> str:
     """The name of a layer table with the scale letter in it: yolov8-fla at scale n, yolov8n-fla."""
     if not isinstance(table, dict):
         return "unknown"
-    stem = Path(str(table.get("yaml_file", "unknown"))).stem
+    stem = re.sub(r"[^\w.-]", "_", Path(str(table.get("yaml_file", "unknown"))).stem)
     if re.match(r"yolov8[nsmlx]", stem):
         return stem
-    return re.sub(r"^yolov8", f"yolov8{table.get('scale', '')}", stem)
+    scale = table.get("scale")
+    return (
+        re.sub(r"^yolov8", f"yolov8{scale}", stem) if scale in ("n", "s", "m", "l", "x") else stem
+    )

@@ -9,11 +9,18 @@ from ultralytics.utils.ops import xywh2xyxy
 from server.detector import ImageDetections
 
 OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points
+SCORE_FLOOR = 1e-6  # ONNX Runtime's sigmoid is 0 where torch's is still 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest differences: boxes in pixels, scores absolute and relative."""
+    """The largest differences.
+
+    Attributes:
+        boxes_px: of a box's side, pixels.
+        scores: absolute.
+        relative_scores: what a score differs by beyond `SCORE_FLOOR`, relative to the reference.
+    """
 
     boxes_px: float = 0
     scores: float = 0
@@ -43,7 +50,7 @@ def candidate_difference(
         candidates: (K, 6), xyxy, score, class id.
         predictions: (4 + classes, A), xywh, scores.
     """
-    if not np.isfinite(candidates).all():
+    if not (np.isfinite(candidates).all() and np.isfinite(predictions).all()):
         return DIFFERENT
     boxes = xywh2xyxy(predictions[:4].T)  # (A, 4)
     scores = predictions[4:]  # (classes, A)
@@ -55,10 +62,11 @@ def candidate_difference(
         anchor[row], distance[row] = distances.argmin(), distances.min()
     if len(np.unique(anchor)) < len(anchor):
         return DIFFERENT
-    by_rank = np.abs(scores.max(0)[order] - candidates[:, 4])
+    ranked = scores.max(0)[order]
+    by_rank = np.abs(ranked - candidates[:, 4])
     by_anchor = np.abs(scores[candidates[:, 5].astype(int), anchor] - candidates[:, 4])
     difference = np.maximum(by_rank, by_anchor)
-    relative = difference / np.maximum(candidates[:, 4], np.finfo(np.float32).tiny)
+    relative = np.maximum(difference - SCORE_FLOOR, 0) / np.maximum(ranked, SCORE_FLOOR)
     return Difference(float(distance.max()), float(difference.max()), float(relative.max()))
 
 

@@ -44,7 +44,7 @@ def pictures(folder: Path | None) -> tuple[list[Image], str]:
         raise ExportError(
             f"--data {folder}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
         )
-    return found, f"{len(found)} pictures of {folder.resolve().name}"
+    return found, f"{len(found)} pictures of {folder.name or folder.resolve().name}"
 
 
 def generated(rng: np.random.Generator) -> Image:

@@ -30,7 +30,9 @@ class Certificate(BaseModel):
         tensor_max_abs_diff_boxes_px, tensor_max_abs_diff_scores: largest difference of
             the raw outputs, boxes in input pixels.
         detections_compared: how many, after NMS, through the serving code.
-        detections_equal: same count, order and classes on every image.
+        detections_equal: same count and classes on every image, in the order of their scores;
+            where an overlap or a score lies within rounding of its threshold, either decision
+            counts as the same.
         detections_max_box_diff_px, detections_max_score_diff: largest difference of
             detections, boxes in original pixels.
         batch_sizes, buckets: what was run; buckets are (height, width).

@@ -20,6 +20,27 @@ from server.session import Session
 register()
 
 
+@pytest.mark.slow
+def test_the_default_checkpoint_is_exported_at_another_size(tmp_path: Path, repo_dir: Path) -> None:
+    """Small inputs have few objects, and a thousandth candidate that scores next to nothing."""
+    checkpoint = repo_dir / "weights" / "yolov8n-fla-bccd.pt"
+    assert main([str(checkpoint), "-o", str(tmp_path / "small.onnx"), "--imgsz", "320"]) == 0
+
+
+@pytest.mark.slow
+def test_a_network_with_nearly_equal_scores_is_exported(tmp_path: Path) -> None:
+    """As after one epoch of training: which of its boxes NMS keeps hangs on the last digit."""
+    torch.manual_seed(0)
+    network = DetectionModel(architecture("yolov8n-fla"), nc=3, verbose=False)
+    for layer in network.model[-1].cv3:
+        nn.init.normal_(layer[-1].weight, std=1e-2)
+    network.names = {0: "a", 1: "b", 2: "c"}
+    torch.save({"model": network}, tmp_path / "new.pt")
+    command = [str(tmp_path / "new.pt"), "-o", str(tmp_path / "new.onnx"), "--imgsz", "320"]
+    assert main(command) == 0
+    assert load_artifact(tmp_path / "new.onnx").metadata.certificate.detections_compared > 0
+
+
 @pytest.fixture(scope="module", params=["yolov8n-fla", "yolov8n-c2f-fla", "yolov8n"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network that detects things all the same."""

@@ -66,13 +66,15 @@ def network() -> DetectionModel:
     return network
 
 
-@pytest.mark.parametrize("where", ["attribute", "hook"])
+@pytest.mark.parametrize("where", ["attribute", "hook", "list"])
 def test_a_layer_that_carries_code_is_refused(
     tmp_path: Path, network: DetectionModel, where: str
 ) -> None:
     changed = deepcopy(network)
     if where == "attribute":
-        changed.model[3].forward = nn.Conv2d
+        changed.model[3].extra = nn.Conv2d
+    elif where == "list":
+        changed.model[3].extra = [nn.Identity()]
     else:
         changed.model[3]._forward_hooks[0] = nn.Conv2d
     path = tmp_path / "hooked.pt"
@@ -81,7 +83,45 @@ def test_a_layer_that_carries_code_is_refused(
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("names", [{0: "a"}, {0: "a", 1: "b", 5: "c"}, ["a", "b", "c"], None])
+@pytest.mark.parametrize("method", ["forward", "named_modules", "float", "__setstate__"])
+def test_a_layer_that_replaces_a_method_is_refused(
+    tmp_path: Path, network: DetectionModel, method: str
+) -> None:
+    changed = deepcopy(network)
+    changed.__dict__[method] = nn.Conv2d
+    path = tmp_path / "replaced.pt"
+    torch.save({"model": changed}, path)
+    with pytest.raises(CheckpointRefused, match=rf"it calls .*DetectionModel\.{method}"):
+        load_checkpoint(path)
+
+
+def test_a_layer_outside_the_children_is_refused(tmp_path: Path, network: DetectionModel) -> None:
+    changed = deepcopy(network)
+    changed.model[3].__dict__["extra"] = nn.Identity()
+    path = tmp_path / "hidden.pt"
+    torch.save({"model": changed}, path)
+    with pytest.raises(CheckpointRefused, match=r"layer 'model\.3' carries code"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("missing", ["nc", "stride", "a number of classes"])
+def test_a_head_without_its_attributes_is_refused(
+    tmp_path: Path, network: DetectionModel, missing: str
+) -> None:
+    changed = deepcopy(network)
+    if missing == "a number of classes":
+        changed.model[-1].nc = "3"
+    else:
+        del changed.model[-1].__dict__[missing]
+    path = tmp_path / "headless.pt"
+    torch.save({"model": changed}, path)
+    with pytest.raises(CheckpointRefused, match="not a complete model"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "names", [{0: "a", 1: "b", "x": "c"}, {0: "a"}, {0: "a", 1: "b", 5: "c"}, ["a", "b", "c"], None]
+)
 def test_classes_without_a_name_each_are_refused(
     tmp_path: Path, network: DetectionModel, names: Any
 ) -> None:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from export.buckets import buckets
 from export.checkpoint import Checkpoint, load_checkpoint
-from export.compare import candidate_difference
+from export.compare import DIFFERENT, candidate_difference
 from export.errors import VerificationFailed
 from export.pictures import MIN_SIDE, Image, cropped_to, pictures
 from export.stamp import stamp
@@ -96,6 +96,21 @@ def test_the_reference_agrees_with_itself_in_any_order_of_equal_scores(case: Cas
     difference = candidate_difference(rows, case.predictions)
     assert difference.boxes_px < 1e-3
     assert difference.scores < 1e-6
+
+
+def test_scores_that_are_as_good_as_nothing_need_not_agree_in_proportion(case: Case) -> None:
+    predictions = case.predictions.copy()
+    predictions[4:, ::2] = 1e-7
+    faint = replace(case, predictions=predictions)
+    rows = rows_of(faint)
+    rows[rows[:, 4] < 1e-6, 4] = 0
+    assert candidate_difference(rows, predictions).relative_scores < RELATIVE_SCORE_LIMIT
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_found(case: Case) -> None:
+    predictions = case.predictions.copy()
+    predictions[-1, -1] = np.nan
+    assert candidate_difference(rows_of(case), predictions) == DIFFERENT
 
 
 @pytest.mark.parametrize("damage", ["box", "score", "class", "left out", "repeated", "nan"])
