@@ -46,13 +46,19 @@ def stamp(graph: onnx.ModelProto, metadata: Metadata, path: Path, *, force: bool
         complete = Path(folder) / path.name
         write(graph, metadata, complete)
         load_artifact(complete)
-        if force:
-            complete.replace(path)
-        else:
-            try:
-                os.link(complete, path)
-            except FileExistsError:
-                raise OutputExists(
-                    f"{path}: there is a file already; --force replaces it"
-                ) from None
+        publish(complete, path, force=force)
     return load_artifact(path)
+
+
+def publish(complete: Path, path: Path, *, force: bool) -> None:
+    """Puts a file into its place; `OutputExists` when there is one that must stay."""
+    if not force:
+        try:
+            os.link(complete, path)  # unlike a rename, this never replaces
+            return
+        except FileExistsError:
+            raise OutputExists(f"{path}: there is a file already; --force replaces it") from None
+        except OSError:  # a file system without links
+            if path.exists():
+                raise OutputExists(f"{path}: there is a file already") from None
+    complete.replace(path)

@@ -95,8 +95,8 @@ def train(
 
     Raises:
         FileNotFoundError: when the data set, its pictures or the checkpoint do not exist.
-        ValueError: when there is no such architecture, no stage, or an argument in a stage that
-            ultralytics does not know.
+        ValueError: when there is no such architecture, no stage, an argument in a stage that
+            ultralytics does not know, or a run in `output` that is not to be resumed.
     """
     register()
     architecture(arch)  # what is wrong with the request fails before anything is written
@@ -105,6 +105,8 @@ def train(
         raise FileNotFoundError(f"{pretrained}: there is no such file")
     # ultralytics puts relative folders below one of its own.
     output = output.resolve()
+    if (output / "stage_1").exists() and not resume:
+        raise ValueError(f"{output} holds a run already: --resume goes on with it")
     weights = pretrained.resolve() if pretrained else None
     output.mkdir(parents=True, exist_ok=True)
     data = with_absolute_paths(data, output / "data.yaml")
@@ -129,7 +131,7 @@ def train(
         FLATrainer(overrides=overrides).train()
         weights = best
     assert weights is not None
-    strip(weights, output / "best.pt")
+    strip(weights, output / "best.pt", asked=stages[-1])
     return output / "best.pt"
 
 
@@ -161,7 +163,7 @@ def with_absolute_paths(data: Path, copy: Path) -> Path:
     root = (data.parent / table.get("path", ".")).resolve()
     for split in ("train", "val"):
         entries = table[split] if isinstance(table[split], list) else [table[split]]
-        for entry in entries:
+        for entry in map(str, entries):
             if not (root / entry).exists():
                 raise FileNotFoundError(f"{data}: {split} names {root / entry}, which is not there")
     table["path"] = str(root)

@@ -114,7 +114,7 @@ def write_dataset(out: Path, count: int, seed: int) -> None:
         ]
         (out / "labels" / f"smear_{k:06d}.txt").write_text("".join(lines))
     names = ", ".join(f"{class_id}: {name}" for class_id, name in enumerate(CLASS_NAMES))
-    (out / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: {{{names}}}\n")
+    (out / "data.yaml").write_text(f"train: images\nval: images\nnames: {{{names}}}\n")
 
 
 def write_samples(out: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     checkpoint = load_checkpoint(best)
     assert checkpoint.architecture == "yolov8n-fla"
     assert checkpoint.class_names == ("RBC", "WBC", "Platelets")
+    assert checkpoint.model.args["amp"] == "bf16"
     with (tmp_path / "run" / "stage_2" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
     assert "Transferred" in trained.stdout + trained.stderr  # the second stage begins with these
@@ -74,6 +75,56 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == str(best)
     assert finished.stat().st_mtime_ns == written
+
+
+STOPPING = """
+import sys
+from model.__main__ import main
+from model.train import FLATrainer
+
+def stop(trainer):
+    if trainer.epoch == 1:
+        sys.exit("stopped")
+
+original = FLATrainer.__init__
+def interrupted(self, *args, **kwargs):
+    original(self, *args, **kwargs)
+    self.add_callback("on_fit_epoch_end", stop)
+FLATrainer.__init__ = interrupted
+main(sys.argv[1:])
+"""
+
+
+def test_an_interrupted_stage_goes_on_at_its_epoch(
+    data: Path, tmp_path: Path, repo_dir: Path
+) -> None:
+    command = (
+        *("train", "--data", str(data), "--epochs", "3", "--imgsz", "64", "--batch", "2"),
+        *("--device", "cpu", "--output", "run"),
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPING, *command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repo_dir), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert stopped.stderr.rstrip().endswith("stopped"), stopped.stderr
+    results = tmp_path / "run" / "stage_1" / "results.csv"
+    before = results.read_text().splitlines()
+
+    again = run("model", *command, cwd=tmp_path, repo=repo_dir)
+    assert again.returncode == 2
+    assert "holds a run already: --resume goes on with it" in again.stderr
+
+    resumed = run("model", *command, "--resume", cwd=tmp_path, repo=repo_dir)
+    assert resumed.returncode == 0, resumed.stderr
+    after = results.read_text().splitlines()
+    assert after[: len(before)] == before  # those epochs were not trained again
+    assert [line.split(",")[0] for line in after] == ["epoch", "1", "2", "3"]
+    assert (tmp_path / "run" / "best.pt").exists()
 
 
 @pytest.mark.parametrize(
