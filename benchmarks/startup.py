@@ -51,11 +51,13 @@ def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stderr is not None
+    reader = None
     try:
-        assert process.stderr is not None
         event = json.loads(process.stderr.readline())
         # A log that nobody reads fills its pipe, and the server would wait.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        reader = threading.Thread(target=process.stderr.read, daemon=True)
+        reader.start()
         while ask(event["url"], "GET", "/health/ready") != 200:
             time.sleep(POLL_S)
         ready_s = time.perf_counter() - started
@@ -71,6 +73,9 @@ def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+        if reader:
+            reader.join()
+        process.stderr.close()
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from ultralytics import YOLO
 
-from benchmarks.coco_figures import match
-from benchmarks.yolo_dataset import Boxes
+from benchmarks.coco_figures import coco_accuracy, match
+from benchmarks.startup import measure
+from benchmarks.yolo_dataset import Boxes, read_dataset
 from model.registration import register
 from samples.render import render_smear
 from server.artifact import Artifact, load_artifact
@@ -55,12 +56,14 @@ def test_the_artifact_was_made_from_the_checkpoint_beside_it(
     assert artifact.metadata.certificate.buckets == artifact.metadata.buckets
 
 
-async def detect(running: Served, pictures: Sequence[tuple[str, bytes]]) -> list[Any]:
+async def detect(
+    running: Served, pictures: Sequence[tuple[str, bytes]], conf: float = 0.25
+) -> list[Any]:
     """The results of requests of eight pictures each, in the order of the pictures."""
     results: list[Any] = []
     for start in range(0, len(pictures), 8):
         files = [("images", picture) for picture in pictures[start : start + 8]]
-        response = await running.client.post("/detect", files=files)
+        response = await running.client.post("/detect", files=files, params={"conf": conf})
         assert response.status_code == 200
         results += response.json()["results"]
     return results
@@ -112,6 +115,28 @@ async def test_all_validation_pictures_come_back_as_predict_says(
     paths = sorted((shared_dir / "datasets" / "bccd" / "images" / "val").glob("*.jpg"))
     assert len(paths) == 87
     assert await compare(running, reference, paths, max(artifact.metadata.input_hw)) > 800
+
+
+async def test_the_accuracy_that_is_claimed_is_reached(
+    running: Served, artifact: Artifact, shared_dir: Path
+) -> None:
+    names, images = read_dataset(shared_dir / "datasets" / "bccd" / "data.yaml", "val")
+    pictures = [(image.path.name, image.path.read_bytes()) for image in images]
+    results = await detect(running, pictures, conf=0.001)
+    detections = []
+    for result in results:
+        found = rows(result)
+        detections.append(Boxes(found[:, :4], found[:, 5].astype(np.int64), found[:, 4]))
+    accuracy = coco_accuracy(images, detections, names)
+    assert accuracy.map50 >= 0.88
+    assert accuracy.map50_95 >= 0.58
+
+
+def test_the_server_at_rest_stays_below_300_mb(repo_dir: Path) -> None:
+    picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
+    measured = measure(["--device", "cpu"], picture, requests=20)
+    assert measured["memory_ready_mb"] < 300
+    assert measured["memory_after_requests_mb"] < 300
 
 
 def share_found(truths: Sequence[Boxes], results: Sequence[Any]) -> float:
