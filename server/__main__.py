@@ -64,9 +64,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        # create_server repeats the address in the text of its own errors.
-        own = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if own else os.strerror(error.errno or 0)
+        # create_server repeats the address. Not os.strerror: it knows no error of name resolution.
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
         raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
 
 

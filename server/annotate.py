@@ -34,6 +34,7 @@ def annotate(
     thickness = max(1, round(shorter_side / 300))
     last_xyxy = (image.shape[1] - 1, image.shape[0] - 1) * 2
     text_scale = max(0.35, shorter_side / 1200)
+    labels = []
     # Worst first, so that the best detections' labels stay on top.
     for index in reversed(range(len(detections.scores))):
         class_id = int(detections.class_ids[index])
@@ -45,7 +46,9 @@ def annotate(
         )
         cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness)
         label = f"{class_names[class_id]} {detections.scores[index]:.2f}"
-        _draw_label(drawn, label, (x1, y1), colour, text_scale, thickness)
+        labels.append((label, (x1, y1), colour))
+    for label, corner_xy, colour in labels:  # after all boxes, so that none crosses a label
+        _draw_label(drawn, label, corner_xy, colour, text_scale, thickness)
     return drawn
 
 
@@ -74,9 +77,11 @@ def _draw_label(
     text_thickness = max(1, thickness // 2)
     (width, height), below = cv2.getTextSize(label, font, text_scale, text_thickness)
     tall = height + below + 2
-    # Above the box, or inside it where the box touches the upper edge; never off the right side.
-    left = max(0, min(corner_xy[0], image.shape[1] - width))
+    # Above the box, or inside it where the box touches the upper edge; never off the picture, as
+    # far as it is large enough. (OpenCV fills up to and with the last corner.)
+    left = max(0, min(corner_xy[0], image.shape[1] - 1 - width))
     top = corner_xy[1] - tall if corner_xy[1] >= tall else corner_xy[1]
+    top = max(0, min(top, image.shape[0] - 1 - tall))
     cv2.rectangle(image, (left, top), (left + width, top + tall), colour, cv2.FILLED)
     baseline = (left, top + height + 1)
     cv2.putText(image, label, baseline, font, text_scale, WHITE_RGB, text_thickness, cv2.LINE_AA)

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from server.answers import annotated_picture, detections_json, stage_ms
 from server.artifact import Artifact, load_artifact
-from server.body import Limits, read_form
+from server.body import Limits, Upload, read_form
 from server.concurrency import ClientLeft, leaving_with_client, together
 from server.errors import (
     BadInput,
@@ -132,7 +132,7 @@ def create_app(
                     )
                 count_images(outcomes)
                 record.stage_ms = stage_ms(outcomes)
-                first = first_found(outcomes)
+                first = first_found(form.images, outcomes)
                 if chosen.format == "image":
                     content, media_type = await service.on_pool(
                         annotated_picture,
@@ -236,17 +236,22 @@ def open_onnx_session(artifact: Artifact, settings: Settings) -> OpenSession:
     )
 
 
-def first_found(outcomes: list[Found | BadInput]) -> Found:
+def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Found:
     """The first image that could be read.
 
     Raises:
-        BadInput: none could; the first image's error is the request's.
+        BadInput: none could; the first image's error is the request's, and names the image where
+            there are several.
     """
     for outcome in outcomes:
         if isinstance(outcome, Found):
             return outcome
-    assert isinstance(outcomes[0], BadInput)
-    raise outcomes[0]
+    error = outcomes[0]
+    assert isinstance(error, BadInput)
+    if len(outcomes) > 1:
+        first = ", ".join(filter(None, ("the first", uploads[0].filename)))
+        error.args = (f"none of the {len(outcomes)} images can be read; {first}: {error}",)
+    raise error
 
 
 def status_of(error: ServerError) -> int:

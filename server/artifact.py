@@ -168,6 +168,11 @@ def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
         values = {_text(entry, 1): _text(entry, 2) for entry in entries}
         digest = graph_sha256(data)
     except _NotProtobuf as error:
+        if path.suffix == ".pt":
+            raise ArtifactInvalid(
+                f"{path}: a checkpoint, which must be exported first: "
+                f"`python -m export {path} -o {path.with_suffix('.onnx')}`"
+            ) from None
         raise ArtifactInvalid(f"{path}: not a complete ONNX file: {error}") from None
     if METADATA_KEY not in values:
         raise ArtifactInvalid(

@@ -166,7 +166,7 @@ class Batcher(Generic[Item, Result]):
         if waiting + images > self._max_queue_images:
             raise QueueFull(
                 f"{waiting} images already wait and {images} more came; "
-                f"the limit is {self._max_queue_images}"
+                f"max_queue_images is {self._max_queue_images}"
             )
 
     def _free(self, images: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
 from server.multipart import MultipartReader
+from server.parameters import NAMES, shown
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
@@ -105,7 +106,7 @@ async def read_form(
                 f"or {RAW}"
             )
     if not form.images:
-        raise NoImage("the request holds no image")
+        raise NoImage(f"the request holds no image{_likely_mistake(form, media_type)}")
     return form
 
 
@@ -170,6 +171,16 @@ async def _read_whole(stream: AsyncIterator[bytes], limits: Limits) -> bytes:
 
 def _raw(body: bytes) -> Form:
     return Form([Upload(None, body)] if body else [])
+
+
+def _likely_mistake(form: Form, media_type: str) -> str:
+    """Of a body without an image: the field that was probably meant to be one."""
+    meant = next((name for name, _ in form.fields if name not in NAMES), None)
+    if meant is None:
+        return ""
+    if media_type == JSON:
+        return f': unknown field {shown(meant)}; images come as "images": ["<base64>", ...]'
+    return f": field {shown(meant)} is text; a file is sent as image=@FILE"
 
 
 def _announced_bytes(headers: Mapping[str, str]) -> int:

@@ -34,8 +34,8 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     header = read_header(data)
     if header.pixels > max_pixels:
         raise TooLarge(
-            f"the image has {header.pixels} pixels ({header.width} x {header.height}), "
-            f"the limit is {max_pixels}",
+            f"the image has {header.pixels} pixels ({header.width} x {header.height}); "
+            f"max_image_pixels is {max_pixels}",
             code="too_many_pixels",
         )
     # OpenCV 5 returns None for a file that is cut off anywhere, in all five formats, and turns

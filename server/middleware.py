@@ -87,8 +87,7 @@ class RequestScope:
                 self._account(scope, record, answer.status)
 
     def _account(self, scope: Scope, record: RequestRecord, status: int | None) -> None:
-        # The route's template, never the path: a scanner must not make new time series.
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = _route_template(scope)
         shown = str(status or 499)  # 499: the client left, or was cut off, without an answer
         self._metrics.requests.labels(route, shown).inc()
         if route == "/detect":
@@ -124,6 +123,18 @@ class _Answer:
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
         await self._send(message)
+
+
+def _route_template(scope: Scope) -> str:
+    """Of the route that took a request; never the path, or a scanner would make time series."""
+    if "route" in scope:
+        return str(scope["route"].path)
+    # Starlette's own routes, as those of /docs and /openapi.json, leave only their endpoint.
+    endpoint = scope.get("endpoint")
+    for route in scope["app"].routes if endpoint else ():
+        if getattr(route, "endpoint", None) is endpoint:
+            return str(route.path)
+    return "unmatched"
 
 
 def _request_id(headers: Headers) -> str:

@@ -46,9 +46,7 @@ def read_parameters(
     classes: list[int] = []
     for name, value in given:
         if name not in NAMES:
-            raise InvalidParameter(
-                f"unknown parameter {_shown(name)}; known are {', '.join(NAMES)}"
-            )
+            raise InvalidParameter(f"unknown parameter {shown(name)}; known are {', '.join(NAMES)}")
         if value is None:
             continue
         if name == "classes":
@@ -74,14 +72,14 @@ def _number(name: str, value: object) -> float:
         with suppress(OverflowError):  # JSON has integers that no float can hold
             if math.isfinite(value):
                 return float(value)
-    raise InvalidParameter(f"{name} must be a number, not {_shown(value)}")
+    raise InvalidParameter(f"{name} must be a number, not {shown(value)}")
 
 
 def _integer(name: str, value: object) -> int:
     if isinstance(value, str) and INTEGER.fullmatch(value):
         value = int(value)
     if not _is_integer(value):
-        raise InvalidParameter(f"{name} must be an integer, not {_shown(value)}")
+        raise InvalidParameter(f"{name} must be an integer, not {shown(value)}")
     return value
 
 
@@ -89,7 +87,7 @@ def _boolean(name: str, value: object) -> bool:
     if isinstance(value, str):
         value = BOOLEANS.get(value.lower(), value)
     if not isinstance(value, bool):
-        raise InvalidParameter(f"{name} must be true or false, not {_shown(value)}")
+        raise InvalidParameter(f"{name} must be true or false, not {shown(value)}")
     return value
 
 
@@ -98,7 +96,7 @@ def _format(value: object) -> Literal["json", "image"]:
         return "json"
     if value == "image":
         return "image"
-    raise InvalidParameter(f"format must be json or image, not {_shown(value)}")
+    raise InvalidParameter(f"format must be json or image, not {shown(value)}")
 
 
 def _class_ids(value: object, class_names: Sequence[str]) -> list[int]:
@@ -120,7 +118,7 @@ def _class_id(entry: object, class_names: Sequence[str]) -> int:
         return entry
     raise InvalidParameter(
         f"classes takes ids 0..{len(class_names) - 1} or names ({_listed(class_names)}), "
-        f"not {_shown(entry)}"
+        f"not {shown(entry)}"
     )
 
 
@@ -133,7 +131,8 @@ def _listed(class_names: Sequence[str]) -> str:
     return shown if len(class_names) <= 10 else f"{shown}, ..."
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of a request, short enough for a message."""
     if isinstance(value, list | dict):  # may be as large as the body
         return "a list" if isinstance(value, list) else "an object"
     text = repr(value[:60] if isinstance(value, str) else value)

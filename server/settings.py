@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Self
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from server.errors import SettingsInvalid
 
 ENV_PREFIX = "YOLO_FLA_"
+DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}|tensorrt")
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "weights" / "yolov8n-fla-bccd.onnx"
 
 
@@ -27,7 +29,6 @@ class Settings(BaseSettings):
     model: Path = Field(DEFAULT_MODEL, description="The artifact (ONNX file) to serve.")
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda|cuda:\d{1,3}|tensorrt)$",
         description="Where the model runs: auto, cpu, cuda, cuda:N or tensorrt.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
@@ -54,7 +55,10 @@ class Settings(BaseSettings):
         50_000_000, ge=1, le=2**30, description="Pixels (width x height) of one image at most."
     )
     max_images_per_request: int = Field(
-        32, ge=1, le=1000, description="Images in one request at most."
+        32,
+        ge=1,
+        le=1000,
+        description="Images in one request at most; not over the images that may wait.",
     )
     request_timeout_s: float = Field(
         30.0,
@@ -89,6 +93,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(key.strip() for key in value.split(",") if key.strip())
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        # Not Field(pattern=...): its message would show the pattern.
+        if not DEVICE.fullmatch(value):
+            raise ValueError("must be auto, cpu, cuda, cuda:N or tensorrt")
+        return value
 
     @model_validator(mode="after")
     def _one_request_fits_the_queue(self) -> Self:

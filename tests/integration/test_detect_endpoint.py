@@ -308,7 +308,8 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     files = [("image", ("a.png", one_cell())), ("image", ("b.png", b"no image"))]
     await client.post("/detect", files=files)
     await client.post("/detect", content=b"no image")
-    await client.get("/wp-login.php")
+    for path in ("/wp-login.php", "/docs", "/openapi.json"):
+        await client.get(path)
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     samples = {
@@ -319,6 +320,9 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert samples["detector_requests_total", "/detect", "200"] == 1
     assert samples["detector_requests_total", "/detect", "415"] == 1
     assert samples["detector_requests_total", "404", "unmatched"] == 1
+    assert samples["detector_requests_total", "/docs", "200"] == 1
+    assert samples["detector_requests_total", "/openapi.json", "200"] == 1
+    assert ("detector_requests_total", "200", "unmatched") not in samples
     assert samples["detector_images_total", "ok"] == 1
     assert samples["detector_images_total", "unsupported_image"] == 2
     assert samples["detector_rejected_total", "unsupported_image"] == 1

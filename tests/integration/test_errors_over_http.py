@@ -112,6 +112,22 @@ CASES = {
     "empty body": Case(400, "no_image", "no image", b""),
     "empty form": multipart_case(400, "no_image", "no image", END),
     "empty json": json_case(400, "no_image", "no image", {}),
+    "text for a file": multipart_case(
+        400,
+        "no_image",
+        "no image: field 'image' is text; a file is sent as image=@FILE$",
+        part(b"1", 'Content-Disposition: form-data; name="conf"')
+        + part(b"hello", 'Content-Disposition: form-data; name="image"')
+        + END,
+    ),
+    "other json key": json_case(
+        400,
+        "no_image",
+        r"no image: unknown field 'image'; images come as \"images\": \[",
+        {"conf": 0.5, "image": B64},
+    ),
+    "long json key": json_case(400, "no_image", "'x{50,60}\\.\\.\\.;", {"x" * 10_000: B64}),
+    "only parameters": json_case(400, "no_image", "no image$", {"conf": 0.5}),
     "empty list": json_case(400, "no_image", "no image", {"images": []}),
     # 413
     "body": Case(413, "body_too_large", "100001 bytes; max_body_bytes is 100000", b"x" * 100_001),
@@ -121,7 +137,12 @@ CASES = {
     "images in json": json_case(
         413, "too_many_images", "4 images; max_images_per_request is 3", {"images": [B64] * 4}
     ),
-    "pixels": Case(413, "too_many_pixels", "10100.*10000", encode(paint((100, 101), {}))),
+    "pixels": Case(
+        413,
+        "too_many_pixels",
+        "10100 .*; max_image_pixels is 10000$",
+        encode(paint((100, 101), {})),
+    ),
     "pixels of a bomb": Case(
         413, "too_many_pixels", "1089000000.*10000", png_header(33_000, 33_000)
     ),
@@ -229,7 +250,14 @@ async def test_without_a_readable_image_the_first_error_is_the_requests(running:
     large = encode(paint((100, 101), {}))
     files = [("i", ("a", IMAGE[:50])), ("i", ("b", b"no image")), ("i", ("c", large))]
     response = await running.client.post("/detect", files=files)
-    check(response, 422, "undecodable_image", "")
+    check(
+        response, 422, "undecodable_image", "^none of the 3 images can be read; the first, a: the "
+    )
+    bare = base64.b64encode(large).decode()
+    response = await running.client.post("/detect", json={"images": [bare, "AAAA"]})
+    check(response, 413, "too_many_pixels", "^none of the 2 images can be read; the first: the ")
+    response = await running.client.post("/detect", files=files[:1])
+    check(response, 422, "undecodable_image", "^the PNG image is cut off")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +318,9 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_again(artifact: Path)
         waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: running.service.batcher.queue_images == 1)
         two = await running.client.post("/detect", json={"images": [B64, B64]})
-        check(two, 503, "queue_full", "1 images already wait and 2 more came; the limit is 2")
+        check(
+            two, 503, "queue_full", "1 images already wait and 2 more came; max_queue_images is 2"
+        )
         also_waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: running.service.batcher.queue_images == 2)
         one = await running.client.post("/detect", content=IMAGE)

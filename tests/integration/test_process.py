@@ -245,7 +245,8 @@ def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(
         (["--prot", "1"], {}, r"--prot"),
         ([], {"YOLO_FLA_PROT": "1"}, r"YOLO_FLA_PROT; did you mean YOLO_FLA_PORT\?"),
         ([], {"YOLO_FLA_MAX_BATCH_SIZE": "0"}, r"YOLO_FLA_MAX_BATCH_SIZE: .*greater than"),
-        (["--host", "203.0.113.1"], {}, r"can't listen on 203\.0\.113\.1"),
+        (["--host", "203.0.113.1"], {}, r"can't listen on 203\.0\.113\.1:\d+: Cannot assign"),
+        (["--host", "300.1.1.1"], {}, r"can't listen on 300\.1\.1\.1:\d+: (?!Unknown)[^(]+$"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_said_in_one_line(

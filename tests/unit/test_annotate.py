@@ -40,6 +40,33 @@ def test_a_label_is_drawn_whatever_the_size_and_place(hw: tuple[int, int]) -> No
     assert (drawn != 128).any()
 
 
+def test_no_box_crosses_a_label() -> None:
+    best = annotate(grey(), detections((50, 60, 150, 160)), ["RBC", "WBC"])
+    # The other box's upper edge runs through the best one's label.
+    both = annotate(grey(), detections((50, 60, 150, 160), (10, 55, 250, 190)), ["RBC", "WBC"])
+    behind = annotate(grey(), detections((10, 55, 250, 190), (50, 60, 150, 160)), ["WBC", "RBC"])
+    for drawn, name in ((both, 0), (behind, 1)):
+        label = (best[48:60, 50:88] != 128).any(axis=2)
+        assert label.all()
+        assert tuple(drawn[48, 50]) == COLOURS_RGB[name]
+        assert not (drawn[48:60, 51:88] == COLOURS_RGB[1 - name]).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("corner_xy", "height"),
+    [((290, 100), 200), ((290, 0), 200), ((100, 199), 200), ((299, 199), 200), ((0, 6), 14)],
+)
+def test_a_label_stays_in_the_picture(corner_xy: tuple[int, int], height: int) -> None:
+    def drawn_label(image: np.ndarray) -> np.ndarray:
+        text = (image.astype(int).sum(axis=2) > 500) & (image != 128).any(axis=2)
+        rows, columns = np.nonzero(text)
+        return image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+    whole = annotate(grey(), detections((100, 100, 101, 101)), ["Platelets"])
+    drawn = annotate(grey(height), detections((*corner_xy, 300, height)), ["Platelets"])
+    np.testing.assert_array_equal(drawn_label(drawn), drawn_label(whole))
+
+
 def test_without_detections_the_picture_stays_as_it_is() -> None:
     assert (annotate(grey(), detections(), ["RBC"]) == 128).all()
 

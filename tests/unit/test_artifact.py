@@ -101,6 +101,15 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> No
         read_metadata(tmp_path / "model.onnx")
 
 
+def test_a_checkpoint_must_be_exported_first(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"PK\x03\x04 a zip")
+    with pytest.raises(
+        ArtifactInvalid, match=r"best\.pt: a checkpoint.*`python -m export .*best\.pt"
+    ):
+        read_metadata(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,6 +92,11 @@ def test_a_value_out_of_bounds_is_refused_in_one_line_that_names_its_source(
     assert "\n" not in str(from_variable.value)
 
 
+def test_an_unknown_device_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(SettingsInvalid, match=r"^--device: must be auto, cpu, cuda, cuda:N"):
+        Settings.load(["--device=gpu"])
+
+
 @pytest.mark.parametrize("variable", ["YOLO_FLA_PROT", "yolo_fla_prot"])
 def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str) -> None:
     with pytest.raises(SettingsInvalid, match=f"{variable}; did you mean YOLO_FLA_PORT"):
@@ -112,6 +117,7 @@ def test_several_faults_are_all_named() -> None:
 def test_a_request_must_fit_into_the_queue() -> None:
     with pytest.raises(SettingsInvalid, match=r"max_images_per_request \(9\).*\(8\)"):
         Settings.load(["--max-images-per-request=9", "--max-queue-images=8"])
+    assert "may wait" in str(Settings.model_fields["max_images_per_request"].description)
 
 
 def test_keys_are_never_shown() -> None:
