@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import IterableSimpleNamespace
 
 from export.errors import CheckpointRefused, ModelUnsupported
+from export.foreign import TAKE_OVER, ForeignLayer, take_over
 from model.blocks import BottleneckFLA, C2fFLA, FLABlock
 from model.focused_linear_attention import FocusedLinearAttention
 
@@ -28,6 +29,8 @@ ALLOWED = (
     *(DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL, IterableSimpleNamespace),
     *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
 )
+
+Shells = Mapping[type, tuple[str, type]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a `.pt` that ultralytics or `python -m model train` wrote.
+    """Reads a `.pt` that ultralytics, a tutorial's copy of it, or `python -m model train` wrote.
 
     Raises:
         CheckpointRefused: the file is missing, damaged, or asks for a class or function that is
@@ -59,8 +62,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointRefused(f"{path}: {error.strerror}") from None
-    shells = {shell(kind): kind for kind in ALLOWED}
+    known = {f"{kind.__module__}.{kind.__name__}": kind for kind in ALLOWED}
+    known |= foreign_layers(path, content, known)
+    shells = {shell(kind): (name, kind) for name, kind in known.items()}
     model = detection_model(path, unpickle(path, content, shells), shells)
+    take_over(model)
     names, classes = model.__dict__.get("names"), range(model.model[-1].nc)
     if not isinstance(names, dict) or set(names) != set(classes):
         raise ModelUnsupported(
@@ -74,20 +80,38 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def unpickle(path: Path, content: bytes, shells: Mapping[type, type]) -> Any:
+def foreign_layers(
+    path: Path, content: bytes, known: Mapping[str, type]
+) -> dict[str, type[ForeignLayer]]:
+    """Empty layers for the tutorials' classes that a file names, by their full names in it.
+
+    Raises:
+        CheckpointRefused: the file is damaged.
+    """
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    except Exception as error:  # as in `unpickle`
+        raise CheckpointRefused(f"{path}: {reason(error)}") from None
+    layers = {}
+    for name in set(named) - known.keys():
+        class_name = name.rpartition(".")[2]
+        if class_name in TAKE_OVER:
+            layers[name] = type(class_name, (ForeignLayer,), {"foreign_name": class_name})
+    return layers
+
+
+def unpickle(path: Path, content: bytes, shells: Shells) -> Any:
     """What the file holds, its objects being instances of the shells.
 
     Args:
         path: for messages.
         content: the file.
-        shells: the class that each stands for; a pickle may name these and no others.
+        shells: the name and the class that each stands for; a pickle may name no others.
 
     Raises:
         CheckpointRefused: as `load_checkpoint` says.
     """
-    named: list[Any] = [
-        (stand_in, f"{kind.__module__}.{kind.__name__}") for stand_in, kind in shells.items()
-    ]
+    named: list[Any] = [(stand_in, name) for stand_in, (name, _) in shells.items()]
     try:
         with torch.serialization.safe_globals(named), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles; those fail just below
@@ -119,13 +143,13 @@ def shell(kind: type) -> type:
     return type(kind.__name__, (kind,), {"__init__": refuse, "__setstate__": fill})
 
 
-def detection_model(path: Path, content: Any, real: Mapping[type, type]) -> DetectionModel:
+def detection_model(path: Path, content: Any, shells: Shells) -> DetectionModel:
     """The model of an unpickled checkpoint, with its real classes in place of the shells.
 
     Args:
         path: for messages.
         content: what `unpickle` returned.
-        real: the class that each shell stands for.
+        shells: as `unpickle` took them.
 
     Raises:
         CheckpointRefused: a layer carries code, or something that is no layer.
@@ -148,7 +172,7 @@ def detection_model(path: Path, content: Any, real: Mapping[type, type]) -> Dete
             if carries_code(attributes):
                 raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
         for module in modules.values():
-            module.__class__ = real[type(module)]
+            module.__class__ = shells[type(module)][1]
         head = found.model[-1]
         if type(head) is not Detect:
             raise ModelUnsupported(f"{path}: the last layer is {type(head).__name__}, not Detect")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ultralytics.nn.tasks import DetectionModel
 
 from model.focused_linear_attention import EPSILON, FocusedLinearAttention
+from model.registration import in_place_of
 
 
 def rewrite(model: DetectionModel) -> DetectionModel:
@@ -24,7 +25,10 @@ def rewrite(model: DetectionModel) -> DetectionModel:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, FocusedLinearAttention):
-                setattr(parent, name, ChannelFirstFLA(child))
+                ours: nn.Module = ChannelFirstFLA(child)
+                # Some networks have the attention as a layer of its own.
+                is_layer = hasattr(child, "f")
+                setattr(parent, name, in_place_of(child, ours) if is_layer else ours)
     return model.fuse(verbose=False)
 
 
@@ -54,6 +58,7 @@ class ChannelFirstFLA(nn.Module):
         self.dim, self.num_heads, self.head_dim = dim, heads, attention.head_dim
         self.focusing_factor = attention.focusing_factor
         self.sr_ratio = attention.sr_ratio
+        self.summed_keys = attention.summed_keys
         weight, bias = projections(attention)  # (3·C, C), (3·C,) in float64
         inverse = 1 / F.softplus(attention.scale.detach().double()).reshape(dim)
 
@@ -96,6 +101,8 @@ class ChannelFirstFLA(nn.Module):
         epsilon = (EPSILON * q_powered_norm / q_norm)[:, None]  # (B, 1, 1, N)
 
         n = k.shape[3]
+        if self.summed_keys:
+            epsilon = epsilon / n
         vk = v.reshape(by_head) @ k.transpose(2, 3) / n  # (B, h, d, d)
         numerator = vk @ q  # (B, h, d, N)
         denominator = k.mean(3, keepdim=True).transpose(2, 3) @ q + epsilon  # (B, h, 1, N)

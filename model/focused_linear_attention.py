@@ -53,10 +53,14 @@ class FocusedLinearAttention(nn.Module):
         kernel_size: of the depthwise convolution; odd.
         fused_qkv: one `qkv` projection instead of `q` and `kv` (the form published for Swin);
             needs `sr_ratio` 1.
+        summed_keys: the epsilon in z stands beside the sum of the focused keys and not beside
+            their mean, as in the tutorials' copies of the module.
 
     Raises:
         ValueError: when a value is outside what is said above; the message names it.
     """
+
+    summed_keys = False  # of modules that were pickled before there was a choice
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class FocusedLinearAttention(nn.Module):
         kernel_size: int = 5,
         *,
         fused_qkv: bool = False,
+        summed_keys: bool = False,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -91,6 +96,7 @@ class FocusedLinearAttention(nn.Module):
         self.focusing_factor = focusing_factor
         self.kernel_size = kernel_size
         self.fused_qkv = fused_qkv
+        self.summed_keys = summed_keys
 
         if fused_qkv:
             self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -161,7 +167,8 @@ class FocusedLinearAttention(nn.Module):
         """
         q, k, v = self.split_heads(q), self.split_heads(k), v.to(k.dtype)
         n = k.shape[2]
-        z = 1 / (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) + EPSILON)  # (B, h, N, 1)
+        epsilon = EPSILON / n if self.summed_keys else EPSILON
+        z = 1 / (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) + epsilon)  # (B, h, N, 1)
         kv = (k.transpose(2, 3) * n**-0.5) @ (v * n**-0.5)  # (B, h, d, d)
         o: Tensor = q @ kv * z
         return o

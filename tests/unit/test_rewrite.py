@@ -21,6 +21,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "fused": {"fused_qkv": True},
     "no bias": {"qkv_bias": False},
     "no encoding": {"num_patches": None},
+    "summed keys": {"summed_keys": True},
     "reduced": {"sr_ratio": 2},
     "reduced by 3": {"sr_ratio": 3},
     "one head": {"num_heads": 1},

@@ -24,6 +24,7 @@ from export.verify import (
     compare_detections,
     compare_tensors,
     make_cases,
+    own_rounding,
     threshold,
     verify,
     within_rounding,
@@ -160,13 +161,27 @@ def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -
         compare_detections(case, replace(ours, detections=moved), parameters)
 
 
-def test_too_few_candidates_are_found(artifact: Artifact, case: Case, detector: Detector) -> None:
+def test_too_few_candidates_are_found(
+    artifact: Artifact, checkpoint: Checkpoint, case: Case
+) -> None:
     expecting_more = artifact.metadata.model_copy(update={"max_candidates": 2000})
     session = Session.open(artifact, device="cpu")
-    compare_tensors(artifact, session, [case])
+    compare_tensors(artifact, session, checkpoint.model, [case])
     with pytest.raises(VerificationFailed, match=r"\(1, 1000, 6\), with 2000 rows expected"):
-        compare_tensors(replace(artifact, metadata=expecting_more), session, [case])
+        compare_tensors(
+            replace(artifact, metadata=expecting_more), session, checkpoint.model, [case]
+        )
     session.close()
+
+
+def test_the_checkpoints_own_rounding_is_next_to_nothing_where_it_is_well_conditioned(
+    checkpoint: Checkpoint, case: Case
+) -> None:
+    own = own_rounding(checkpoint.model, [case])
+    assert 0 < own.boxes_px < TENSOR_BOX_LIMIT_PX
+    assert 0 < own.scores < TENSOR_SCORE_LIMIT
+    off = replace(case, predictions=case.predictions + np.float32(0.5))
+    assert own_rounding(checkpoint.model, [off]).scores > 0.4
 
 
 @pytest.mark.parametrize("conf", [1e-6, 0.25])
