@@ -24,7 +24,6 @@ from export.verify import (
     compare_detections,
     compare_tensors,
     make_cases,
-    own_rounding,
     threshold,
     verify,
     within_rounding,
@@ -120,7 +119,7 @@ def test_damaged_candidates_are_found(case: Case, damage: str) -> None:
     if damage == "box":
         rows[3, 2] += 0.2
     elif damage == "score":
-        rows[3, 4] += 1e-3
+        rows[3, 4] += 2e-3
     elif damage == "class":
         rows[0, 5] = (rows[0, 5] + 1) % 3
     elif damage == "left out":
@@ -161,27 +160,13 @@ def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -
         compare_detections(case, replace(ours, detections=moved), parameters)
 
 
-def test_too_few_candidates_are_found(
-    artifact: Artifact, checkpoint: Checkpoint, case: Case
-) -> None:
+def test_too_few_candidates_are_found(artifact: Artifact, case: Case) -> None:
     expecting_more = artifact.metadata.model_copy(update={"max_candidates": 2000})
     session = Session.open(artifact, device="cpu")
-    compare_tensors(artifact, session, checkpoint.model, [case])
+    compare_tensors(artifact, session, [case])
     with pytest.raises(VerificationFailed, match=r"\(1, 1000, 6\), with 2000 rows expected"):
-        compare_tensors(
-            replace(artifact, metadata=expecting_more), session, checkpoint.model, [case]
-        )
+        compare_tensors(replace(artifact, metadata=expecting_more), session, [case])
     session.close()
-
-
-def test_the_checkpoints_own_rounding_is_next_to_nothing_where_it_is_well_conditioned(
-    checkpoint: Checkpoint, case: Case
-) -> None:
-    own = own_rounding(checkpoint.model, [case])
-    assert 0 < own.boxes_px < TENSOR_BOX_LIMIT_PX
-    assert 0 < own.scores < TENSOR_SCORE_LIMIT
-    off = replace(case, predictions=case.predictions + np.float32(0.5))
-    assert own_rounding(checkpoint.model, [off]).scores > 0.4
 
 
 @pytest.mark.parametrize("conf", [1e-6, 0.25])
