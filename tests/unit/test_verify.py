@@ -77,7 +77,9 @@ def test_an_artifact_with_a_changed_weight_fails(
     digest = graph_sha256(graph.SerializeToString(deterministic=True))
     metadata = artifact.metadata.model_copy(update={"graph_sha256": digest})
     stamp(graph, metadata, tmp_path / "changed.onnx", force=False)
-    with pytest.raises(VerificationFailed, match=r"batch 1 at \d+x\d+: candidate .* the limit is"):
+    with pytest.raises(
+        VerificationFailed, match=r"batch 1 at \d+x\d+: .*candidate .* the limit is"
+    ):
         verify(load_artifact(tmp_path / "changed.onnx"), checkpoint.model, images, "samples")
 
 
@@ -158,6 +160,21 @@ def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -
     moved = replace(found, boxes=found.boxes + np.float32(0.7))
     with pytest.raises(VerificationFailed, match=r"limit 0\.5"):
         compare_detections(case, replace(ours, detections=moved), parameters)
+
+
+def test_a_little_off_everywhere_is_found_though_no_candidate_is_far_off(
+    artifact: Artifact, case: Case
+) -> None:
+    session = Session.open(artifact, device="cpu")
+    off = case.predictions.copy()
+    off[0] += 0.02
+    with pytest.raises(VerificationFailed, match="most candidate boxes"):
+        compare_tensors(artifact, session, [replace(case, predictions=off)])
+    off = case.predictions.copy()
+    off[4:] += 1e-4
+    with pytest.raises(VerificationFailed, match="most candidate scores"):
+        compare_tensors(artifact, session, [replace(case, predictions=off)])
+    session.close()
 
 
 def test_too_few_candidates_are_found(artifact: Artifact, case: Case) -> None:
