@@ -29,15 +29,20 @@ def architecture(name: str) -> dict[str, Any]:
     stumbles over folders such as `v2models`.
 
     Args:
-        name: `yolov8n-fla`, `yolov8s-c2f-fla`, ...: a scale letter n, s, m, l or x behind the 8.
+        name: `yolov8n-fla`, `yolov8s-c2f-fla`, ...: a scale letter n, s, m, l or x behind the 8;
+            or a plain one, `yolov8n`, as ultralytics has it.
 
     Raises:
         ValueError: when there is no such architecture; the message lists those that exist.
     """
-    match = re.fullmatch(rf"yolov8([{SCALES}])(-.+)", name)
+    match = re.fullmatch(rf"yolov8([{SCALES}])(-.+)?", name)
+    if match and match[2] is None:
+        plain: dict[str, Any] = tasks.yaml_model_load(f"{name}.yaml")
+        return plain
     path = FOLDER / f"yolov8{match[2]}.yaml" if match else None
     if match is None or path is None or not path.is_file():
-        known = ", ".join(sorted(p.stem.replace("v8", "v8n") for p in FOLDER.glob("*.yaml")))
+        ours = sorted(path.stem.replace("v8", "v8n") for path in FOLDER.glob("*.yaml"))
+        known = ", ".join(["yolov8n", *ours])
         raise ValueError(f"unknown architecture {name!r}; there are {known}, and s, m, l, x for n")
     table: dict[str, Any] = YAML.load(path)
     return table | {"scale": match[1], "yaml_file": f"{name}.yaml"}
