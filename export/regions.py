@@ -1,0 +1,175 @@
+"""Where in a graph less precision is safe, found by what nodes do and not by their names.
+
+trunk       convolutions, and what activates, adds and hands on values between them
+attention   nodes between two convolutions that do more than that, and these convolutions
+decoding    nodes behind the last convolutions: distributions to boxes, boxes to pixels
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+# Between convolutions these keep the size of values, more or less.
+ACTIVATIONS = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Resize", "Sigmoid"})
+# These only choose and order values, exactly so in any type.
+MOVES = frozenset(
+    "Concat Flatten GatherElements Identity MaxPool ReduceMax Reshape Slice Split Squeeze "
+    "Transpose Unsqueeze".split()
+)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The nodes that give float32 values, each as `key` names it.
+
+    Attributes:
+        convolutions: of the trunk, the head's last ones among them.
+        between: the trunk's other nodes.
+        moves: the front of the decoding, which hands on what the trunk's convolutions give.
+        attention: all of it, its convolutions and its sum with its own input among them.
+        decoding: what remains.
+    """
+
+    convolutions: frozenset[str]
+    between: frozenset[str]
+    moves: frozenset[str]
+    attention: frozenset[str]
+    decoding: frozenset[str]
+
+
+def key(node: NodeProto) -> str:
+    """A node's first output: unlike its name, every node has one and no other has the same."""
+    return str(node.output[0])
+
+
+def find_regions(model: onnx.ModelProto) -> Regions:
+    """Sorts the nodes of an optimised float32 graph, which stand in topological order."""
+    wires = Wires(model)
+    pieces = pieces_between_convolutions(wires)
+    mappings = [piece for piece in pieces if not piece.plain and piece.consumers]
+
+    borders = {each for piece in mappings for each in piece.convolutions}
+    attention = borders.union(*(piece.nodes for piece in mappings))
+    for piece in pieces:
+        # Plain, but with attention on all sides, as where reduced values are stretched.
+        if piece.plain and piece.consumers and piece.convolutions <= borders:
+            attention |= piece.nodes
+    attention |= {key(node) for node in wires.nodes if is_residual(node, attention, wires)}
+
+    trunk = set().union(*(piece.nodes for piece in pieces if piece.plain)) - attention
+    convolutions = {key(node) for node in wires.nodes if wires.is_convolution(node)} - attention
+    decoding = {key(node) for node in wires.nodes} - trunk - convolutions - attention
+    moves: set[str] = set()
+    for node in wires.nodes:
+        sources = {key(wires.producer[name]) for name in wires.taken(node)}
+        if key(node) in decoding and node.op_type in MOVES and sources:
+            moves |= {key(node)} if sources <= convolutions | moves else set()
+    return Regions(*map(frozenset, (convolutions, trunk, moves, attention, decoding - moves)))
+
+
+class Wires:
+    """Who gives and who takes the float32 values that are no constants.
+
+    Attributes:
+        nodes: that give such values, in the graph's order.
+        producer: by tensor.
+        consumers: by tensor.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+        self.constants = {each.name: each for each in graph.initializer}
+        self.types = {
+            each.name: each.type.tensor_type.elem_type
+            for each in (*graph.input, *graph.value_info, *graph.output)
+            if each.name not in self.constants
+        }
+        self.nodes = [node for node in graph.node if any(map(self.is_float, node.output))]
+        self.producer: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            self.producer |= dict.fromkeys(filter(self.is_float, node.output), node)
+            for name in set(filter(self.is_float, node.input)):
+                self.consumers[name].append(node)
+
+    def is_float(self, name: str) -> bool:
+        """Whether the tensor is float32 and no constant."""
+        return self.types.get(name) == TensorProto.FLOAT
+
+    def taken(self, node: NodeProto) -> list[str]:
+        """The tensors that a node takes from another one."""
+        return [name for name in node.input if name in self.producer]
+
+    def is_convolution(self, node: NodeProto) -> bool:
+        """Whether it is one, and not an expectation over the bins of a distribution."""
+        if node.op_type != "Conv":
+            return False
+        weight = self.constants.get(node.input[1])
+        if weight is None:
+            return True
+        values = numpy_helper.to_array(weight)
+        return not np.array_equal(values.ravel(), np.arange(values.size))
+
+    def is_plain(self, node: NodeProto) -> bool:
+        """Whether float16 serves it as well: values keep their size, and are 0..255 at first."""
+        if node.op_type == "Cast":
+            return self.types.get(node.input[0]) == TensorProto.UINT8
+        return node.op_type in ACTIVATIONS | MOVES
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes that hang together without a convolution between them.
+
+    Attributes:
+        nodes: as `key` names them.
+        plain: all of them are.
+        convolutions: that give to them or take from them.
+        consumers: those that take.
+    """
+
+    nodes: frozenset[str]
+    plain: bool
+    convolutions: frozenset[str]
+    consumers: frozenset[str]
+
+
+def pieces_between_convolutions(wires: Wires) -> list[Piece]:
+    """Every node but the convolutions, in one piece each."""
+    pieces: list[Piece] = []
+    seen: set[str] = set()
+    for start in wires.nodes:
+        if key(start) in seen or wires.is_convolution(start):
+            continue
+        nodes, givers, takers = {key(start): start}, set[str](), set[str]()
+        pending = [start]
+        while pending:
+            node = pending.pop()
+            before = [wires.producer[name] for name in wires.taken(node)]
+            after = [taker for name in node.output for taker in wires.consumers.get(name, [])]
+            givers |= {key(each) for each in before if wires.is_convolution(each)}
+            takers |= {key(each) for each in after if wires.is_convolution(each)}
+            for each in (*before, *after):
+                if not wires.is_convolution(each) and key(each) not in nodes:
+                    nodes[key(each)] = each
+                    pending.append(each)
+        seen |= nodes.keys()
+        plain = all(map(wires.is_plain, nodes.values()))
+        pieces.append(Piece(frozenset(nodes), plain, frozenset(givers | takers), frozenset(takers)))
+    return pieces
+
+
+def is_residual(node: NodeProto, attention: set[str], wires: Wires) -> bool:
+    """Whether a node adds what an attention took and what it gave."""
+    if node.op_type != "Add" or key(node) in attention:
+        return False
+    given = [name for name in wires.taken(node) if key(wires.producer[name]) in attention]
+    also_taken = [
+        name
+        for name in node.input
+        if any(key(taker) in attention for taker in wires.consumers.get(name, []))
+    ]
+    return bool(given and also_taken)
