@@ -15,6 +15,8 @@ larger than they are. What comes out is clipped to the largest float16 number be
 Elsewhere values are as large as the network's own activations, tens behind a batch normalisation.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -113,7 +115,7 @@ class Types:
             self._append("Cast", [source], self._crossed[name], to=HALF if half else FLOAT)
         return self._crossed[name]
 
-    def _append(self, operator: str, inputs: list[str], output: str, **attributes: int) -> None:
+    def _append(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
 
     def _scalar(self, value: float) -> str:

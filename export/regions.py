@@ -16,8 +16,8 @@ from onnx import NodeProto, TensorProto, numpy_helper
 ACTIVATIONS = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Resize", "Sigmoid"})
 # These only choose and order values, exactly so in any type.
 MOVES = frozenset(
-    "Concat Flatten GatherElements Identity MaxPool ReduceMax Reshape Slice Split Squeeze "
-    "Transpose Unsqueeze".split()
+    {"Concat", "Flatten", "GatherElements", "Identity", "MaxPool", "ReduceMax", "Reshape"}
+    | {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 
 
