@@ -1,41 +1,40 @@
 """Loads a trained checkpoint without executing anything that it contains."""
 
 import hashlib
-import io
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from ultralytics.nn.modules import C2f, Concat, Conv, Detect
-from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import IterableSimpleNamespace
 
+from export.allow_list import known_names
+from export.candidates import Candidates
+from export.class_map import kinds_of
+from export.convert import convert
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.foreign import TAKE_OVER, ForeignLayer, take_over
-from model.blocks import BottleneckFLA, C2fFLA, FLABlock
-from model.focused_linear_attention import FocusedLinearAttention
+from export.foreign import take_over
+from export.rewrite import rewrite
+from export.unpickle import Shells, named_globals, read, shells_for, unpickle
+from export.unrecognised import why_refused
 
-# A pickle may name these and no others; their code is ours or the libraries', never the file's.
-ALLOWED = (
-    *(nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity),
-    *(nn.SiLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential),
-    *(DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL, IterableSimpleNamespace),
-    *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
-)
-
-Shells = Mapping[type, tuple[str, type]]
+NO_MAP: Mapping[str, str] = MappingProxyType({})
+# What a file of parameters alone keeps them under, where it has other things beside them.
+STATE_KEYS = ("ema", "model", "state_dict", "model_state_dict")
+MAX_STRIDE = 128  # pixels; the largest of any YOLOv8 is 64
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained detector as it came out of training.
+    """A trained detector as it came out of training; an `export.source.Source`.
 
     Attributes:
         model: float32, in evaluation mode, neither fused nor rewritten.
@@ -49,122 +48,109 @@ class Checkpoint:
     class_names: tuple[str, ...]
     sha256: str
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the detection levels, in pixels."""
+        return tuple(int(stride) for stride in self.model.model[-1].stride)
 
-def load_checkpoint(path: Path) -> Checkpoint:
+    @property
+    def fixed_hw(self) -> tuple[int, int] | None:
+        """None: it takes any height and width that are multiples of the largest stride."""
+        return None
+
+    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What ultralytics' own network gives, before NMS.
+
+        Args:
+            x: (1, 3, H, W) RGB in 0..1; H and W multiples of the largest stride.
+
+        Returns:
+            (4 + classes, A) for A anchor points: centre x, centre y, width, height in input
+            pixels, then the scores of the classes, in 0..1.
+        """
+        # Not in inference mode: the head keeps its anchor points for those who come after.
+        with torch.no_grad():
+            output: NDArray[np.float32] = self.model(torch.from_numpy(x))[0][0].numpy()
+        return output
+
+    def graph(self, input_hw: tuple[int, int], *, static: bool) -> onnx.ModelProto:
+        """The rewritten network with an artifact's input and output, in float32.
+
+        Args:
+            input_hw: largest (height, width) in pixels.
+            static: the only one.
+        """
+        return convert(Candidates(rewrite(self.model)), input_hw, static=static)
+
+
+def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkpoint:
     """Reads a `.pt` that ultralytics, a tutorial's copy of it, or `python -m model train` wrote.
+
+    Args:
+        path: the file.
+        class_map: what classes are that are not known here, as `read_class_map` gives it.
 
     Raises:
         CheckpointRefused: the file is missing, damaged, or asks for a class or function that is
             not on the allow-list, or calls one that is; the message names it, and it was not run.
-        ModelUnsupported: there is no detection model in it, or its classes have not a name each.
+        ModelUnsupported: there is no YOLOv8 detection model in it; some of its layers are not
+            recognised, which the message lists; its classes have not a name each; or the map
+            does not fit the file.
     """
+    content = read(path)
+    known = known_names()
+    known |= kinds_of(named_globals(content), class_map)
+    shells = shells_for(known)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointRefused(f"{path}: {error.strerror}") from None
-    known = {f"{kind.__module__}.{kind.__name__}": kind for kind in ALLOWED}
-    known |= foreign_layers(path, content, known)
-    shells = {shell(kind): (name, kind) for name, kind in known.items()}
-    model = detection_model(path, unpickle(path, content, shells), shells)
-    take_over(model)
+        held = unpickle(path, content, shells)
+    except CheckpointRefused as refused:
+        raise why_refused(path, content, known, refused) from None
+    model = detection_model(path, held, shells)
+    try:
+        take_over(model)
+    except ModelUnsupported as error:
+        raise ModelUnsupported(f"{path}: {error}") from None
     names, classes = model.__dict__.get("names"), range(model.model[-1].nc)
     if not isinstance(names, dict) or set(names) != set(classes):
         raise ModelUnsupported(
             f"{path}: its head has {len(classes)} classes, its names are {names}"
         )
     return Checkpoint(
-        model=model.float().eval(),
+        model=checked(path, model.float().eval()),
         architecture=architecture_name(model.__dict__.get("yaml")),
         class_names=tuple(str(names[class_id]) for class_id in classes),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
-def foreign_layers(
-    path: Path, content: bytes, known: Mapping[str, type]
-) -> dict[str, type[ForeignLayer]]:
-    """Empty layers for the tutorials' classes that a file names, by their full names in it.
-
-    Raises:
-        CheckpointRefused: the file is damaged.
-    """
-    try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
-    except Exception as error:  # as in `unpickle`
-        raise CheckpointRefused(f"{path}: {reason(error)}") from None
-    layers = {}
-    for name in set(named) - known.keys():
-        class_name = name.rpartition(".")[2]
-        if class_name in TAKE_OVER:
-            layers[name] = type(class_name, (ForeignLayer,), {"foreign_name": class_name})
-    return layers
-
-
-def unpickle(path: Path, content: bytes, shells: Shells) -> Any:
-    """What the file holds, its objects being instances of the shells.
-
-    Args:
-        path: for messages.
-        content: the file.
-        shells: the name and the class that each stands for; a pickle may name no others.
-
-    Raises:
-        CheckpointRefused: as `load_checkpoint` says.
-    """
-    named: list[Any] = [(stand_in, name) for stand_in, (name, _) in shells.items()]
-    try:
-        with torch.serialization.safe_globals(named), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; those fail just below
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that nobody vouches for raise anything
-        raise CheckpointRefused(f"{path}: {reason(error)}") from None
-
-
-def shell(kind: type) -> type:
-    """A stand-in for an allowed class that a pickle can fill but not construct.
-
-    A pickled module is made without its constructor and then filled. A pickle could also call
-    the constructor with arguments of its own, and ultralytics' evaluates some of them as code;
-    or plant a method on an instance for the library to call.
-    """
-
-    def refuse(self: object, *args: object, **kwargs: object) -> None:
-        if args or kwargs:
-            raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}")
-
-    def fill(self: object, state: object) -> None:
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}.__setstate__")
-        for key, value in state.items():
-            if key.startswith("__") or (callable(value) and callable(getattr(kind, key, None))):
-                raise pickle.UnpicklingError(f"calls {kind.__module__}.{kind.__name__}.{key}")
-        self.__dict__.update(state)
-
-    return type(kind.__name__, (kind,), {"__init__": refuse, "__setstate__": fill})
-
-
-def detection_model(path: Path, content: Any, shells: Shells) -> DetectionModel:
+def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
     """The model of an unpickled checkpoint, with its real classes in place of the shells.
 
     Args:
         path: for messages.
-        content: what `unpickle` returned.
+        held: what `unpickle` returned.
         shells: as `unpickle` took them.
 
     Raises:
         CheckpointRefused: a layer carries code, or something that is no layer.
         ModelUnsupported: there is no detection model, or its last layer is no detection head.
     """
-    found: Any = None
-    if isinstance(content, dict):
-        found = content["ema"] if content.get("ema") is not None else content.get("model")
+    found = held
+    if isinstance(held, dict):
+        found = held["ema"] if held.get("ema") is not None else held.get("model")
     if not isinstance(found, DetectionModel):
-        held = content if found is None else found
+        if state_in(held):
+            raise ModelUnsupported(
+                f"{path}: it holds parameters only, no layers: say which with --arch, a name such "
+                "as yolov8n-fla or the YAML that it was trained with"
+            )
+        holds = held if found is None else found
         raise ModelUnsupported(
             f"{path}: a checkpoint with a detection model is expected, this holds "
-            f"{type(held).__name__}"
+            f"{type(holds).__name__}"
         )
     try:
+        found.__dict__.pop("criterion", None)  # a run's that did not come to its end
         modules = dict(nn.Module.named_modules(found))
         for name, module in modules.items():
             # Children are layers, and `named_modules` comes to them by itself.
@@ -179,7 +165,7 @@ def detection_model(path: Path, content: Any, shells: Shells) -> DetectionModel:
         complete = isinstance(head.nc, int) and isinstance(head.stride, torch.Tensor)
         if not (complete and isinstance(found.stride, torch.Tensor)):
             raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
-    except (AttributeError, TypeError, IndexError, KeyError) as error:
+    except (AttributeError, TypeError, IndexError, KeyError, RecursionError) as error:
         raise CheckpointRefused(f"{path}: not a complete model: {error}") from None
     return found
 
@@ -193,19 +179,50 @@ def carries_code(value: Any) -> bool:
     return callable(value)
 
 
-def reason(error: Exception) -> str:
-    """What torch says of a file it won't load, in one line and without its advice to trust it."""
-    refused = re.search(
-        r"(?:(?:Unsupported global: |unsupported )GLOBAL|(calls)) ([\w.]+)", str(error)
-    )
-    if refused:
-        asks = "calls" if refused[1] else "asks for"
-        why = "" if refused[1] else ", which is not on the list of what a checkpoint may hold"
-        return f"refused: it {asks} {refused[2]}{why}; nothing of it was run"
-    said = str(error).splitlines()
-    if isinstance(error, RuntimeError) and said:
-        return f"not a complete checkpoint: {said[0][:160]}"
-    return "not a complete checkpoint: torch did not write these bytes"
+def state_in(held: Any) -> dict[str, torch.Tensor] | None:
+    """The parameters by name of a file that has nothing else of a network; None in others."""
+    if not isinstance(held, dict):
+        return None
+    for state in (held, *(held.get(key) for key in STATE_KEYS)):
+        if not isinstance(state, dict) or not state:
+            continue
+        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+            return dict(state)
+    return None
+
+
+def checked(path: Path, model: DetectionModel) -> DetectionModel:
+    """The same model, found to be one that takes pictures and answers as YOLOv8 does.
+
+    Raises:
+        CheckpointRefused: its strides are none.
+        ModelUnsupported: it does not.
+    """
+    if getattr(model.model[-1], "end2end", False):
+        raise ModelUnsupported(
+            f"{path}: its head chooses its own detections (end2end); only YOLOv8's is exported"
+        )
+    first = getattr(model.model[0], "conv", None)
+    if isinstance(first, nn.Conv2d) and first.in_channels != 3:
+        raise ModelUnsupported(
+            f"{path}: its first layer takes {first.in_channels} channels, pictures have 3"
+        )
+    strides = model.model[-1].stride.tolist()
+    if not strides or not all(1 <= stride <= MAX_STRIDE for stride in strides):
+        raise CheckpointRefused(f"{path}: not a complete model: its strides are {strides}")
+    side = 8 * int(max(strides))  # room for keys reduced eightfold on the smallest map
+    try:
+        with torch.no_grad():  # as in `predict`
+            output = model(torch.zeros(1, 3, side, side))[0]
+    except Exception as error:  # whatever layers raise that don't fit together
+        said = " ".join(str(error).split())[:200]
+        raise ModelUnsupported(f"{path}: its layers do not fit together: {said}") from None
+    if output.shape[1] != 4 + model.model[-1].nc:
+        raise ModelUnsupported(
+            f"{path}: it gives {output.shape[1]} numbers an anchor point, "
+            f"{4 + model.model[-1].nc} are expected"
+        )
+    return model
 
 
 def architecture_name(table: Any) -> str:
@@ -217,5 +234,7 @@ def architecture_name(table: Any) -> str:
         return stem
     scale = table.get("scale")
     return (
-        re.sub(r"^yolov8", f"yolov8{scale}", stem) if scale in ("n", "s", "m", "l", "x") else stem
+        re.sub(r"^yolov8(?![a-z])", f"yolov8{scale}", stem)
+        if scale in ("n", "s", "m", "l", "x")
+        else stem
     )

@@ -8,7 +8,7 @@ and replaced by ours, which compute the same.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from export.errors import ModelUnsupported
 from model.blocks import BottleneckFLA, C2fFLA
@@ -20,55 +20,81 @@ class ForeignLayer(nn.Module):
     """A layer without its class: parameters, children and attributes, and no code.
 
     Attributes:
-        foreign_name: the name of the class in the file.
+        foreign_name: which of `TAKE_OVER` it is; of a layer that is not recognised, the full name
+            of its class in the file.
     """
 
     foreign_name = ""
 
 
-def take_over(model: nn.Module) -> None:
+def take_over(model: nn.Module, path: str = "") -> None:
     """Replaces every foreign layer of a network, innermost first.
+
+    Args:
+        model: the network, or a part of it; changed in place.
+        path: where the part is in the network, for messages.
 
     Raises:
         ModelUnsupported: a layer has other parameters than the class of its name; the message
             lists them.
     """
     for name, child in list(model.named_children()):
-        take_over(child)
+        where = f"{path}.{name}" if path else name
+        take_over(child, where)
         if isinstance(child, ForeignLayer):
             try:
                 ours = TAKE_OVER[child.foreign_name](child)
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 shapes = {key: tuple(value.shape) for key, value in child.state_dict().items()}
-                said = " ".join(str(error).split())
+                said = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ModelUnsupported(
-                    f"{child.foreign_name} is not the published layer ({said}); "
-                    f"its parameters are {shapes}"
+                    f"{where}: {child.foreign_name} is not the published layer "
+                    f"({' '.join(said.split())}); its parameters are {shapes}"
                 ) from None
             setattr(model, name, in_place_of(child, ours) if hasattr(child, "f") else ours)
 
 
 def attention(layer: Any) -> FocusedLinearAttention:
-    """The attention itself, in either parameter form, with or without positional encoding.
+    """The attention itself, in either parameter form, with or without positional encoding."""
+    ours = attention_of(layer.state_dict(), layer.focusing_factor)
+    for attribute in ("sr_ratio", "num_heads"):
+        said, has = getattr(layer, attribute, None), getattr(ours, attribute)
+        if said not in (None, has):
+            raise ValueError(f"its {attribute} is {said}, its parameters are made for {has}")
+    return ours
+
+
+def attention_of(state: Mapping[str, Tensor], focusing_factor: float) -> FocusedLinearAttention:
+    """The attention with these parameters; all but the focusing factor shows in their shapes.
 
     The tutorials' copies have no positional encoding, and sum the keys that the published
-    modules average; a layer without one is taken for such a copy.
+    modules average; parameters without one are taken for those of such a copy.
+
+    Args:
+        state: `proj`, `dwc`, `scale`, either `qkv` or `q` and `kv`, and what else there may be.
+        focusing_factor: p.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: it is not that layer's state.
     """
-    state = layer.state_dict()
-    dim = state["proj.weight"].shape[0]
+    dim, head_dim = state["proj.weight"].shape[0], state["dwc.weight"].shape[0]
+    if dim % head_dim:
+        raise ValueError(
+            f"heads of {head_dim} channels, as dwc has, do not divide the {dim} of proj"
+        )
     encoding = state.get("positional_encoding")
-    sr_ratio = int(getattr(layer, "sr_ratio", 1))
+    sr_ratio = state["sr.weight"].shape[2] if "sr.weight" in state else 1
     tokens = None if encoding is None else encoding.shape[1] * sr_ratio**2
-    projection = layer.qkv if "qkv.weight" in state else layer.q
+    fused = "qkv.weight" in state
     ours = FocusedLinearAttention(
         dim,
         tokens,
-        num_heads=dim // state["dwc.weight"].shape[0],
-        qkv_bias=projection.bias is not None,
+        num_heads=dim // head_dim,
+        qkv_bias=("qkv.bias" if fused else "q.bias") in state,
         sr_ratio=sr_ratio,
-        focusing_factor=layer.focusing_factor,
+        focusing_factor=focusing_factor,
         kernel_size=state["dwc.weight"].shape[2],
-        fused_qkv="qkv.weight" in state,
+        fused_qkv=fused,
         summed_keys=encoding is None,
     )
     ours.load_state_dict(state)
@@ -76,11 +102,14 @@ def attention(layer: Any) -> FocusedLinearAttention:
 
 
 def bottleneck(layer: Any) -> BottleneckFLA:
-    """A bottleneck whose attention, `FLA`, runs only where there is no shortcut."""
+    """A bottleneck whose attention, mostly called `FLA`, runs only where there is no shortcut."""
     c1, c2 = layer.cv1.conv.in_channels, layer.cv2.conv.out_channels
     ours = BottleneckFLA(c1, c2, shortcut=False, num_heads=1)
     ours.cv1, ours.cv2, ours.add = layer.cv1, layer.cv2, layer.add
-    ours.attention = None if layer.add else layer.FLA
+    attentions = [each for each in layer.children() if isinstance(each, FocusedLinearAttention)]
+    if not layer.add and len(attentions) != 1:
+        raise ValueError(f"it has {len(attentions)} attentions, not one")
+    ours.attention = None if layer.add else attentions[0]
     return ours
 
 

@@ -1,0 +1,43 @@
+"""The classes that a pickled network may name; their code is ours or the libraries'."""
+
+from torch import nn
+from ultralytics.nn.modules import C2f, Concat, Conv, Detect
+from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import IterableSimpleNamespace
+
+from export.unpickle import Ignored
+from model.blocks import BottleneckFLA, C2fFLA, FLABlock
+from model.focused_linear_attention import FocusedLinearAttention
+
+ULTRALYTICS = (DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL)
+ALLOWED = (
+    *(nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity),
+    *(nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential),
+    *(*ULTRALYTICS, IterableSimpleNamespace),
+    *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
+)
+
+
+# Beside the network, and of no use here: figures and paths that training notes as it ends, and the
+# loss in a run that did not come to its end.
+IGNORED = (
+    *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32")),
+    *("pathlib.PosixPath", "pathlib.WindowsPath"),
+    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+    *("ultralytics.utils.loss.v8DetectionLoss", "ultralytics.utils.loss.BboxLoss"),
+    *("ultralytics.utils.loss.DFLoss", "ultralytics.utils.tal.TaskAlignedAssigner"),
+    *("ultralytics.yolo.v8.detect.train.Loss", "ultralytics.yolo.utils.loss.BboxLoss"),
+    *("ultralytics.yolo.utils.tal.TaskAlignedAssigner", "torch.nn.modules.loss.BCEWithLogitsLoss"),
+)
+
+
+def known_names() -> dict[str, type]:
+    """The allowed classes by their full names, those of the first YOLOv8 releases included."""
+    known = {f"{kind.__module__}.{kind.__name__}": kind for kind in ALLOWED}
+    # Until 8.0.9x all layers were in one module, and the settings in another package; forks of
+    # that time are still about.
+    known |= {f"ultralytics.nn.modules.{kind.__name__}": kind for kind in ULTRALYTICS[1:]}
+    known["ultralytics.yolo.utils.IterableSimpleNamespace"] = IterableSimpleNamespace
+    return known | dict.fromkeys(IGNORED, Ignored)

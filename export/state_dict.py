@@ -1,0 +1,219 @@
+"""Puts parameters that came without their layers into the network that they were trained in.
+
+The network is built from a layer table: one of ours by its name, or the YAML of a patched
+ultralytics with the tutorials' names in it. Those rows are built as layers with the same channels,
+which then give way to ours, as a whole checkpoint's do.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+from ultralytics.nn.modules import C2f
+from ultralytics.nn.tasks import DetectionModel
+
+from export.checkpoint import Checkpoint, architecture_name, checked, state_in
+from export.errors import ModelUnsupported
+from export.foreign import attention_of, bottleneck, c2f
+from export.layer_table import ATTENTIONS, LayerTable, read_layer_table
+from export.unpickle import named_globals, read, unpickle
+from model.blocks import C2fFLA
+from model.registration import in_place_of, register
+
+WRAPPERS = re.compile(r"(module\.|_orig_mod\.|model\.)+")
+FOCUSING_FACTOR = 3.0  # of every published table; it does not show in the parameters
+SHOWN = 5
+
+
+def load_state_dict_checkpoint(
+    path: Path, arch: str, names: tuple[str, ...] | None = None
+) -> Checkpoint:
+    """Reads a file of parameters only, `torch.save(model.state_dict())` and its like.
+
+    Args:
+        path: the file.
+        arch: `yolov8n-fla`, `yolov8n`, ..., or the path of a layer table in YAML.
+        names: of the classes, in their order; None takes those that the table has, or else
+            class_0, class_1, ... The number of classes is the parameters' own.
+
+    Raises:
+        CheckpointRefused: the file is missing, damaged, or asks for a class or function; the
+            message names it, and it was not run.
+        ModelUnsupported: it holds a whole model; the table cannot be built; the parameters are
+            not the table's, of which the message lists the first; or there are not as many
+            names as classes.
+    """
+    content = read(path)
+    if any(name.endswith("DetectionModel") for name in named_globals(content)):
+        raise ModelUnsupported(f"{path}: it holds its layers itself: leave --arch out")
+    held = state_in(unpickle(path, content, {}))
+    if held is None:
+        raise ModelUnsupported(f"{path}: with --arch, a file of parameters by name is expected")
+    state = own_names(path, held)
+    nc = class_count(path, state)
+    table = read_layer_table(arch, state)
+    class_names = names or table.class_names or tuple(f"class_{i}" for i in range(nc))
+    if len(class_names) != nc:
+        raise ModelUnsupported(
+            f"{path}: its head has {nc} classes, the names are {len(class_names)}: "
+            f"{', '.join(class_names)}"
+        )
+    model = build(table, nc)
+    state = replace_tutorial_layers(path, model, table, state)
+    fill(path, arch, model, state)
+    model.names = dict(enumerate(class_names))
+    return Checkpoint(
+        model=checked(path, model.float().eval()),
+        architecture=architecture_name(table.rows),
+        class_names=tuple(class_names),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def own_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state as `DetectionModel` names it, `model.0.conv.weight`, whatever it was wrapped in.
+
+    Raises:
+        ModelUnsupported: the names are not those of a list of layers.
+    """
+    renamed = {f"model.{WRAPPERS.sub('', key, count=1)}": value for key, value in state.items()}
+    for old, new in zip(state, renamed, strict=False):
+        if not re.match(r"model\.\d+\.", new):
+            raise ModelUnsupported(
+                f"{path}: {old} is not named as YOLOv8's parameters are, model.0.conv.weight"
+            )
+    return renamed
+
+
+def class_count(path: Path, state: Mapping[str, Tensor]) -> int:
+    """The number of classes of the head.
+
+    Raises:
+        ModelUnsupported: there is no detection head; where it shows, of what else there is one.
+    """
+    other = {"cv4": "a pose, segmentation or oriented-box", "one2one_cv3": "an end-to-end"}
+    for child, kind in other.items():
+        if any(re.match(rf"model\.\d+\.{child}\.", key) for key in state):
+            raise ModelUnsupported(f"{path}: it has {kind} head; only YOLOv8 detection is exported")
+    for key, value in state.items():
+        if re.fullmatch(r"model\.\d+\.cv3\.0\.2\.weight", key) and value.ndim == 4:
+            return value.shape[0]
+    raise ModelUnsupported(f"{path}: no detection head is among its parameters (cv3.0.2.weight)")
+
+
+def build(table: LayerTable, nc: int) -> DetectionModel:
+    """The network of a table, with random parameters.
+
+    Raises:
+        ModelUnsupported: the table cannot be built; the message says what stood in the way.
+    """
+    register()
+    try:
+        return DetectionModel(table.rows | {"nc": nc}, ch=3, verbose=False)
+    except Exception as error:  # a table that nobody vouches for raises anything
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelUnsupported(f"{table.source}: the table cannot be built: {said}") from None
+
+
+def replace_tutorial_layers(
+    path: Path, model: DetectionModel, table: LayerTable, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Puts our layers where the table has the tutorials', changing the model.
+
+    Returns:
+        The state under our layers' names, for the whole network.
+
+    Raises:
+        ModelUnsupported: a layer's parameters are not those of the published one.
+    """
+    renamed = dict(state)
+    for index, name in table.tutorial_rows.items():
+        where, stand_in = f"model.{index}", model.model[index]
+        of_layer = inside(state, where)
+        try:
+            if name in ATTENTIONS:
+                ours: nn.Module = attention_of(of_layer, FOCUSING_FACTOR)
+            else:
+                ours, of_ours = c2f_with_attention(stand_in, of_layer)
+                renamed = {k: v for k, v in renamed.items() if not k.startswith(f"{where}.")}
+                renamed |= {f"{where}.{key}": value for key, value in of_ours.items()}
+        except (KeyError, ValueError, RuntimeError) as error:
+            shapes = {key: tuple(value.shape) for key, value in of_layer.items()}
+            said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ModelUnsupported(
+                f"{path}: {where} is not the published {name} ({said}); its parameters are {shapes}"
+            ) from None
+        model.model[index] = in_place_of(stand_in, ours)
+    return renamed
+
+
+def c2f_with_attention(
+    stand_in: C2f, state: Mapping[str, Tensor]
+) -> tuple[C2fFLA, dict[str, Tensor]]:
+    """Ours for a tutorial's C2f, and its state under our names.
+
+    Args:
+        stand_in: a C2f of the same channels, depth and shortcuts; used up.
+        state: of the tutorial's layer.
+    """
+    renamed = dict(state)
+    for number, plain in enumerate(stand_in.m):
+        child = f"m.{number}.{attention_child(inside(state, f'm.{number}'))}"
+        of_attention = inside(state, child)
+        for key, value in of_attention.items():
+            del renamed[f"{child}.{key}"]
+            if not plain.add:  # beside a shortcut it is in the file, and never run
+                renamed[f"m.{number}.attention.{key}"] = value
+        if not plain.add:
+            plain.FLA = attention_of(of_attention, FOCUSING_FACTOR)
+        stand_in.m[number] = bottleneck(plain)
+    return c2f(stand_in), renamed
+
+
+def inside(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The part of a state that belongs to one layer, named from there."""
+    start = f"{where}."
+    return {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
+
+
+def attention_child(state: Mapping[str, Tensor]) -> str:
+    """What a bottleneck calls its attention, mostly `FLA`."""
+    for key in state:
+        child, _, rest = key.partition(".")
+        if rest == "dwc.weight":
+            return child
+    return "FLA"
+
+
+def fill(path: Path, arch: str, model: DetectionModel, state: Mapping[str, Tensor]) -> None:
+    """Loads a state that has to be the network's own.
+
+    Raises:
+        ModelUnsupported: it is not; the message lists the first differences with their shapes.
+    """
+    own = model.state_dict()
+    missing = [f"{key} {tuple(own[key].shape)}" for key in own.keys() - state.keys()]
+    unexpected = [f"{key} {tuple(state[key].shape)}" for key in state.keys() - own.keys()]
+    misshapen = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    said = [f"{len(keys)} {kind}: {first(keys)}" for kind, keys in groups.items() if keys]
+    if said:
+        if not any(".bn." in key for key in state):
+            said.append("it has no batch norms: save the state before model.fuse() is called")
+        raise ModelUnsupported(f"{path}: its parameters are not those of {arch}; {'; '.join(said)}")
+    model.load_state_dict(dict(state))
+
+
+def first(keys: list[str]) -> str:
+    """The first few, in the order of the layers."""
+
+    def order(key: str) -> list[tuple[int, str]]:
+        return [(int(part or 0), text) for part, text in re.findall(r"(\d*)(\D*)", key)]
+
+    return ", ".join(sorted(keys, key=order)[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
