@@ -23,16 +23,21 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.coco_figures import (
+from export.coco_figures import (
     MATCH_IOU,
     Accuracy,
     Recall,
     coco_accuracy,
     recall_at,
 )
-from benchmarks.yolo_dataset import AccuracyError, Boxes, LabelledImage, read_dataset
+from export.errors import DatasetInvalid
+from export.yolo_dataset import Boxes, LabelledImage, read_dataset
 
 MAX_TRIES = 5
+
+
+class AccuracyError(Exception):
+    """The measurement can't be made; the message says what to mend."""
 
 
 def detect(
@@ -105,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         names, images = read_dataset(options.data, options.split)
         detections, versions = detect_all(options, images, names)
-    except AccuracyError as error:
+    except (AccuracyError, DatasetInvalid) as error:
         sys.exit(f"accuracy: {error}")
     accuracy = coco_accuracy(images, detections, names, options.max_det)
     recall = None

@@ -1,47 +1,178 @@
-"""python -m export: a trained checkpoint becomes a verified ONNX artifact."""
+"""python -m export: a trained detector becomes a verified ONNX artifact.
+
+python -m export SRC -o OUT.onnx      makes an artifact
+python -m export inspect FILE         says what an artifact is and how it was verified
+python -m export verify FILE --source SRC   compares the two again
+"""
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from model.environment import contain_ultralytics
 
+if TYPE_CHECKING:
+    from export.source import Origin
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports one checkpoint; returns the exit code: 0, or 2 for what the user can mend."""
+    """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
     contain_ultralytics()
-    arguments = vars(parser().parse_args(argv))
+    argv = sys.argv[1:] if argv is None else argv
+    parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
+    arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
 
     from export.errors import ExportError
-    from export.pipeline import Request, export
     from server.errors import ServerError
 
-    started = time.perf_counter()
     try:
-        artifact = export(Request(**arguments), report=lambda line: print(line, flush=True))
+        run(arguments)
     except (ExportError, ServerError, OSError) as error:
         print(f"python -m export: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-
-    from export.table import table
-
-    print(table(artifact, seconds=time.perf_counter() - started))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    root = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    root.add_argument("source", type=Path, metavar="SRC", help="a trained checkpoint, .pt")
+def export_parser() -> argparse.ArgumentParser:
+    """The command line that makes an artifact."""
+    root = argparse.ArgumentParser(
+        prog="python -m export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     root.add_argument("-o", "--output", type=Path, required=True, help="the artifact, .onnx")
-    root.add_argument("--imgsz", type=int, default=640, help="longer side of the input, pixels")
-    root.add_argument("--data", type=Path, help="folder of pictures to verify with")
+    root.add_argument("--imgsz", type=int, help="longer side of the input, pixels; default 640")
+    root.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="fp16 for GPUs, int8 for CPUs with VNNI and for TensorRT",
+    )
+    root.add_argument(
+        "--data",
+        type=Path,
+        help="a data set's YAML to compare and to measure accuracy on, or a folder of pictures "
+        "to compare on",
+    )
+    root.add_argument(
+        "--calibration",
+        type=Path,
+        help="folder of pictures that int8 takes its ranges from; default: the training pictures "
+        "of --data",
+    )
+    root.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="write a reduced precision even where it loses accuracy or that can't be told",
+    )
+    add_origin(root, "source")
     root.add_argument("--name", help="the model's name in answers; the output's by default")
     root.add_argument("--static", action="store_true", help="one input shape: the square")
     root.add_argument("--force", action="store_true", help="replace an existing output")
     return root
 
+
+def inspect_parser() -> argparse.ArgumentParser:
+    """The command line that shows an artifact."""
+    root = argparse.ArgumentParser(prog="python -m export inspect")
+    root.add_argument("file", type=Path, help="an artifact, .onnx")
+    root.add_argument("--json", action="store_true", help="the whole description as JSON")
+    return root
+
+
+def verify_parser() -> argparse.ArgumentParser:
+    """The command line that compares an artifact with its source again."""
+    root = argparse.ArgumentParser(prog="python -m export verify")
+    root.add_argument("file", type=Path, help="an artifact, .onnx")
+    root.add_argument("--data", type=Path, help="a data set's YAML or a folder of pictures")
+    root.add_argument("--json", action="store_true", help="print the new certificate as JSON")
+    add_origin(root, "--source")
+    return root
+
+
+def add_origin(root: argparse.ArgumentParser, argument: str) -> None:
+    """The arguments that say what the source is."""
+    required = {"required": True} if argument.startswith("-") else {}
+    root.add_argument(
+        argument,
+        type=Path,
+        metavar="SRC",
+        help="a trained checkpoint (.pt), parameters alone with --arch, or ultralytics' .onnx",
+        **required,  # type: ignore[arg-type]
+    )
+    root.add_argument("--map", type=Path, help="YAML: what the classes are that are not known")
+    root.add_argument("--arch", help="layers of a file of parameters: yolov8n-fla, ..., or a YAML")
+    root.add_argument("--names", help="class names for a file of parameters: cat,dog")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Makes an artifact; prints its steps and its certificate."""
+    from export.pipeline import Request, export
+    from export.table import certificate_rows, model_rows, table
+
+    given = vars(arguments)
+    origin = origin_of(arguments)
+    for name in ("source", "map", "arch", "names"):
+        del given[name]
+    started = time.perf_counter()
+    artifact = export(Request(origin=origin, **given), report=progress())
+    rows = model_rows(artifact) | certificate_rows(artifact.metadata.certificate)
+    del rows["source"], rows["made with"]  # `inspect` has them
+    rows["file"] = f"{artifact.path}"
+    rows["time"] = f"{time.perf_counter() - started:.1f} s"
+    print(table(rows))
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """Prints what an artifact says of itself, once its graph was found to be the one verified."""
+    from export.table import certificate_rows, model_rows, table
+    from server.artifact import load_artifact
+
+    artifact = load_artifact(arguments.file)
+    if arguments.json:
+        print(artifact.metadata.model_dump_json(indent=2))
+    else:
+        print(table(model_rows(artifact) | certificate_rows(artifact.metadata.certificate)))
+
+
+def run_verify(arguments: argparse.Namespace) -> None:
+    """Prints the certificate that an artifact would get today."""
+    from export.reverify import reverify
+    from export.table import certificate_rows, table
+
+    # With --json the answer alone goes to standard output.
+    report = progress(sys.stderr) if arguments.json else progress()
+    certificate = reverify(arguments.file, origin_of(arguments), arguments.data, report=report)
+    if arguments.json:
+        print(certificate.model_dump_json(indent=2))
+    else:
+        print(table(certificate_rows(certificate)))
+
+
+def origin_of(arguments: argparse.Namespace) -> "Origin":
+    """What the command line says of the source."""
+    from export.source import Origin
+
+    names = tuple(name.strip() for name in arguments.names.split(",")) if arguments.names else ()
+    return Origin(arguments.source, arguments.map, arguments.arch, names)
+
+
+def progress(stream: TextIO | None = None) -> Callable[[str], None]:
+    """Prints a line at once, also where output goes into a file."""
+
+    def report(line: str) -> None:
+        print(line, file=stream, flush=True)
+
+    return report
+
+
+COMMANDS = {
+    "inspect": (inspect_parser, run_inspect),
+    "verify": (verify_parser, run_verify),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

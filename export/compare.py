@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from ultralytics.utils.ops import xywh2xyxy
 
+from export.coco_figures import MATCH_IOU, iou
 from server.detector import ImageDetections
 
 OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points
+NOTABLE_SCORE = 0.05  # below, a reduced precision may choose other anchor points
 SCORE_FLOOR = 1e-6  # ONNX Runtime's sigmoid is 0 where torch's is still 1e-7
 
 
@@ -37,6 +39,25 @@ class Difference:
             max(self.most_boxes_px, other.most_boxes_px),
             max(self.most_scores, other.most_scores),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What comparing an artifact with its source came to.
+
+    Attributes:
+        tensors: of candidates, boxes in input pixels.
+        detections: of those after NMS that both have, boxes in original pixels.
+        compared: how many detections were.
+        agreement: share of them, in 0..1, that both have.
+        images: what was compared, in words.
+    """
+
+    tensors: Difference
+    detections: Difference
+    compared: int
+    agreement: float
+    images: str
 
 
 DIFFERENT = Difference(*[float("inf")] * 5)
@@ -101,3 +122,68 @@ def detection_difference(ours: ImageDetections, rows: NDArray[np.float32]) -> Di
         score_difference = abs(float(ours.detections.scores[nearest]) - float(row[4]))
         worst |= Difference(float(distances.min()), score_difference)
     return worst
+
+
+def nearest_difference(
+    candidates: NDArray[np.float32], predictions: NDArray[np.float32]
+) -> Difference:
+    """How far candidates of a reduced precision are from the source's, without a rank to go by.
+
+    Of both sides those that score at least `NOTABLE_SCORE` are looked at. Each is held against
+    the nearest box of the other side, of any score: where a box was lost, the next one is far.
+
+    Args:
+        candidates: (K, 6), xyxy, score, class id.
+        predictions: (4 + classes, A), xywh, scores.
+    """
+    if not np.isfinite(candidates).all():
+        return DIFFERENT
+    ours, our_scores = candidates[:, :4], candidates[:, 4]
+    theirs, their_scores = xywh2xyxy(predictions[:4].T), predictions[4:].max(0)
+    boxes, scores = [np.zeros(1)], [np.zeros(1)]
+    for here, score, there, other in (
+        (ours, our_scores, theirs, their_scores),
+        (theirs, their_scores, ours, our_scores),
+    ):
+        for row in np.flatnonzero(score >= NOTABLE_SCORE):
+            distances = np.abs(there - here[row]).max(1)
+            nearest = distances.argmin()
+            boxes.append(distances[[nearest]])
+            scores.append(np.abs(other[[nearest]] - score[row]))
+    distance, difference = np.concatenate(boxes), np.concatenate(scores)
+    return Difference(
+        boxes_px=float(distance.max()),
+        scores=float(difference.max()),
+        most_boxes_px=float(np.quantile(distance, 0.9)),
+        most_scores=float(np.quantile(difference, 0.9)),
+    )
+
+
+def matched_difference(
+    ours: ImageDetections, rows: NDArray[np.float32]
+) -> tuple[Difference, int, int]:
+    """Pairs detections of one class that overlap by at least half, the best score choosing first.
+
+    Args:
+        ours: the artifact's.
+        rows: (N, 6) the source's, xyxy in original pixels, score, class id.
+
+    Returns:
+        The largest differences of the pairs, how many pairs there are, and how many detections
+        artifact and source have together.
+    """
+    found = ours.detections
+    overlap = iou(found.boxes.astype(np.float64), rows[:, :4].astype(np.float64))
+    overlap[found.class_ids[:, None] != rows[None, :, 5]] = 0
+    worst, pairs = Difference(), 0
+    for i in np.argsort(-found.scores, kind="stable"):
+        if not len(rows) or overlap[i].max() < MATCH_IOU:
+            continue
+        j = int(overlap[i].argmax())
+        overlap[:, j] = 0
+        pairs += 1
+        worst |= Difference(
+            float(np.abs(found.boxes[i] - rows[j, :4]).max()),
+            abs(float(found.scores[i]) - float(rows[j, 4])),
+        )
+    return worst, pairs, len(found.scores) + len(rows)

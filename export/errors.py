@@ -3,8 +3,10 @@
 ExportError
 ├── CheckpointRefused    the file cannot be loaded, or asks for what we do not load
 ├── ModelUnsupported     loaded, but not a detector that the artifact can hold
+├── DatasetInvalid       the pictures or labels of --data or --calibration can't be used
 ├── OutputExists         the output is there already and --force was not given
-└── VerificationFailed   the artifact does not answer as the checkpoint does
+├── VerificationFailed   the artifact does not answer as its source does
+└── AccuracyLost         a reduced precision costs more accuracy than its gate, or that is unknown
 """
 
 
@@ -20,9 +22,17 @@ class ModelUnsupported(ExportError):
     """The model, or the size asked for, has no artifact."""
 
 
+class DatasetInvalid(ExportError):
+    """A data set, a folder of pictures or a label file is missing or can't be read."""
+
+
 class OutputExists(ExportError):
     """Something stands where the artifact would be written."""
 
 
 class VerificationFailed(ExportError):
-    """The artifact and the checkpoint disagree by more than the limits."""
+    """The artifact and its source disagree by more than the limits."""
+
+
+class AccuracyLost(ExportError):
+    """A reduced precision was not shown to keep the accuracy of its source."""

@@ -1,11 +1,14 @@
-"""Pictures to verify with: the user's own, or generated ones."""
+"""Pictures to compare answers on: the user's own, or generated ones."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.errors import ExportError
+from export.errors import DatasetInvalid
+from export.yolo_dataset import IMAGE_SUFFIXES, evenly, split_images
+from server.artifact import Metadata
+from server.detector import prepare_image
 from server.errors import BadInput
 from server.image import decode
 
@@ -13,25 +16,24 @@ Image = NDArray[np.uint8]
 MOST = 8  # as many as the largest batch that is verified
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 64  # pixels; a crop of less can miss its aspect ratio by more than a bucket
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
-def pictures(folder: Path | None) -> tuple[list[Image], str]:
-    """(H, W, 3) uint8 RGB pictures, and in words what they are.
+def pictures(given: Path | None, split: str = "val") -> tuple[list[Image], str]:
+    """(H, W, 3) uint8 RGB pictures to compare answers on, and in words what they are.
 
     Args:
-        folder: where to take them from, the first ones by name; None generates them.
+        given: a folder, or a data set's YAML; the first pictures by name are taken. None
+            generates some.
+        split: of the data set.
 
     Raises:
-        ExportError: when it is no folder, or no picture in it can be read.
+        DatasetInvalid: there are none, or none of them can be read.
     """
-    if folder is None:
+    if given is None:
         rng = np.random.default_rng(0)
         return [generated(rng) for _ in range(MOST)], f"{MOST} generated pictures"
-    if not folder.is_dir():
-        raise ExportError(f"--data {folder}: a folder of pictures is expected")
     found: list[Image] = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+    for path in listed(given, split):
         if len(found) == MOST:
             break
         try:
@@ -41,10 +43,60 @@ def pictures(folder: Path | None) -> tuple[list[Image], str]:
         if min(picture.shape[:2]) >= MIN_SIDE:
             found.append(picture)
     if not found:
-        raise ExportError(
-            f"--data {folder}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
+        raise DatasetInvalid(
+            f"--data {given}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
         )
-    return found, f"{len(found)} pictures of {folder.name or folder.resolve().name}"
+    return found, f"{len(found)} pictures of {in_words(given, split)}"
+
+
+def calibration_canvases(
+    given: Path, split: str, metadata: Metadata, most: int
+) -> list[NDArray[np.uint8]]:
+    """Letterboxed pictures, evenly spread over those given, as the serving code makes them.
+
+    Args:
+        given: a folder, or a data set's YAML.
+        split: of the data set.
+        metadata: of the artifact that will see them.
+        most: how many.
+
+    Returns:
+        (1, H, W, 3) uint8 RGB each, (H, W) a bucket.
+
+    Raises:
+        DatasetInvalid: there are none, or none of them can be read.
+    """
+    canvases = []
+    for path in evenly(listed(given, split), most):
+        try:
+            picture = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
+        except (BadInput, OSError):
+            continue  # the others will do
+        canvases.append(prepare_image(picture, metadata).canvas[None])
+    if not canvases:
+        raise DatasetInvalid(f"--calibration {given}: no picture in it can be read")
+    return canvases
+
+
+def listed(given: Path, split: str) -> list[Path]:
+    """Paths of the pictures in a folder, or in a split of a data set's YAML, in order.
+
+    Raises:
+        DatasetInvalid: it is neither.
+    """
+    if given.is_dir():
+        return sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not given.is_file():
+        raise DatasetInvalid(f"{given}: there is no such folder or data set's YAML")
+    if given.suffix.lower() not in (".yaml", ".yml"):
+        raise DatasetInvalid(f"{given}: a folder of pictures or a data set's YAML is expected")
+    return split_images(given, split)[1]
+
+
+def in_words(given: Path, split: str) -> str:
+    """The name of a folder, or of a data set and its split, without where it lies."""
+    path = given.resolve()
+    return path.name if path.is_dir() else f"{path.parent.name}/{path.name}, {split}"
 
 
 def generated(rng: np.random.Generator) -> Image:

@@ -1,4 +1,4 @@
-"""The story of an artifact: load, rewrite, convert, optimise, verify, stamp."""
+"""The story of an artifact: load, convert, optimise, reduce precision, certify, stamp."""
 
 import tempfile
 import time
@@ -13,17 +13,22 @@ import torch
 import ultralytics
 
 from export.buckets import buckets
-from export.candidates import MAX_CANDIDATES, Candidates
-from export.checkpoint import Checkpoint, load_checkpoint
-from export.convert import OPSET, convert
-from export.errors import OutputExists
+from export.candidates import MAX_CANDIDATES
+from export.certify import DRAFT, certify, gather, judge
+from export.errors import DatasetInvalid, ModelUnsupported, OutputExists
+from export.half import to_half
+from export.latency import measure_latency
 from export.optimize import optimize
-from export.pictures import pictures
-from export.rewrite import rewrite
+from export.pictures import calibration_canvases
+from export.quantize import quantize
+from export.source import Origin, Source, load_source
 from export.stamp import stamp, write
-from export.verify import UNVERIFIED, verify
+from export.verify import verify
 from model.registration import register
-from server.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
+from server.artifact import SCHEMA_VERSION, Artifact, Metadata, Precision, graph_sha256
+
+DEFAULT_IMGSZ = 640
+CALIBRATION_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,29 @@ class Request:
     """What the command line asks for.
 
     Attributes:
-        source: the checkpoint.
+        origin: what to export.
         output: where the artifact goes.
-        imgsz: the input's longer side in pixels, a multiple of the model's stride.
-        data: folder of pictures to verify with; None generates some.
+        imgsz: the input's longer side in pixels, a multiple of the model's stride; None takes
+            640, or the size that an ONNX file was made for.
+        precision: of the convolutions.
+        data: a data set's YAML to compare and to measure accuracy on, or a folder of pictures
+            to compare on; None generates pictures.
+        calibration: folder of pictures, or a data set's YAML, that int8 takes its ranges from;
+            None takes the training pictures of `data`.
+        accept_loss: write a reduced precision even where it loses more accuracy than its gate,
+            or where there are no labels to tell.
         name: the model's name in answers; None takes the output's file name.
         static: one input shape, the square.
         force: an existing output is replaced.
     """
 
-    source: Path
+    origin: Origin
     output: Path
-    imgsz: int = 640
+    imgsz: int | None = None
+    precision: Precision = "fp32"
     data: Path | None = None
+    calibration: Path | None = None
+    accept_loss: bool = False
     name: str | None = None
     static: bool = False
     force: bool = False
@@ -64,71 +79,139 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
         ServerError: the serving code could not load or run the artifact; in either case the
             output is as it was before.
     """
-    if request.output.exists() and not request.force:
-        raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
+    refuse_at_once(request)
     register()
     step = Steps(report)
 
-    checkpoint = load_checkpoint(request.source)
-    images, description = pictures(request.data)
-    shapes = buckets(request.imgsz, int(checkpoint.model.stride.max()))
-    shapes = shapes[:1] if request.static else shapes
-    step(f"load {checkpoint.architecture}, {len(checkpoint.class_names)} classes")
+    source = load_source(request.origin)
+    shapes, static = input_shapes(request, source)
+    material = gather(request.data, source.class_names)
+    step(f"load {source.architecture}, {len(source.class_names)} classes")
 
-    rewritten = rewrite(checkpoint.model)
-    step("rewrite")
-
-    graph = convert(Candidates(rewritten), shapes[0], static=request.static)
-    step(f"convert to ONNX, opset {OPSET}")
+    graph = source.graph(shapes[0], static=static)
+    step("rewrite and convert to ONNX")
 
     graph = optimize(graph)
+    metadata = describe(request, source, graph, shapes, static)
     step(f"optimise to {len(graph.graph.node)} nodes")
 
-    metadata = describe(request, checkpoint, graph, shapes)
     with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.onnx"
-        write(graph, metadata, draft)
-        unverified = Artifact(draft, metadata, version="draft")
-        certificate = verify(unverified, checkpoint.model, images, description, step)
+        fp32 = artifact = draft(graph, metadata, Path(folder) / "fp32.onnx")
+        if request.precision != "fp32":
+            # That a reduced precision differs by nothing else is shown first.
+            verify(fp32, source, material.images, material.description, step)
+            graph = reduced(graph, request, metadata)
+            metadata = metadata.model_copy(
+                update={"precision": request.precision, "graph_sha256": digest(graph)}
+            )
+            artifact = draft(graph, metadata, Path(folder) / "reduced.onnx")
+            step(f"reduce to {request.precision}")
 
+        certificate = certify(
+            artifact, source, material, accept_loss=request.accept_loss, report=step
+        )
+        latency = measure_latency(artifact, fp32)
+        step("measure latency")
+
+    certificate = certificate.model_copy(update={"latency": latency})
     metadata = metadata.model_copy(update={"certificate": certificate})
     artifact = stamp(graph, metadata, request.output, force=request.force)
     step(f"stamp {request.output}")
     return artifact
 
 
+def refuse_at_once(request: Request) -> None:
+    """Raises what would be raised only after minutes of work."""
+    if request.output.is_dir():
+        raise OutputExists(f"{request.output} is a folder; the artifact is a file")
+    if request.output.exists() and not request.force:
+        raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
+    if request.precision == "fp32":
+        return
+    if request.data is None or request.data.is_dir():
+        judge(request.precision, None, request.accept_loss)
+    if request.precision == "int8" and calibration(request) is None:
+        raise DatasetInvalid(
+            "int8 takes the ranges of its numbers from pictures: give --calibration FOLDER, or "
+            "--data DATA.yaml for its training pictures"
+        )
+
+
+def input_shapes(request: Request, source: Source) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """The buckets, the largest first, and whether the first is the only one.
+
+    Raises:
+        ModelUnsupported: the size is no multiple of the stride, or not the source's only one.
+    """
+    if source.fixed_hw is None:
+        shapes = buckets(request.imgsz or DEFAULT_IMGSZ, max(source.strides))
+        return (shapes[:1], True) if request.static else (shapes, False)
+    if request.imgsz not in (None, max(source.fixed_hw)):
+        raise ModelUnsupported(
+            f"--imgsz {request.imgsz}: {request.origin.path} takes {source.fixed_hw[0]}x"
+            f"{source.fixed_hw[1]} only, as it was exported; leave --imgsz out"
+        )
+    return (source.fixed_hw,), True
+
+
+def calibration(request: Request) -> Path | None:
+    """Where int8 takes its ranges from."""
+    return request.calibration or request.data
+
+
+def reduced(graph: onnx.ModelProto, request: Request, metadata: Metadata) -> onnx.ModelProto:
+    """The same graph in a reduced precision."""
+    if request.precision == "fp16":
+        return to_half(graph)
+    pictures = calibration(request)
+    assert pictures is not None  # `refuse_at_once` has looked
+    # Ranges from the pictures that accuracy is measured on would flatter it.
+    return quantize(graph, calibration_canvases(pictures, "train", metadata, CALIBRATION_IMAGES))
+
+
+def draft(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> Artifact:
+    """Writes an artifact that is still to be verified."""
+    write(graph, metadata, path)
+    return Artifact(path, metadata, version="draft")
+
+
 def describe(
     request: Request,
-    checkpoint: Checkpoint,
+    source: Source,
     graph: onnx.ModelProto,
     shapes: tuple[tuple[int, int], ...],
+    static: bool,
 ) -> Metadata:
-    """The artifact's description, with no certificate yet."""
-    strides = tuple(int(stride) for stride in checkpoint.model.stride)
+    """The description of an artifact in float32, with no certificate yet."""
     return Metadata(
         schema_version=SCHEMA_VERSION,
         name=request.name or request.output.stem,
-        architecture=checkpoint.architecture,
-        class_names=checkpoint.class_names,
+        architecture=source.architecture,
+        class_names=source.class_names,
         input_hw=shapes[0],
-        stride=max(strides),
+        stride=max(source.strides),
         buckets=shapes,
-        static=request.static,
+        static=static,
         max_candidates=MAX_CANDIDATES,
-        strides=strides,
+        strides=source.strides,
         precision="fp32",
         opset=next(
             opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")
         ),
-        source_sha256=checkpoint.sha256,
-        graph_sha256=graph_sha256(graph.SerializeToString(deterministic=True)),
+        source_sha256=source.sha256,
+        graph_sha256=digest(graph),
         tools={
             # Not asked of the installed distributions: onnxruntime has several names.
             module.__name__: module.__version__
             for module in (torch, ultralytics, onnx, onnxslim, onnxruntime)
         },
-        certificate=UNVERIFIED,
+        certificate=DRAFT,
     )
+
+
+def digest(graph: onnx.ModelProto) -> str:
+    """The hash that the description holds the graph to."""
+    return graph_sha256(graph.SerializeToString(deterministic=True))
 
 
 class Steps:

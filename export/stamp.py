@@ -18,13 +18,30 @@ def write(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
         metadata: of this very graph.
         path: a new file.
     """
+    with path.open("xb") as file:
+        file.write(content(graph, metadata))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def content(graph: onnx.ModelProto, metadata: Metadata) -> bytes:
+    """The bytes of a file with this graph and this description."""
     del graph.metadata_props[:]
     entry = graph.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata.model_dump_json()
-    with path.open("xb") as file:
-        file.write(graph.SerializeToString(deterministic=True))
-        file.flush()
-        os.fsync(file.fileno())
+    serialized: bytes = graph.SerializeToString(deterministic=True)
+    return serialized
+
+
+def with_its_size(graph: onnx.ModelProto, metadata: Metadata) -> Metadata:
+    """The description with the size of the file that it will be part of."""
+    size = -1
+    while size != metadata.certificate.file_bytes:  # ends: more digits only make it longer
+        size = len(content(graph, metadata))
+        certificate = metadata.certificate.model_copy(update={"file_bytes": size})
+        metadata = metadata.model_copy(update={"certificate": certificate})
+        size = len(content(graph, metadata))
+    return metadata
 
 
 def stamp(graph: onnx.ModelProto, metadata: Metadata, path: Path, *, force: bool) -> Artifact:
@@ -44,7 +61,7 @@ def stamp(graph: onnx.ModelProto, metadata: Metadata, path: Path, *, force: bool
     # A folder of our own beside the output: same file system, and no name that others guess.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         complete = Path(folder) / path.name
-        write(graph, metadata, complete)
+        write(graph, with_its_size(graph, metadata), complete)
         load_artifact(complete)
         publish(complete, path, force=force)
     return load_artifact(path)

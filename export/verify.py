@@ -1,78 +1,47 @@
-"""Proves that an artifact answers as its checkpoint does, through the code that will serve it.
-
-The reference side is the checkpoint as it was trained, run by torch, between ultralytics' own
-letterbox, NMS and way back to original pixels.
-"""
+"""Proves that a float32 artifact answers as its source does, through the code that serves it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from ultralytics.data.augment import LetterBox
-from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import scale_boxes, xyxy2xywh
+from ultralytics.utils.ops import xyxy2xywh
 
-from export.compare import Difference, candidate_difference, detection_difference
+from export.compare import Difference, Parity, candidate_difference, detection_difference
 from export.errors import VerificationFailed
-from export.pictures import Image, cropped_to
-from server.artifact import Artifact, Certificate
-from server.detector import ImageDetections, Prepared, finish, prepare_image
+from export.pictures import Image
+from export.reference import BATCH_SIZES, Case, make_cases, reference_detections
+from export.source import Source
+from server.artifact import Artifact
+from server.detector import ImageDetections, finish
 from server.postprocess import DetectParameters
 from server.session import Session
 
-BATCH_SIZES = (1, 2, 3, 8)
 # Of nine in ten candidates of a picture; boxes for an input of up to 320 px, in proportion above.
 MOST_BOX_LIMIT_PX, MOST_SCORE_LIMIT = 1e-2, 5e-5
 # Of every candidate: where nearly all keys are negative, float32 itself is no better than 2e-4.
 # Scores also relative, because the last of a thousand candidates scores next to nothing.
 TENSOR_BOX_LIMIT_PX, TENSOR_SCORE_LIMIT, RELATIVE_SCORE_LIMIT = 5e-2, 1e-3, 1e-2
 BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
-PADDED = 0.92  # share of its side that a picture fills where it is to be padded
 FEW = 20  # candidates above the default threshold, below which it is lowered to see more
 ROUNDING = 1e-4  # of an overlap, or of a score relatively: so close, rounding decides
-
-UNVERIFIED = Certificate(
-    created="",
-    tensor_max_abs_diff_boxes_px=-1,
-    tensor_max_abs_diff_scores=-1,
-    detections_compared=0,
-    detections_equal=False,
-    detections_max_box_diff_px=-1,
-    detections_max_score_diff=-1,
-    batch_sizes=(),
-    buckets=(),
-    images="",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One picture of a bucket, and what the checkpoint makes of it."""
-
-    picture: Image
-    prepared: Prepared
-    predictions: NDArray[np.float32]  # (4 + classes, A), boxes xywh in input pixels
 
 
 def verify(
     artifact: Artifact,
-    model: DetectionModel,
+    source: Source,
     images: Sequence[Image],
     description: str,
     report: Callable[[str], None] = lambda _: None,
-) -> Certificate:
+) -> Parity:
     """Compares tensors and detections at every bucket and batch size.
 
     Args:
-        artifact: a stamped file; its certificate is not looked at.
-        model: the checkpoint's, float32, not rewritten.
+        artifact: a stamped file in float32; its certificate is not looked at.
+        source: what it was made from.
         images: at least one, RGB; each is cropped to each bucket's aspect ratio.
-        description: of the images, for the certificate.
+        description: of the images.
         report: is told of each bucket that was compared.
 
     Raises:
@@ -83,7 +52,7 @@ def verify(
     compared, decided_by_rounding, lowest_conf = 0, 0, 1.0
     try:
         for bucket_hw in artifact.metadata.buckets:
-            cases = make_cases(artifact, model, images, bucket_hw)
+            cases = make_cases(source, artifact.metadata, images, bucket_hw)
             for size in BATCH_SIZES:
                 tensors |= compare_tensors(artifact, session, cases[:size])
             parameters = DetectParameters(conf=threshold(cases))
@@ -110,48 +79,9 @@ def verify(
             f"; in {decided_by_rounding} of {total} pictures scores are so close that rounding "
             "decides which boxes stay"
         )
-    return Certificate(
-        created=datetime.now(UTC).date().isoformat(),
-        tensor_max_abs_diff_boxes_px=tensors.boxes_px,
-        tensor_max_abs_diff_scores=tensors.scores,
-        detections_compared=compared,
-        detections_equal=True,  # or we would not be here
-        detections_max_box_diff_px=detections.boxes_px,
-        detections_max_score_diff=detections.scores,
-        batch_sizes=BATCH_SIZES,
-        buckets=artifact.metadata.buckets,
-        images=description,
+    return Parity(
+        tensors=tensors, detections=detections, compared=compared, agreement=1.0, images=description
     )
-
-
-def make_cases(
-    artifact: Artifact, model: DetectionModel, images: Sequence[Image], bucket_hw: tuple[int, int]
-) -> list[Case]:
-    """As many cases of one bucket as the largest batch; images repeat, turned, when too few.
-
-    Every other picture fills its bucket; those between need padding at one pair of sides.
-
-    Raises:
-        VerificationFailed: when the serving code would put a picture into another bucket.
-    """
-    cases = []
-    height, width = bucket_hw
-    slimmer = (height, round(width * PADDED)) if height > width else (round(height * PADDED), width)
-    for i in range(max(BATCH_SIZES)):
-        turned = np.rot90(images[i % len(images)], i // len(images))
-        picture = cropped_to(turned, slimmer if i % 2 else bucket_hw)
-        prepared = prepare_image(picture, artifact.metadata)
-        if prepared.bucket_hw != bucket_hw:
-            raise VerificationFailed(
-                f"a picture of {picture.shape[0]}x{picture.shape[1]} went to bucket "
-                f"{prepared.bucket_hw}, not to {bucket_hw}"
-            )
-        canvas = LetterBox(bucket_hw, auto=False)(image=picture)
-        x = torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
-        with torch.inference_mode():
-            predictions = model(x)[0][0].numpy()
-        cases.append(Case(picture, prepared, predictions))
-    return cases
 
 
 def threshold(cases: Sequence[Case]) -> float:
@@ -175,16 +105,11 @@ def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case])
     Raises:
         VerificationFailed: another shape, or beyond one of the limits of candidates.
     """
-    batch = session.run(np.stack([case.prepared.canvas for case in cases]))
-    bucket_hw = cases[0].prepared.bucket_hw
-    where = f"batch {len(cases)} at {bucket_hw[0]}x{bucket_hw[1]}"
-    rows = min(artifact.metadata.max_candidates, artifact.metadata.anchors(bucket_hw))
-    if batch.shape != (len(cases), rows, 6):
-        raise VerificationFailed(f"{where}: the output is {batch.shape}, with {rows} rows expected")
+    batch, where = run_batch(artifact, session, cases)
     worst = Difference()
     for candidates, case in zip(batch, cases, strict=True):
         worst |= candidate_difference(candidates, case.predictions)
-    larger = max(1, max(bucket_hw) / 320)
+    larger = max(1, max(cases[0].prepared.bucket_hw) / 320)
     for what, difference, limit in (
         ("most candidate boxes (px)", worst.most_boxes_px, MOST_BOX_LIMIT_PX * larger),
         ("most candidate scores", worst.most_scores, MOST_SCORE_LIMIT),
@@ -197,6 +122,23 @@ def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case])
                 f"{where}: {what} differ by {difference:.3g}, the limit is {limit:.3g}"
             )
     return worst
+
+
+def run_batch(
+    artifact: Artifact, session: Session, cases: Sequence[Case]
+) -> tuple[NDArray[np.float32], str]:
+    """The candidates of all cases from one run, (B, K, 6), and in words which run it was.
+
+    Raises:
+        VerificationFailed: another shape.
+    """
+    batch = session.run(np.stack([case.prepared.canvas for case in cases]))
+    bucket_hw = cases[0].prepared.bucket_hw
+    where = f"batch {len(cases)} at {bucket_hw[0]}x{bucket_hw[1]}"
+    rows = min(artifact.metadata.max_candidates, artifact.metadata.anchors(bucket_hw))
+    if batch.shape != (len(cases), rows, 6):
+        raise VerificationFailed(f"{where}: the output is {batch.shape}, with {rows} rows expected")
+    return batch, where
 
 
 def compare_detections(
@@ -263,16 +205,3 @@ def within_rounding(parameters: DetectParameters) -> Iterator[DetectParameters]:
             iou=parameters.iou + iou_step,
             conf=max(0.0, parameters.conf * (1 + conf_step)),
         )
-
-
-def reference_detections(case: Case, parameters: DetectParameters) -> NDArray[np.float32]:
-    """(N, 6) xyxy in original pixels, score, class id: ultralytics' NMS and its way back."""
-    (rows,) = non_max_suppression(
-        torch.from_numpy(case.predictions.copy())[None],
-        parameters.conf,
-        parameters.iou,
-        max_det=parameters.max_det,
-    )
-    scale_boxes(case.prepared.bucket_hw, rows[:, :4], case.picture.shape[:2])
-    detections: NDArray[np.float32] = rows.numpy()
-    return detections

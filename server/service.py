@@ -269,6 +269,8 @@ class Service:
             self.state = "ready"
         took_s = round(time.perf_counter() - started, 3)
         logger.info("ready", requested_device=self.settings.device, load_s=took_s, **running)
+        if model.certificate.verdict == "loss_accepted":
+            logger.warning("this model was not shown to keep its accuracy (--accept-loss)")
 
     def _open_warm(self) -> OpenSession:
         session = self._open_session()

@@ -50,10 +50,13 @@ def tiny_artifact(
     model = _model(max_candidates)
     certificate = Certificate(
         created="2026-01-01",
+        verdict="equal",
         tensor_max_abs_diff_boxes_px=0.0,
         tensor_max_abs_diff_scores=0.0,
+        tensor_p90_abs_diff_boxes_px=0.0,
+        tensor_p90_abs_diff_scores=0.0,
         detections_compared=0,
-        detections_equal=True,
+        detections_agreement=1.0,
         detections_max_box_diff_px=0.0,
         detections_max_score_diff=0.0,
         batch_sizes=(1,),

@@ -1,5 +1,7 @@
 """The command, from a checkpoint to a file that the serving code loads."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from export.__main__ import main
 from export.optimize import FORBIDDEN_OPERATORS
 from model.registration import architecture, register
-from server.artifact import load_artifact
+from server.artifact import Certificate, Metadata, load_artifact
 from server.detector import Detector
 from server.postprocess import DetectParameters
 from server.session import Session
@@ -68,7 +70,8 @@ def test_a_checkpoint_becomes_an_artifact_with_its_certificate(
     assert artifact.metadata.class_names == ("a", "b", "c")
     assert artifact.metadata.buckets == ((96, 96), (64, 96), (96, 64))
     certificate = artifact.metadata.certificate
-    assert certificate.detections_equal
+    assert certificate.verdict == "equal"
+    assert certificate.file_bytes == output.stat().st_size
     assert certificate.detections_compared > 0
     assert certificate.batch_sizes == (1, 2, 3, 8)
     assert certificate.buckets == artifact.metadata.buckets
@@ -123,10 +126,22 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         "--imgsz 100": [str(checkpoint), "-o", str(existing), "--force", "--imgsz", "100"],
         "No such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
         str(readonly.parent): [str(checkpoint), "-o", str(readonly), "--imgsz", "64"],
-        "a folder of pictures is expected": [
+        "a folder of pictures or a data set's YAML is expected": [
             *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(tmp_path / "file"))
         ],
         "no picture": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(empty)],
+        "is a folder; the artifact is a file": [str(checkpoint), "-o", str(empty), "--force"],
+        "--data DATA.yaml": [
+            str(checkpoint),
+            "-o",
+            str(tmp_path / "a.onnx"),
+            "--precision",
+            "fp16",
+        ],
+        "--calibration FOLDER": [
+            *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--precision", "int8"),
+            "--accept-loss",
+        ],
     }
     for words, arguments in cases.items():
         assert main(arguments) == 2
@@ -135,3 +150,68 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         assert error.count("\n") == 1
     assert existing.read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx", "file"]
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("artifact") / "model.onnx"
+    assert main([str(checkpoint), "-o", str(path), "--imgsz", "64", "--static"]) == 0
+    return path
+
+
+def test_an_artifact_says_what_it_is(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["inspect", str(artifact)]) == 0
+    text = capsys.readouterr().out
+    assert "detections equal those of the source" in text
+    assert "accuracy    not measured" in text
+    assert main(["inspect", str(artifact), "--json"]) == 0
+    assert Metadata.model_validate_json(capsys.readouterr().out) == load_artifact(artifact).metadata
+
+
+def test_verification_can_be_repeated_and_changes_nothing(
+    artifact: Path, checkpoint: Path, repo_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = artifact.read_bytes()
+    capsys.readouterr()
+    command = ["verify", str(artifact), "--source", str(checkpoint), "--json"]
+    assert main([*command, "--data", str(repo_dir / "samples")]) == 0
+    certificate = Certificate.model_validate_json(capsys.readouterr().out)
+    assert certificate.verdict == "equal"
+    assert "pictures of samples" in certificate.images
+    assert artifact.read_bytes() == before
+
+
+def test_an_artifact_of_another_source_or_with_another_graph_is_found(
+    artifact: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(checkpoint, weights_only=False)
+    other = tmp_path / "other.pt"
+    torch.save(content | {"date": "another"}, other)
+    assert main(["verify", str(artifact), "--source", str(other)]) == 2
+    assert "was made from another file" in capsys.readouterr().err
+
+    graph = onnx.load(artifact)
+    graph.graph.node[0].name = "changed"
+    onnx.save(graph, tmp_path / "changed.onnx")
+    for command in (["inspect"], ["verify", "--source", str(checkpoint)]):
+        assert main([command[0], str(tmp_path / "changed.onnx"), *command[1:]]) == 2
+        error = capsys.readouterr().err
+        assert "the graph was changed after verification" in error
+        assert error.count("\n") == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+    existing = tmp_path / "model.onnx"
+    existing.write_bytes(b"precious")
+    command = [sys.executable, "-m", "export", str(checkpoint), "-o", str(existing)]
+    # Nothing larger than a megabyte can be written, as on a full disk.
+    limited = ["sh", "-c", 'ulimit -f 1024; trap "" XFSZ; exec "$@"', "sh", *command]
+    done = subprocess.run(
+        [*limited, "--imgsz", "64", "--static", "--force"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert existing.read_bytes() == b"precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -22,7 +22,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from server.artifact import graph_sha256
+from server.artifact import graph_sha256, load_artifact
 from tests.artifacts import CELL, tiny_artifact
 from tests.serving import one_cell
 
@@ -266,6 +266,20 @@ def test_a_port_that_is_taken_is_said_in_one_line(repo_dir: Path, artifact: Path
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line == f"error: can't listen on 127.0.0.1:{port}: Address already in use"
+
+
+def test_a_model_that_was_not_shown_to_keep_its_accuracy_is_served_with_a_warning(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    certificate = load_artifact(artifact).metadata.certificate
+    accepted = certificate.model_copy(update={"verdict": "loss_accepted"})
+    lossy = tiny_artifact(tmp_path / "lossy.onnx", precision="int8", certificate=accepted)
+    words = "this model was not shown to keep its accuracy (--accept-loss)"
+    with ready(repo_dir, lossy) as (server, _):
+        assert server.wait_for(words)["level"] == "warning"
+    with ready(repo_dir, artifact) as (server, _):
+        server.stop()
+    assert not server.events(words)
 
 
 def test_a_model_without_its_device_ends_the_process_with_the_reason(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.accuracy import detect, main, read_result, without_nan
-from benchmarks.coco_figures import coco_accuracy, iou, match, recall_at
-from benchmarks.yolo_dataset import AccuracyError, Boxes, LabelledImage, label_path, read_dataset
+from benchmarks.accuracy import AccuracyError, detect, main, read_result, without_nan
+from export.coco_figures import coco_accuracy, iou, match, recall_at
+from export.errors import DatasetInvalid
+from export.yolo_dataset import Boxes, LabelledImage, label_path, read_dataset
 
 NAMES = {0: "RBC", 1: "WBC", 2: "Platelets"}
 NONE = Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
@@ -179,7 +180,7 @@ def test_only_the_last_images_of_a_path_becomes_labels() -> None:
 )
 def test_a_broken_data_set_is_named(data_yaml: Path, file: str, text: str, message: str) -> None:
     (data_yaml.parent / file).write_text(text)
-    with pytest.raises(AccuracyError, match=message):
+    with pytest.raises(DatasetInvalid, match=message):
         read_dataset(data_yaml, "val")
 
 

@@ -113,7 +113,7 @@ def test_a_checkpoint_must_be_exported_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema 1 expected: schema_version"),
+        ({"schema_version": 1}, "schema 2 expected: schema_version"),
         ({"class_names": ()}, "class_names"),
         ({"precision": "fp8"}, "precision"),
         ({"graph_sha256": "abc"}, "graph_sha256"),
@@ -151,7 +151,7 @@ def test_anchor_points_are_counted_on_every_level(path: Path) -> None:
 
 def test_a_draft_whose_certificate_proves_nothing_is_refused(tmp_path: Path) -> None:
     certificate = read_metadata(tiny_artifact(tmp_path / "whole.onnx")).certificate
-    unproven = certificate.model_copy(update={"detections_equal": False})
+    unproven = certificate.model_copy(update={"verdict": "draft"})
     path = tiny_artifact(tmp_path / "draft.onnx", certificate=unproven)
-    with pytest.raises(ArtifactInvalid, match="never found equal"):
+    with pytest.raises(ArtifactInvalid, match="never verified"):
         load_artifact(path)

@@ -15,15 +15,14 @@ from export.checkpoint import Checkpoint, load_checkpoint
 from export.compare import DIFFERENT, candidate_difference
 from export.errors import VerificationFailed
 from export.pictures import MIN_SIDE, Image, cropped_to, pictures
+from export.reference import Case, make_cases
 from export.stamp import stamp
 from export.verify import (
     RELATIVE_SCORE_LIMIT,
     TENSOR_BOX_LIMIT_PX,
     TENSOR_SCORE_LIMIT,
-    Case,
     compare_detections,
     compare_tensors,
-    make_cases,
     threshold,
     verify,
     within_rounding,
@@ -55,7 +54,7 @@ def images(repo_dir: Path) -> list[Image]:
 @pytest.fixture(scope="module")
 def case(artifact: Artifact, checkpoint: Checkpoint, images: list[Image]) -> Case:
     smallest = min(artifact.metadata.buckets, key=lambda hw: hw[0] * hw[1])
-    return make_cases(artifact, checkpoint.model, images, smallest)[0]
+    return make_cases(checkpoint, artifact.metadata, images, smallest)[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_an_artifact_with_a_changed_weight_fails(
     with pytest.raises(
         VerificationFailed, match=r"batch 1 at \d+x\d+: .*candidate .* the limit is"
     ):
-        verify(load_artifact(tmp_path / "changed.onnx"), checkpoint.model, images, "samples")
+        verify(load_artifact(tmp_path / "changed.onnx"), checkpoint, images, "samples")
 
 
 def rows_of(case: Case) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Images and labels of a YOLO-form data set, in pixels of the upright original images."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from export.errors import DatasetInvalid
+
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-class AccuracyError(Exception):
-    """The measurement can't be made; the message says what to mend."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +40,55 @@ class LabelledImage:
     truth: Boxes
 
 
-def read_dataset(data_yaml: Path, split: str) -> tuple[dict[int, str], list[LabelledImage]]:
+def read_dataset(
+    data_yaml: Path, split: str, most: int | None = None
+) -> tuple[dict[int, str], list[LabelledImage]]:
     """Reads one split of a YOLO-form data set.
+
+    Args:
+        data_yaml: The data set's description.
+        split: One of its keys, such as `val`.
+        most: Images to take at most, evenly spread over the split; None takes all.
 
     Returns:
         The class names by id, and the images in order of their paths.
 
     Raises:
-        AccuracyError: The description, an image or a label file is missing or can't be read.
+        DatasetInvalid: The description, an image or a label file is missing or can't be read.
+    """
+    names, paths = split_images(data_yaml, split)
+    return names, [read_image(path, names) for path in evenly(paths, most)]
+
+
+def split_images(data_yaml: Path, split: str) -> tuple[dict[int, str], list[Path]]:
+    """The class names by id, and the paths of a split's images, in order.
+
+    Raises:
+        DatasetInvalid: The description can't be read, or has no such split or no images in it.
     """
     try:
         description = yaml.safe_load(data_yaml.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise AccuracyError(f"cannot read {data_yaml}: {error}") from error
+        raise DatasetInvalid(f"cannot read {data_yaml}: {error}") from error
     if not isinstance(description, dict) or not description.get("names"):
-        raise AccuracyError(f"{data_yaml} names no classes (key `names`)")
+        raise DatasetInvalid(f"{data_yaml} names no classes (key `names`)")
     if not description.get(split):
-        raise AccuracyError(f"{data_yaml} has no split {split!r}")
+        raise DatasetInvalid(f"{data_yaml} has no split {split!r}")
     names = description["names"]
     names = dict(enumerate(names)) if isinstance(names, list) else names
     root = data_yaml.parent / str(description.get("path") or ".")
     sources = description[split] if isinstance(description[split], list) else [description[split]]
     paths = sorted(path for source in sources for path in list_images(root / source))
     if not paths:
-        raise AccuracyError(f"no images under {', '.join(str(root / s) for s in sources)}")
-    return names, [read_image(path, names) for path in paths]
+        raise DatasetInvalid(f"no images under {', '.join(str(root / s) for s in sources)}")
+    return names, paths
+
+
+def evenly(paths: Sequence[Path], most: int | None) -> list[Path]:
+    """At most so many of the paths, evenly spread over them."""
+    if most is None or len(paths) <= most:
+        return list(paths)
+    return [paths[i * len(paths) // most] for i in range(most)]
 
 
 def list_images(source: Path) -> Iterator[Path]:
@@ -76,7 +98,7 @@ def list_images(source: Path) -> Iterator[Path]:
     elif source.is_file():
         yield from (source.parent / line for line in source.read_text().split("\n") if line.strip())
     else:
-        raise AccuracyError(f"no such folder or list of images: {source}")
+        raise DatasetInvalid(f"no such folder or list of images: {source}")
 
 
 def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
@@ -84,11 +106,11 @@ def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
     try:
         encoded = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise AccuracyError(f"cannot read {path}: {error.strerror}") from error
+        raise DatasetInvalid(f"cannot read {path}: {error.strerror}") from error
     # Decoded rather than asked for its header: this turns it upright, as the labels have it.
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
     if image is None:
-        raise AccuracyError(f"cannot read {path}: not a picture")
+        raise DatasetInvalid(f"cannot read {path}: not a picture")
     height, width = image.shape[:2]
     return LabelledImage(path, width, height, read_labels(label_path(path), width, height, names))
 
@@ -107,14 +129,14 @@ def read_labels(path: Path, width: int, height: int, names: Mapping[int, str]) -
     lines = dict.fromkeys(path.read_text().split("\n") if path.is_file() else [])
     rows = [line.split() for line in lines if line.strip()]
     if bad := next((row for row in rows if len(row) != 5), None):
-        raise AccuracyError(f"{path}: expected 5 values a line, found {len(bad)}")
+        raise DatasetInvalid(f"{path}: expected 5 values a line, found {len(bad)}")
     try:
         values = np.array(rows, np.float64).reshape(-1, 5)
     except ValueError as error:
-        raise AccuracyError(f"{path}: {error}") from error
+        raise DatasetInvalid(f"{path}: {error}") from error
     class_ids = values[:, 0].astype(np.int64)
     if unknown := set(class_ids.tolist()) - set(names):
-        raise AccuracyError(f"{path}: the data set names no class {min(unknown)}")
+        raise DatasetInvalid(f"{path}: the data set names no class {min(unknown)}")
     centre, half = values[:, 1:3], values[:, 3:5] / 2
     xyxy = np.hstack([centre - half, centre + half]) * [width, height, width, height]
     return Boxes(xyxy, class_ids, np.ones(len(values)))

@@ -1,0 +1,140 @@
+"""From comparisons to a certificate, or to the reason why there is none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from export.agreement import measure_agreement
+from export.errors import AccuracyLost
+from export.evaluation import Labelled, compare_accuracy, read_labelled
+from export.pictures import Image, pictures
+from export.reference import BATCH_SIZES
+from export.source import Source
+from export.verify import verify
+from server.artifact import Accuracy, Artifact, Certificate, Precision, Verdict
+
+# Largest loss of mAP50-95 that a precision may cost.
+GATES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}
+
+DRAFT = Certificate(
+    created="",
+    verdict="draft",
+    tensor_max_abs_diff_boxes_px=-1,
+    tensor_max_abs_diff_scores=-1,
+    tensor_p90_abs_diff_boxes_px=-1,
+    tensor_p90_abs_diff_scores=-1,
+    detections_compared=0,
+    detections_agreement=0,
+    detections_max_box_diff_px=-1,
+    detections_max_score_diff=-1,
+    batch_sizes=(),
+    buckets=(),
+    images="",
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a source and its artifact are compared on.
+
+    Attributes:
+        images: (H, W, 3) uint8 RGB, at least one.
+        description: of them, in words.
+        labelled: pictures with labels; None where there are none.
+    """
+
+    images: Sequence[Image]
+    description: str
+    labelled: Labelled | None
+
+
+def gather(given: Path | None, class_names: Sequence[str]) -> Material:
+    """Pictures, and labels where a data set's YAML is given.
+
+    Args:
+        given: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
+            pictures are generated.
+        class_names: the model's.
+
+    Raises:
+        DatasetInvalid: what is given can't be used; the message says why.
+    """
+    images, description = pictures(given)
+    labelled = None
+    if given is not None and given.is_file():
+        labelled = read_labelled(given, class_names)
+    return Material(images, description, labelled)
+
+
+def certify(
+    artifact: Artifact,
+    source: Source,
+    material: Material,
+    *,
+    accept_loss: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Certificate:
+    """Compares an artifact with its source; latency and size are for the caller to add.
+
+    Args:
+        artifact: a stamped file; its certificate is not looked at.
+        source: what it was made from.
+        material: what to compare on.
+        accept_loss: what a reduced precision costs is noted and not judged.
+        report: is told of each step.
+
+    Raises:
+        VerificationFailed: it does not answer as its source does.
+        AccuracyLost: it is of a reduced precision that was not shown to be within its gate.
+    """
+    precision = artifact.metadata.precision
+    compare = verify if precision == "fp32" else measure_agreement
+    parity = compare(artifact, source, material.images, material.description, report)
+    accuracy = None
+    if material.labelled is not None:
+        accuracy = compare_accuracy(artifact, source, material.labelled, report)
+        report(f"measure average precision on {accuracy.images} pictures")
+    return Certificate(
+        created=datetime.now(UTC).date().isoformat(),
+        verdict=judge(precision, accuracy, accept_loss),
+        tensor_max_abs_diff_boxes_px=parity.tensors.boxes_px,
+        tensor_max_abs_diff_scores=parity.tensors.scores,
+        tensor_p90_abs_diff_boxes_px=parity.tensors.most_boxes_px,
+        tensor_p90_abs_diff_scores=parity.tensors.most_scores,
+        detections_compared=parity.compared,
+        detections_agreement=parity.agreement,
+        detections_max_box_diff_px=parity.detections.boxes_px,
+        detections_max_score_diff=parity.detections.scores,
+        batch_sizes=BATCH_SIZES,
+        buckets=artifact.metadata.buckets,
+        images=parity.images,
+        accuracy=accuracy,
+        accuracy_gate=GATES.get(precision),
+    )
+
+
+def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) -> Verdict:
+    """What a comparison came to.
+
+    Raises:
+        AccuracyLost: a reduced precision loses more than its gate, or that is not known, and
+            the loss is not accepted.
+    """
+    if precision == "fp32":
+        return "equal"  # `verify` would have raised
+    gate = GATES[precision]
+    if accuracy is not None and accuracy.loss <= gate:
+        return "within_gate"
+    if accept_loss:
+        return "loss_accepted"
+    if accuracy is None:
+        raise AccuracyLost(
+            f"{precision} has to show that it loses no more than {gate} of mAP50-95: give a data "
+            "set with labels (--data DATA.yaml), or --accept-loss to do without"
+        )
+    raise AccuracyLost(
+        f"{precision} loses {accuracy.loss:.4f} of mAP50-95 ({accuracy.source_map50_95:.4f} to "
+        f"{accuracy.artifact_map50_95:.4f} on {accuracy.images} pictures of {accuracy.data}), the "
+        f"limit is {gate}; --accept-loss writes it all the same"
+    )

@@ -1,0 +1,63 @@
+"""How long one picture takes on this machine's CPU."""
+
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from server.artifact import Artifact, Latency
+from server.cpus import available_cpus
+from server.letterbox import PAD_VALUE
+from server.session import Session
+
+ROUNDS = 15
+LIMIT_S = 10.0  # for all rounds; a large network gets fewer of them
+FEWEST_ROUNDS = 3
+
+
+def measure_latency(artifact: Artifact, fp32: Artifact) -> Latency:
+    """Runs the largest shape in a batch of one, the two files in turns.
+
+    Args:
+        artifact: a stamped file.
+        fp32: the same network in float32; may be the same file.
+    """
+    height, width = artifact.metadata.buckets[0]
+    images = np.full((1, height, width, 3), PAD_VALUE, np.uint8)
+    same = artifact.path == fp32.path
+    sessions = [Session.open(each, device="cpu") for each in ([fp32] if same else [artifact, fp32])]
+    times_s: list[list[float]] = [[] for _ in sessions]
+    started = time.perf_counter()
+    try:
+        for session in sessions:
+            session.run(images)  # the first run allocates
+        for round_ in range(ROUNDS):
+            if round_ >= FEWEST_ROUNDS and time.perf_counter() - started > LIMIT_S:
+                break
+            for session, times in zip(sessions, times_s, strict=True):
+                before = time.perf_counter()
+                session.run(images)
+                times.append(time.perf_counter() - before)
+    finally:
+        for session in sessions:
+            session.close()
+    medians_ms = [1e3 * statistics.median(times) for times in times_s]
+    return Latency(
+        cpu=cpu_name(),
+        threads=available_cpus(),
+        input_hw=(height, width),
+        median_ms=round(medians_ms[0], 3),
+        fp32_median_ms=round(medians_ms[-1], 3),
+    )
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the kernel tells it, or its architecture."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,56 @@
+"""Compares an artifact with its source again: on other pictures, or on another machine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from export.certify import certify, gather
+from export.errors import VerificationFailed
+from export.source import Origin, load_source
+from model.registration import register
+from server.artifact import Certificate, load_artifact
+
+# Of the share of detections that both have: other pictures, or another CPU's kernels.
+AGREEMENT_SLACK = 0.05
+
+
+def reverify(
+    file: Path,
+    origin: Origin,
+    data: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Certificate:
+    """The certificate that an artifact would get now; the file stays as it is.
+
+    Args:
+        file: an artifact.
+        origin: what it says it was made from.
+        data: as `export.pipeline.Request.data`.
+        report: is told of each step.
+
+    Raises:
+        ArtifactInvalid: the file is no artifact, or its graph was changed.
+        VerificationFailed: it was made from another file, or does not answer as this one does.
+        AccuracyLost: it loses more accuracy than its certificate says it may.
+    """
+    register()
+    artifact = load_artifact(file)
+    source = load_source(origin)
+    metadata, then = artifact.metadata, artifact.metadata.certificate
+    if metadata.source_sha256 != source.sha256:
+        raise VerificationFailed(
+            f"{file} was made from another file than {origin.path}: from one of sha256 "
+            f"{metadata.source_sha256}, and this one's is {source.sha256}"
+        )
+    material = gather(data, source.class_names)
+    # Without labels a loss can't be told; one that was accepted before is so still.
+    tolerant = material.labelled is None or then.verdict == "loss_accepted"
+    now = certify(artifact, source, material, accept_loss=tolerant, report=report)
+    if now.detections_agreement < then.detections_agreement - AGREEMENT_SLACK:
+        raise VerificationFailed(
+            f"{now.detections_agreement:.1%} of {now.detections_compared} detections are the "
+            f"source's, where the certificate says {then.detections_agreement:.1%}"
+        )
+    if material.labelled is None and now.verdict == "loss_accepted":
+        now = now.model_copy(update={"verdict": then.verdict})
+    unchanged = {"latency": then.latency, "file_bytes": file.stat().st_size}
+    return now.model_copy(update=unchanged)
