@@ -1,4 +1,4 @@
-"""python -m model: train, info."""
+"""python -m model: convert, train, val, predict, info."""
 
 import argparse
 import sys
@@ -29,8 +29,55 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m model", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
 
+    add_convert(commands)
+    add_train(commands)
+    add_val(commands)
+    add_predict(commands)
+
+    info = commands.add_parser("info", help="layers, parameters and GFLOPs beside plain YOLOv8")
+    info.add_argument("--arch", default="yolov8n-fla")
+    info.add_argument("--imgsz", type=int, default=640, help="pixels, a multiple of 32")
+    info.set_defaults(run=run_info)
+    return root
+
+
+def add_convert(commands: Any) -> None:
+    """`convert`."""
+    convert = commands.add_parser(
+        "convert", help="COCO JSON, Pascal VOC XML or CSV into a YOLO-form data set"
+    )
+    convert.add_argument(
+        "source", type=Path, help="annotations: a .json, a .csv, or a folder of .xml"
+    )
+    convert.add_argument("--images", type=Path, required=True, help="folder with the pictures")
+    convert.add_argument("--output", type=Path, required=True, help="folder of the data set")
+    convert.add_argument(
+        "--from", dest="form", choices=("coco", "voc", "csv"), help="default: by the source"
+    )
+    convert.add_argument(
+        "--val-fraction", type=float, default=0.2, help="share of pictures for validation (0.2)"
+    )
+    convert.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    placed = convert.add_mutually_exclusive_group()
+    placed.add_argument(
+        "--copy", dest="link", action="store_false", help="copy the pictures (default)"
+    )
+    placed.add_argument("--link", action="store_true", help="link to the pictures instead")
+    convert.add_argument(
+        "--skip-difficult", action="store_true", help="leave out VOC's difficult objects"
+    )
+    convert.add_argument("--force", action="store_true", help="replace a data set in the output")
+    convert.set_defaults(run=run_convert, link=False)
+
+
+def add_train(commands: Any) -> None:
+    """`train`."""
     train = commands.add_parser("train", help="train an architecture on a YOLO-form data set")
-    train.add_argument("--arch", default="yolov8n-fla", help="e.g. yolov8n-fla, yolov8s-c2f-fla")
+    train.add_argument(
+        "--arch",
+        default="yolov8n-fla",
+        help="e.g. yolov8n-fla, yolov8s-c2f-fla, or a YAML of your own",
+    )
     train.add_argument("--data", type=Path, required=True, help="the data set's YAML")
     train.add_argument("--output", type=Path, default=Path("runs/train"), help="folder of the run")
     train.add_argument(
@@ -39,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
         help="YAML with a list `stages` of ultralytics' training arguments; "
         "the options below override each of its stages",
     )
-    train.add_argument("--pretrained", type=Path, help="start from this checkpoint's layers")
+    train.add_argument(
+        "--pretrained", type=Path, help="start from the layers of this .pt, e.g. yolov8n.pt"
+    )
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     train.add_argument("--epochs", type=int)
     train.add_argument("--imgsz", type=int, help="pixels, a multiple of 32")
@@ -48,11 +97,51 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="cpu, 0, 0,1, ...")
     train.set_defaults(run=run_train)
 
-    info = commands.add_parser("info", help="layers, parameters and GFLOPs beside plain YOLOv8")
-    info.add_argument("--arch", default="yolov8n-fla")
-    info.add_argument("--imgsz", type=int, default=640, help="pixels, a multiple of 32")
-    info.set_defaults(run=run_info)
-    return root
+
+def add_val(commands: Any) -> None:
+    """`val`."""
+    val = commands.add_parser("val", help="accuracy of a checkpoint on a YOLO-form data set")
+    val.add_argument("checkpoint", type=Path)
+    val.add_argument("--data", type=Path, required=True, help="the data set's YAML")
+    val.add_argument("--imgsz", type=int, help="pixels, a multiple of 32; default: as trained")
+    val.add_argument("--split", choices=("train", "val", "test"), default="val")
+    val.add_argument("--batch", type=int, default=16)
+    val.add_argument("--device", help="cpu, 0, ...")
+    val.set_defaults(run=run_val)
+
+
+def add_predict(commands: Any) -> None:
+    """`predict`."""
+    predict = commands.add_parser("predict", help="draw a checkpoint's detections into pictures")
+    predict.add_argument("checkpoint", type=Path)
+    predict.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
+    predict.add_argument("--output", type=Path, default=Path("runs/predict"), help="folder")
+    predict.add_argument("--imgsz", type=int, help="pixels, a multiple of 32; default: as trained")
+    predict.add_argument("--conf", type=float, default=0.25, help="least score (0.25)")
+    predict.add_argument("--iou", type=float, default=0.7, help="most overlap of two boxes (0.7)")
+    predict.add_argument("--device", help="cpu, 0, ...")
+    predict.add_argument("--save-txt", action="store_true", help="also labels in YOLO form")
+    predict.add_argument("--save-json", action="store_true", help="also detections.json")
+    predict.add_argument("--force", action="store_true", help="write into a folder that has files")
+    predict.set_defaults(run=run_predict)
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """`convert`: prints a summary, last the data set's YAML."""
+    from model.convert.convert import convert
+
+    summary = convert(
+        arguments.source,
+        arguments.images,
+        arguments.output,
+        form=arguments.form,
+        val_fraction=arguments.val_fraction,
+        seed=arguments.seed,
+        link=arguments.link,
+        skip_difficult=arguments.skip_difficult,
+        force=arguments.force,
+    )
+    print(summary)
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -77,6 +166,40 @@ def run_train(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
     )
     print(best)
+
+
+def run_val(arguments: argparse.Namespace) -> None:
+    """`val`: prints the table."""
+    from model.val import validate
+
+    table = validate(
+        arguments.checkpoint,
+        arguments.data,
+        imgsz=arguments.imgsz,
+        split=arguments.split,
+        batch=arguments.batch,
+        device=arguments.device,
+    )
+    print(table)
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """`predict`: prints what was found in each picture, last where the pictures are."""
+    from model.predict import predict
+
+    lines = predict(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.output,
+        imgsz=arguments.imgsz,
+        conf=arguments.conf,
+        iou=arguments.iou,
+        device=arguments.device,
+        save_txt=arguments.save_txt,
+        save_json=arguments.save_json,
+        force=arguments.force,
+    )
+    print("\n".join(lines))
 
 
 def run_info(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import C2f, Conv
@@ -30,11 +31,16 @@ def architecture(name: str) -> dict[str, Any]:
 
     Args:
         name: `yolov8n-fla`, `yolov8s-c2f-fla`, ...: a scale letter n, s, m, l or x behind the 8;
-            or a plain one, `yolov8n`, as ultralytics has it.
+            or a plain one, `yolov8n`, as ultralytics has it; or the path of a YAML of the user's
+            own, whose name or key `scale` has the letter.
 
     Raises:
-        ValueError: when there is no such architecture; the message lists those that exist.
+        ValueError: when there is no such architecture; the message lists those that exist. Or
+            when a file has no backbone and head, or no scale.
+        FileNotFoundError: when there is no such file.
     """
+    if name.endswith((".yaml", ".yml")):
+        return own_architecture(Path(name))
     match = re.fullmatch(rf"yolov8([{SCALES}])(-.+)?", name)
     if match and match[2] is None:
         plain: dict[str, Any] = tasks.yaml_model_load(f"{name}.yaml")
@@ -46,6 +52,23 @@ def architecture(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown architecture {name!r}; there are {known}, and s, m, l, x for n")
     table: dict[str, Any] = YAML.load(path)
     return table | {"scale": match[1], "yaml_file": f"{name}.yaml"}
+
+
+def own_architecture(path: Path) -> dict[str, Any]:
+    """The layer table of a user's file; see `architecture`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    table = yaml.safe_load(path.read_text())
+    if not isinstance(table, dict) or not {"backbone", "head"} <= table.keys():
+        raise ValueError(f"{path}: an architecture has a backbone and a head")
+    match = re.match(rf"yolov8([{SCALES}])", path.stem)
+    scale = match[1] if match else table.get("scale")
+    if scale not in table.get("scales", {}):
+        raise ValueError(
+            f"{path}: no scale: call the file yolov8n-....yaml, or give it a key `scale`, one of "
+            f"its `scales`"
+        )
+    return table | {"scale": scale, "yaml_file": path.name}
 
 
 def register() -> None:

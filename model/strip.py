@@ -1,5 +1,6 @@
 """Leaves of a checkpoint what is needed to use it."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,23 @@ def strip(checkpoint: Path, output: Path, asked: dict[str, Any]) -> None:
     model.__dict__.update(without_paths(model.__dict__))  # where its layers were taken from
     kept = {key: content[key] for key in KEPT if key in content}
     kept["train_args"] = without_paths(kept.get("train_args", {}) | asked)
+    save_whole({"model": model, **kept}, output)
+
+
+def save_whole(content: dict[str, Any], output: Path) -> None:
+    """Writes a checkpoint, in its place only when whole.
+
+    Raises:
+        OSError: it can't be written; what was there is there still.
+    """
+    buffer = io.BytesIO()  # torch itself would raise a RuntimeError on a full disk
+    torch.save(content, buffer)
     temporary = output.with_suffix(".tmp")
-    torch.save({"model": model, **kept}, temporary)
-    temporary.replace(output)
+    try:
+        temporary.write_bytes(buffer.getbuffer())
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def without_paths(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""Writes a data set in YOLO form, whole or not at all."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from model.convert.placement import Labelled
+
+PARTS = {"data.yaml", "images", "labels"}  # what a data set of ours consists of
+
+
+def check_output(output: Path, sources: Sequence[Path], force: bool) -> None:
+    """Raises ValueError unless a data set may be written there.
+
+    Args:
+        output: may be missing or an empty folder; with `force`, a data set as we write it.
+        sources: what is read; it must not be inside of what is replaced.
+        force: replace what is there.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not force:
+        raise ValueError(f"{output} exists already: --force replaces it")
+    if not output.is_dir() or {path.name for path in output.iterdir()} != PARTS:
+        raise ValueError(f"{output} is not a data set of this command's making: left as it is")
+    for source in sources:
+        if source.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"{output} holds {source}, which is read: choose another output")
+
+
+def split(
+    labelled: Sequence[Labelled], val_fraction: float, seed: int
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Parts for training and validation, by chance; the same seed gives the same.
+
+    Raises:
+        ValueError: the fraction is not between 0 and 1, or there are less than two pictures.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"--val-fraction {val_fraction} is not between 0 and 1")
+    if len(labelled) < 2:
+        raise ValueError("one picture alone can't be split into training and validation")
+    count = min(max(round(len(labelled) * val_fraction), 1), len(labelled) - 1)
+    chosen = set(random.Random(seed).sample(range(len(labelled)), count))
+    train = [picture for index, picture in enumerate(labelled) if index not in chosen]
+    return train, [labelled[index] for index in sorted(chosen)]
+
+
+def write(
+    parts: dict[str, list[Labelled]],
+    class_names: Sequence[str],
+    root: Path,
+    output: Path,
+    *,
+    link: bool,
+) -> None:
+    """Writes images/PART, labels/PART and data.yaml; what was in `output` is replaced at the end.
+
+    Args:
+        parts: the pictures of "train" and "val".
+        class_names: by class id.
+        root: the folder that the pictures are below; folders become part of a picture's name
+            where names would meet.
+        output: the folder of the data set.
+        link: link to the pictures instead of copying them.
+    """
+    names = unique_names([picture.file for part in parts.values() for picture in part], root)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        made = Path(scratch, "made")
+        for part, pictures in parts.items():
+            (made / "images" / part).mkdir(parents=True)
+            (made / "labels" / part).mkdir(parents=True)
+            for picture in pictures:
+                name = names[picture.file]
+                image = made / "images" / part / f"{name}{picture.file.suffix.lower()}"
+                if link:
+                    image.symlink_to(picture.file.resolve())
+                else:
+                    shutil.copyfile(picture.file, image)
+                rows = "".join(
+                    " ".join([str(row[0]), *(f"{value:.8f}" for value in row[1:])]) + "\n"
+                    for row in picture.rows
+                )
+                (made / "labels" / part / f"{name}.txt").write_text(rows)
+        # Without `path`, which ultralytics would take from the working folder, the parts are
+        # looked for beside the file, and the folder can be moved.
+        table = {part: f"images/{part}" for part in parts}
+        described = table | {"names": dict(enumerate(class_names))}
+        text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+        (made / "data.yaml").write_text(text, encoding="utf-8")
+        if output.exists():  # an empty folder, or one that may be replaced
+            output.rename(Path(scratch, "before"))
+        made.rename(output)
+
+
+def unique_names(files: Sequence[Path], root: Path) -> dict[Path, str]:
+    """A name without ending for each picture, different even where cases are the same.
+
+    Labels are found by that name, so a.jpg and a.png need two.
+    """
+    taken: set[str] = set()
+    names = {}
+    for file in files:
+        path = file.relative_to(root)
+        candidates = [file.stem, "_".join(path.with_suffix("").parts), "_".join(path.parts)]
+        number = 2
+        name = next((n for n in candidates if n.casefold() not in taken), None)
+        while name is None:
+            numbered = f"{file.stem}_{number}"
+            name = numbered if numbered.casefold() not in taken else None
+            number += 1
+        taken.add(name.casefold())
+        names[file] = name
+    return names

@@ -1,0 +1,151 @@
+"""Brings the annotations of a data set onto its pictures."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.convert.annotations import Annotations, Corners, Picture
+from model.convert.pictures import Folder, Size, read_size
+
+CLIPPED_PX = 1  # worth a note; less is rounding, or VOC's counting from 1 taken for one from 0
+
+Row = tuple[int, float, float, float, float]
+
+
+@dataclass
+class Labelled:
+    """One picture with its labels.
+
+    Attributes:
+        file: the picture.
+        rows: class id, then centre x, centre y, width and height of the box as fractions of the
+            upright picture's size, within 0..1.
+    """
+
+    file: Path
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass
+class Notes:
+    """What a user should know of a conversion: how often, and the first few examples."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, example: str = "", times: int = 1) -> None:
+        """Counts something, and keeps the example when it is among the first three."""
+        self.counts[what] += times
+        known = self.examples.setdefault(what, [])
+        if example and len(known) < 3:
+            known.append(example)
+
+    def lines(self) -> list[str]:
+        """One line each."""
+        lines = []
+        for what, count in self.counts.items():
+            known = self.examples[what]
+            more = ", ..." if count > len(known) else ""
+            lines.append(f"{what}: {count}" + (f" ({', '.join(known)}{more})" if known else ""))
+        return lines
+
+
+def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Notes]:
+    """The pictures that are there, in order of their paths, with their boxes as YOLO has them.
+
+    Sizes come from the pictures and not from the annotations. A missing or unreadable picture is
+    left out; boxes are clipped to their picture, and left out when nothing remains.
+
+    Raises:
+        ValueError: none of the pictures is in the folder, or a name in the annotations leads out
+            of it or may mean several.
+    """
+    notes = Notes()
+    for reason, count in annotations.left_out.items():
+        notes.add(f"{reason}, left out", times=count)
+    class_ids = {name: class_id for class_id, name in enumerate(annotations.class_names)}
+    labelled: dict[Path, Labelled] = {}
+    named: set[Path] = set()
+    for picture in annotations.pictures:
+        file = folder.find(picture.names, picture.where)
+        if file is None:
+            notes.add("pictures missing, left out", picture.names[0])
+            continue
+        named.add(file)
+        size = read_size(file)
+        if size is None:
+            notes.add("pictures that can't be read, left out", file.name)
+            continue
+        if file in labelled:
+            notes.add("pictures described again, boxes joined", file.name)
+        rows = labelled.setdefault(file, Labelled(file)).rows
+        turned = is_as_stored(picture, size, file, notes)
+        for box in picture.boxes:
+            width, height = size.stored_wh if turned else size.upright_wh
+            unit = (width, height, width, height) if annotations.fractions else (1, 1, 1, 1)
+            x1, y1, x2, y2 = (value * by for value, by in zip(box.xyxy, unit, strict=True))
+            xyxy = size.to_upright((x1, y1, x2, y2)) if turned else (x1, y1, x2, y2)
+            row = yolo_row(xyxy, size.upright_wh, class_ids[box.class_name], picture, notes)
+            if row:
+                rows.append(row)
+    if not labelled:
+        first = annotations.pictures[0].names[0] if annotations.pictures else "no picture at all"
+        raise ValueError(
+            f"{folder.root}: holds none of the {len(annotations.pictures)} pictures that the "
+            f"annotations name ({first}, ...): --images is the folder with them"
+        )
+    if strangers := len(set(folder.files) - named):
+        notes.add(
+            "pictures of the folder that the annotations don't name, left out", times=strangers
+        )
+    return [labelled[file] for file in sorted(labelled)], notes
+
+
+def is_as_stored(picture: Picture, size: Size, file: Path, notes: Notes) -> bool:
+    """Whether boxes refer to the pixels as stored, in a picture that EXIF turns.
+
+    Tools disagree on that. The size in the annotations tells where EXIF swaps width and height;
+    else they are taken to be made on the picture as it is shown.
+    """
+    given = picture.size_wh
+    if size.orientation == 1:
+        if given not in (None, size.stored_wh):
+            real = "x".join(map(str, size.stored_wh))
+            notes.add(
+                "pictures of another size than annotated, theirs taken",
+                f"{file.name} is {real}, not {given[0]}x{given[1]}" if given else "",
+            )
+        return False
+    if size.stored_wh != size.upright_wh and given == size.stored_wh:
+        notes.add("pictures that EXIF turns, their boxes turned too", file.name)
+        return True
+    if given != size.upright_wh or size.stored_wh == size.upright_wh:
+        notes.add(
+            "pictures that EXIF turns, their boxes taken as made on the upright picture",
+            file.name,
+        )
+    return False
+
+
+def yolo_row(
+    xyxy: Corners, size_wh: tuple[int, int], class_id: int, picture: Picture, notes: Notes
+) -> Row | None:
+    """The row of a box in pixels of the upright picture; None where nothing of it remains."""
+    width, height = size_wh
+    x1, x2 = (min(max(x, 0.0), width) for x in (xyxy[0], xyxy[2]))
+    y1, y2 = (min(max(y, 0.0), height) for y in (xyxy[1], xyxy[3]))
+    if xyxy[2] <= xyxy[0] or xyxy[3] <= xyxy[1]:
+        notes.add("boxes without area, left out", picture.where)
+        return None
+    if x2 <= x1 or y2 <= y1:
+        notes.add("boxes outside of their picture, left out", picture.where)
+        return None
+    if max(abs(a - b) for a, b in zip((x1, y1, x2, y2), xyxy, strict=True)) > CLIPPED_PX:
+        notes.add("boxes clipped to their picture", picture.where)
+    return (
+        class_id,
+        (x1 + x2) / 2 / width,
+        (y1 + y2) / 2 / height,
+        (x2 - x1) / width,
+        (y2 - y1) / height,
+    )
