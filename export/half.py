@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.regions import Wires, find_regions, key
+from export.graph import Wires, key, rebuilt
+from export.regions import find_regions
 
 LARGEST = float(np.finfo(np.float16).max)
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -43,16 +44,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     types = Types(model, halved)
     for node in model.graph.node:
         types.add(node)
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.node[:], copy.graph.initializer[:]
-    del copy.graph.value_info[:]  # it tells the former types
-    copy.graph.node.extend(types.nodes)
-    used = {name for node in types.nodes for name in node.input}
-    copy.graph.initializer.extend(each for each in types.constants.values() if each.name in used)
-    onnx.checker.check_model(copy, full_check=True)
-    return copy
+    return rebuilt(model, types.nodes, types.constants.values())
 
 
 class Types:

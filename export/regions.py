@@ -5,12 +5,12 @@ attention   nodes between two convolutions that do more than that, and these con
 decoding    nodes behind the last convolutions: distributions to boxes, boxes to pixels
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
+
+from export.graph import Wires, key
 
 # Between convolutions these keep the size of values, more or less.
 ACTIVATIONS = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Resize", "Sigmoid"})
@@ -40,11 +40,6 @@ class Regions:
     decoding: frozenset[str]
 
 
-def key(node: NodeProto) -> str:
-    """A node's first output: unlike its name, every node has one and no other has the same."""
-    return str(node.output[0])
-
-
 def find_regions(model: onnx.ModelProto) -> Regions:
     """Sorts the nodes of an optimised float32 graph, which stand in topological order."""
     wires = Wires(model)
@@ -68,56 +63,6 @@ def find_regions(model: onnx.ModelProto) -> Regions:
         if key(node) in decoding and node.op_type in MOVES and sources:
             moves |= {key(node)} if sources <= convolutions | moves else set()
     return Regions(*map(frozenset, (convolutions, trunk, moves, attention, decoding - moves)))
-
-
-class Wires:
-    """Who gives and who takes the float32 values that are no constants.
-
-    Attributes:
-        nodes: that give such values, in the graph's order.
-        producer: by tensor.
-        consumers: by tensor.
-    """
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-        self.constants = {each.name: each for each in graph.initializer}
-        self.types = {
-            each.name: each.type.tensor_type.elem_type
-            for each in (*graph.input, *graph.value_info, *graph.output)
-            if each.name not in self.constants
-        }
-        self.nodes = [node for node in graph.node if any(map(self.is_float, node.output))]
-        self.producer: dict[str, NodeProto] = {}
-        self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            self.producer |= dict.fromkeys(filter(self.is_float, node.output), node)
-            for name in set(filter(self.is_float, node.input)):
-                self.consumers[name].append(node)
-
-    def is_float(self, name: str) -> bool:
-        """Whether the tensor is float32 and no constant."""
-        return self.types.get(name) == TensorProto.FLOAT
-
-    def taken(self, node: NodeProto) -> list[str]:
-        """The tensors that a node takes from another one."""
-        return [name for name in node.input if name in self.producer]
-
-    def is_convolution(self, node: NodeProto) -> bool:
-        """Whether it is one, and not an expectation over the bins of a distribution."""
-        if node.op_type != "Conv":
-            return False
-        weight = self.constants.get(node.input[1])
-        if weight is None:
-            return True
-        values = numpy_helper.to_array(weight)
-        return not np.array_equal(values.ravel(), np.arange(values.size))
-
-    def is_plain(self, node: NodeProto) -> bool:
-        """Whether float16 serves it as well: values keep their size, and are 0..255 at first."""
-        if node.op_type == "Cast":
-            return self.types.get(node.input[0]) == TensorProto.UINT8
-        return node.op_type in ACTIVATIONS | MOVES
 
 
 @dataclass(frozen=True)
@@ -157,9 +102,16 @@ def pieces_between_convolutions(wires: Wires) -> list[Piece]:
                     nodes[key(each)] = each
                     pending.append(each)
         seen |= nodes.keys()
-        plain = all(map(wires.is_plain, nodes.values()))
+        plain = all(is_plain(each, wires) for each in nodes.values())
         pieces.append(Piece(frozenset(nodes), plain, frozenset(givers | takers), frozenset(takers)))
     return pieces
+
+
+def is_plain(node: NodeProto, wires: Wires) -> bool:
+    """Whether less precision serves it as well: values keep their size, or are a picture's."""
+    if node.op_type == "Cast":
+        return wires.types.get(node.input[0]) == TensorProto.UINT8
+    return node.op_type in ACTIVATIONS | MOVES
 
 
 def is_residual(node: NodeProto, attention: set[str], wires: Wires) -> bool:
