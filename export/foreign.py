@@ -5,6 +5,7 @@ them, and that copy is not here. So they are known by their class names, filled 
 and replaced by ours, which compute the same.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,8 @@ def attention_of(state: Mapping[str, Tensor], focusing_factor: float) -> Focused
     encoding = state.get("positional_encoding")
     sr_ratio = state["sr.weight"].shape[2] if "sr.weight" in state else 1
     tokens = None if encoding is None else encoding.shape[1] * sr_ratio**2
+    if tokens is not None and math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"its encoding is for {tokens} tokens, whose map does not show: no square")
     fused = "qkv.weight" in state
     ours = FocusedLinearAttention(
         dim,

@@ -173,7 +173,7 @@ def hint(name: str, shapes: Mapping[str, tuple[int, ...]], *, has_attention: boo
             likely = "SPPF"
         else:
             likely = "C2f_FLA" if has_attention else "C2f"
-    elif {"conv.weight", "bn.weight"} == shapes.keys():
+    elif {"conv.weight", "bn.weight", "bn.bias"} == shapes.keys():
         likely = "Conv"
     elif {"cv2.0.0.conv.weight", "cv3.0.0.conv.weight"} <= shapes.keys():
         likely = "Detect"

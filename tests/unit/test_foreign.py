@@ -1,5 +1,6 @@
 """Checkpoints of patched copies of ultralytics, which are not installed here."""
 
+import json
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from export.__main__ import main
 from export.checkpoint import load_checkpoint
 from export.compare import candidate_difference
-from export.errors import CheckpointRefused, ModelUnsupported
+from export.errors import ModelUnsupported
+from export.foreign import attention_of
 from model.blocks import BottleneckFLA
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register
 from server.artifact import load_artifact
 from server.session import Session
+from tests.forks import renamed, saved, small_network
 
 TUTORIALS = ("tutorial_flattention_layers", "tutorial_c2f_fla_neck")
 
@@ -125,15 +129,157 @@ def test_attention_stays_only_where_there_is_no_shortcut(tutorial: Path) -> None
     assert all((m.attention is None) == m.add for m in bottlenecks)
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("sr_ratio", [2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_reduced_keys_are_taken_over_at_any_map_size(
+    fork: ModuleType, tmp_path: Path, encoded: bool, sr_ratio: int, bias: bool
+) -> None:
+    layer = FocusedLinearAttention(
+        256,
+        400 if encoded else None,
+        num_heads=8,
+        qkv_bias=bias,
+        sr_ratio=sr_ratio,
+        focusing_factor=4,
+    )
+    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
+    ours = load_checkpoint(path).model.model[10]
+    assert (ours.sr_ratio, ours.focusing_factor, ours.num_heads) == (sr_ratio, 4, 8)
+    layer.load_state_dict(ours.state_dict())
+    layer.summed_keys = not encoded
+    for height, width in ((8, 12), (20, 20)):
+        x = torch.randn(1, 256, height, width)
+        torch.testing.assert_close(ours(x), layer.eval()(x))
+
+
+def golden(shared_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A published module's state, and the other things that were recorded of it."""
+    with np.load(shared_dir / "golden" / "fla" / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    state = {
+        key.removeprefix("state/"): torch.from_numpy(value)
+        for key, value in arrays.items()
+        if key.startswith("state/")
+    }
+    return state, arrays | json.loads(str(arrays["meta"]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pvt_c32_h2_8x8_p4_k3_nobias",
+        "pvt_c32_h4_16x16_sr2",
+        "pvt_c64_h8_8x8_all_negative",
+        "swin_c32_h8_20x20",
+    ],
+)
+def test_parameters_alone_say_which_published_layer_it_is(shared_dir: Path, name: str) -> None:
+    state, recorded = golden(shared_dir, name)
+    ours = attention_of(state, recorded["focusing_factor"])
+    assert ours.num_heads == recorded["num_heads"]
+    tokens = torch.from_numpy(recorded["input"]).float().transpose(1, 2)
+    x = tokens.reshape(*tokens.shape[:2], recorded["height"], recorded["width"])
+    with torch.no_grad():
+        y = ours(x).flatten(2).transpose(1, 2)
+    np.testing.assert_allclose(y.numpy(), recorded["output"], atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoding_whose_map_is_no_square_is_named(shared_dir: Path) -> None:
+    state, recorded = golden(shared_dir, "pvt_c64_h8_10x16_rect")
+    with pytest.raises(ValueError, match="encoding is for 160 tokens, whose map does not show"):
+        attention_of(state, recorded["focusing_factor"])
+
+
+def bottleneck_of(fork: ModuleType, *, shortcut: bool, child: str) -> nn.Module:
+    """A tutorial's bottleneck, which has an attention whether or not it is run."""
+    layer: Any = nn.Module()
+    layer.cv1, layer.cv2, layer.add = Conv(256, 256, 3), Conv(256, 256, 3), shortcut
+    attention = FocusedLinearAttention(256, num_heads=8, qkv_bias=True, summed_keys=True)
+    foreign = type("FocusedLinearAttention", (nn.Module,), {"__module__": fork.__name__})
+    fork.FocusedLinearAttention = foreign  # type: ignore[attr-defined]
+    attention.__class__ = foreign
+    setattr(layer, child, attention)
+    return layer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("child", ["FLA", "attn"])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_a_bottleneck_attends_only_where_it_has_no_shortcut(
+    fork: ModuleType, tmp_path: Path, shortcut: bool, child: str
+) -> None:
+    layer = bottleneck_of(fork, shortcut=shortcut, child=child)
+    path = checkpoint_of(fork, layer, "Bottleneck_FLA", tmp_path / "fork.pt")
+    ours = load_checkpoint(path).model.model[10]
+    assert type(ours) is BottleneckFLA
+    x = torch.randn(1, 256, 6, 10)
+    with torch.no_grad():
+        y = ours.cv2(ours.cv1(x))
+        expected = x + y if ours.attention is None else ours.attention(y)
+        torch.testing.assert_close(ours(x), expected)
+    assert (ours.attention is None) == shortcut
+
+
+def test_a_bottleneck_without_its_attention_is_said_to_lack_it(
+    fork: ModuleType, tmp_path: Path
+) -> None:
+    layer = bottleneck_of(fork, shortcut=False, child="FLA")
+    del layer.FLA
+    path = checkpoint_of(fork, layer, "Bottleneck_FLA", tmp_path / "fork.pt")
+    with pytest.raises(ModelUnsupported, match=r"model\.10: .* \(it has 0 attentions, not one\)"):
+        load_checkpoint(path)
+
+
 def test_a_layer_of_that_name_with_other_parameters_is_listed(
     fork: ModuleType, tmp_path: Path
 ) -> None:
     path = checkpoint_of(fork, nn.Linear(3, 5), "FLAttention", tmp_path / "fork.pt")
-    with pytest.raises(ModelUnsupported, match=r"FLAttention is not the .*'weight': \(5, 3\)"):
+    with pytest.raises(
+        ModelUnsupported, match=r"model\.10: FLAttention is not the .*'weight': \(5, 3\)"
+    ):
         load_checkpoint(path)
 
 
-def test_a_class_of_another_name_is_refused_by_its_name(fork: ModuleType, tmp_path: Path) -> None:
-    path = checkpoint_of(fork, nn.Linear(3, 5), "SomeAttention", tmp_path / "fork.pt")
-    with pytest.raises(CheckpointRefused, match=r"it asks for somebodys_fork\.SomeAttention"):
+def test_heads_that_do_not_divide_the_channels_are_named(fork: ModuleType, tmp_path: Path) -> None:
+    layer = FocusedLinearAttention(256, num_heads=4)
+    layer.dwc = nn.Conv2d(24, 24, 5, padding=2, groups=24)
+    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
+    with pytest.raises(ModelUnsupported, match=r"heads of 24 channels.* do not divide the 256"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("num_heads", 8), ("sr_ratio", 2)])
+def test_attributes_that_contradict_the_parameters_are_named(
+    fork: ModuleType, tmp_path: Path, attribute: str, value: int
+) -> None:
+    layer = FocusedLinearAttention(256, num_heads=4)
+    setattr(layer, attribute, value)
+    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
+    with pytest.raises(ModelUnsupported, match=rf"its {attribute} is {value}, its parameters"):
+        load_checkpoint(path)
+
+
+def test_a_layer_that_does_not_fit_where_it_stands_is_one_line(
+    fork: ModuleType, tmp_path: Path
+) -> None:
+    layer = FocusedLinearAttention(128, num_heads=4)
+    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
+    with pytest.raises(ModelUnsupported, match=r"its layers do not fit together: .*256") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_first_releases_names_are_known(tmp_path: Path) -> None:
+    """Forks are of any age; until 8.0.9x all layers were in one module."""
+    new = saved({"model": small_network()}, tmp_path / "new.pt")
+    old = renamed(
+        new,
+        {
+            "ultralytics.nn.modules.conv.Conv": "ultralytics.nn.modules.Conv",
+            "ultralytics.nn.modules.block.C2f": "ultralytics.nn.modules.C2f",
+            "ultralytics.nn.modules.head.Detect": "ultralytics.nn.modules.Detect",
+        },
+        tmp_path / "old.pt",
+    )
+    x = np.random.default_rng(0).random((1, 3, 64, 32), dtype=np.float32)
+    np.testing.assert_array_equal(load_checkpoint(old).predict(x), load_checkpoint(new).predict(x))
