@@ -4,6 +4,7 @@ Each function here changes the form and not the outputs (to float32 rounding); e
 equality test against the module that it replaces.
 """
 
+import math
 from copy import deepcopy
 
 import torch
@@ -13,6 +14,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 from model.focused_linear_attention import EPSILON, FocusedLinearAttention
 from model.registration import in_place_of
+
+MAX_DECADES = 30  # float32 reaches 38 below 1
 
 
 def rewrite(model: DetectionModel) -> DetectionModel:
@@ -41,7 +44,8 @@ class ChannelFirstFLA(nn.Module):
     - 1 / softplus(scale) is folded into the q and k projections and the positional encoding:
       ReLU commutes with a positive factor. What is left of it is one small constant a channel.
     - u is divided by its norm before the power, which the focusing map does not see (it is
-      homogeneous), so that no power underflows or overflows.
+      homogeneous), so that no power underflows or overflows; by its largest channel, which takes
+      longer, where p and C are so large that even the power of a norm does.
     - For queries the factor ‖u‖/‖u^p‖ of a token cancels between numerator and denominator, so
       only the epsilon in z is divided by it. It must be: for a token whose pre-activations are
       all negative that epsilon decides the result.
@@ -111,14 +115,17 @@ class ChannelFirstFLA(nn.Module):
         return y
 
     def normalised_power(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """w^p, ‖u‖ and ‖w^p‖ for u = ReLU(t) + epsilon and w = u / ‖u‖.
+        """w^p, ‖u‖ and ‖w^p‖ for u = ReLU(t) + epsilon and w = u / ‖u‖ or u / max u.
 
         Returns:
             (B, C, N) and twice (B, 1, N); f_p(u) is the first times the second by the third.
         """
         u = F.relu(t).flatten(2) + self.epsilon
         norm = (self.ones @ (u * u)).sqrt()
-        powered = power(u * norm.reciprocal(), self.focusing_factor)
+        # All channels alike, divided by the norm: w^p is C^(-p/2), and its square is summed.
+        norm_serves = self.focusing_factor * math.log10(self.dim) < MAX_DECADES
+        divisor = norm if norm_serves else u.amax(1, keepdim=True)
+        powered = power(u * divisor.reciprocal(), self.focusing_factor)
         return powered, norm, (self.ones @ (powered * powered)).sqrt()
 
     def reduce(self, x: Tensor) -> Tensor:

@@ -84,6 +84,25 @@ def test_activations_of_any_size_come_out_as_the_module_says(size: float) -> Non
         assert close(ChannelFirstFLA(attention)(x.float()), attention(x))
 
 
+@pytest.mark.parametrize("focusing_factor", [8, 16, 32, 24.5])
+@pytest.mark.parametrize("content", ["random", "alike", "one channel"])
+def test_large_focusing_factors_neither_overflow_nor_vanish(
+    focusing_factor: float, content: str
+) -> None:
+    torch.manual_seed(0)
+    attention = FocusedLinearAttention(256, num_heads=8, focusing_factor=focusing_factor)
+    attention = attention.double().eval()
+    if content != "random":  # queries, keys and values are the input
+        for layer in (attention.q, attention.proj):
+            torch.nn.init.eye_(layer.weight)
+        attention.kv.weight.data = torch.eye(256, dtype=torch.float64).repeat(2, 1)
+    x = torch.rand(1, 256, 3, 4, dtype=torch.float64)
+    if content != "random":
+        x[:, 0 if content == "alike" else 1 :] = float(content == "alike")
+    with torch.inference_mode():
+        assert close(ChannelFirstFLA(attention)(x.float()), attention(x))
+
+
 @pytest.mark.parametrize("form", ["separate", "fused", "reduced", "p 2.5"])
 def test_onnx_runtime_gives_what_the_module_gives(form: str) -> None:
     attention = trained(**FORMS[form])
