@@ -1,6 +1,7 @@
 """python -m model: convert, train, val, predict, info."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())  # without its colours
         print(f"python -m model {arguments.command}: {line}", file=sys.stderr)
         return 2
     return 0

@@ -8,6 +8,7 @@ made from it, and a network is built anew from the table.
 
 import io
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from model.registration import register
 CALLED = ("pathlib", "numpy", "_codecs")
 # The layers of our tables. ultralytics' parser would take any name that its module knows.
 BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", "FLABlock", "C2fFLA")
+
+# What of a table decides widths and depths; the first yolov8n.pt has the factors themselves.
+SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Inert:
     def __new__(cls, *args: object, **kwargs: object) -> "Inert":
         """Ignores what it is called with; a call that no checkpoint needs is refused."""
         if (args or kwargs) and cls.name.split(".")[0] not in CALLED:
-            raise pickle.UnpicklingError(f"it calls {cls.name}; nothing of it was run")
+            raise pickle.UnpicklingError(f"it calls {cls.name}")
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -112,10 +116,10 @@ def unpickle(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of odd pickles; those fail just below
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that nobody vouches for raise anything
-        said = str(error).splitlines() or [""]
-        refused = [line for line in said if "it calls" in line or "GLOBAL" in line]
-        why = f"refused: {refused[0].strip()}" if refused else "not a complete checkpoint"
-        raise ValueError(f"{path}: {why}") from None
+        # Ours, or torch's for the modules that it blocks whatever stands for them.
+        name = re.search(r"(?:it calls|unsupported GLOBAL) ([\w.]+)", str(error))
+        why = f"refused: it calls {name[1]}; nothing of it was run" if name else ""
+        raise ValueError(f"{path}: {why or 'not a complete checkpoint'}") from None
 
 
 def is_state(value: Any) -> bool:
@@ -180,9 +184,7 @@ def rebuild(saved: Saved) -> DetectionModel:
             f"`python -m export` may: export it, and serve or measure that"
         )
     register()
-    kept: dict[str, Any] = {
-        key: table[key] for key in ("scales", "scale", "yaml_file") if key in table
-    }
+    kept: dict[str, Any] = {key: table[key] for key in SIZES if key in table}
     kept |= {"backbone": table["backbone"], "head": table["head"], "nc": len(names)}
     try:
         model = DetectionModel(kept, nc=len(names), verbose=False)

@@ -49,7 +49,6 @@ def train(
             stride, a checkpoint of another scale, or a run in `output` that is not to be resumed.
         OSError: when a file can't be written; checkpoints of earlier epochs stay whole.
     """
-    register()
     if arch.endswith((".yaml", ".yml")):
         arch = str(Path(arch).resolve())
     # What is wrong with the request fails before anything is written.
@@ -60,7 +59,8 @@ def train(
     model = network(arch, names, seed)
     # ultralytics puts relative folders below one of its own.
     output = output.resolve()
-    if (output / "stage_1").exists() and not resume:
+    begun = [output / "stage_1" / "weights" / "last.pt", output / "best.pt"]
+    if any(path.exists() for path in begun) and not resume:
         raise ValueError(f"{output} holds a run already: --resume goes on with it")
     report = transfer(read_checkpoint(pretrained), model) if pretrained else None
 
@@ -107,6 +107,7 @@ def network(arch: str, names: Sequence[str], seed: int) -> DetectionModel:
     Raises:
         ValueError: there is no such architecture, or its rows do not fit together.
     """
+    register()
     table = architecture(arch) | {"nc": len(names)}
     try:
         with torch.random.fork_rng():

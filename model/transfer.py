@@ -228,7 +228,7 @@ def mismatches(
     pairs: list[tuple[int, int]],
     names: dict[int, str],
 ) -> list[str]:
-    """What paired layers have in other shapes: the head's classification by its classes."""
+    """What paired layers have in other shapes, or only there."""
     lines = []
     for j, i in pairs:
         both = [name for name in ours[i] if name in theirs[j]]
@@ -238,6 +238,9 @@ def mismatches(
             there, here = class_count(theirs[j]), class_count(ours[i])
             lines.append(f"head classification ({there} classes there, {here} here)")
             other = [name for name in other if name not in classes]
+        if only_there := [name for name in theirs[j] if name not in ours[i]]:
+            what = "attention" if all(map(is_attention, only_there)) else "other tensors"
+            lines.append(f"{what} inside model.{j} there")
         if other:
             lines.append(f"{len(other)} tensors of model.{i} {names[i]} (other shapes)")
     return lines

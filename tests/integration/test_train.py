@@ -2,11 +2,13 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from export.checkpoint import load_checkpoint
@@ -15,13 +17,14 @@ from model.registration import register
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 200
+DEFAULT = Path(__file__).resolve().parents[2] / "weights" / "yolov8n-fla-bccd.pt"
 
 
 def run(*arguments: str, cwd: Path, repo: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m ARGUMENTS` from a folder that is not the checkout."""
+    """Runs `python -m ARGUMENTS`, or `python -c ...`, from a folder that is not the checkout."""
     environment = os.environ | {"PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *(() if arguments[0] == "-c" else ("-m",)), *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -48,11 +51,14 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     data: Path, tmp_path: Path, repo_dir: Path
 ) -> None:
     stage = {"epochs": 1, "imgsz": 64, "batch": 2, "device": "cpu", "plots": False, "amp": "bf16"}
+    # Steps of no length: what comes out is what went in.
+    stage |= {"optimizer": "SGD", "lr0": 0.0, "warmup_epochs": 0}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"stages": [stage, stage | {"imgsz": 96}]}))
     command = (
         *("model", "train", "--arch", "yolov8n-fla", "--data", str(data)),
         *("--recipe", str(recipe), "--output", "run"),  # relative, as in the README
+        *("--pretrained", str(DEFAULT)),
     )
     trained = run(*command, cwd=tmp_path, repo=repo_dir)
     assert trained.returncode == 0, trained.stderr
@@ -67,7 +73,15 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     assert checkpoint.model.args["amp"] == "bf16"
     with (tmp_path / "run" / "stage_2" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
-    assert "Transferred" in trained.stdout + trained.stderr  # the second stage begins with these
+    said = trained.stdout + trained.stderr
+    assert said.count("start: 365 of 365 tensors from yolov8n-fla-bccd.pt\n") == 1
+    assert said.count("Transferred 365/365 items") == 2  # the second stage begins with the first's
+    start = dict(load_checkpoint(DEFAULT).model.named_parameters())
+    for name, weight in checkpoint.model.named_parameters():
+        assert torch.equal(weight, start[name]), name
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *("best.pt", "data.yaml", "stage_1", "stage_2")
+    ]
 
     finished = tmp_path / "run" / "stage_2" / "weights" / "best.pt"
     written = finished.stat().st_mtime_ns
@@ -77,53 +91,61 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     assert finished.stat().st_mtime_ns == written
 
 
-STOPPING = """
-import sys
+KILLED = """
+import os, signal, sys
 from model.__main__ import main
-from model.train import FLATrainer
+from model.trainer import FLATrainer
 
-def stop(trainer):
+def kill(trainer):
     if trainer.epoch == 1:
-        sys.exit("stopped")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 original = FLATrainer.__init__
-def interrupted(self, *args, **kwargs):
+def killed(self, *args, **kwargs):
     original(self, *args, **kwargs)
-    self.add_callback("on_fit_epoch_end", stop)
-FLATrainer.__init__ = interrupted
+    self.add_callback("on_train_batch_end", kill)
+FLATrainer.__init__ = killed
 main(sys.argv[1:])
+"""
+FULL_DISK = """
+import resource, sys
+from model.__main__ import main
+
+# No file can grow past this, which a checkpoint does.
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_an_interrupted_stage_goes_on_at_its_epoch(
+def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
     data: Path, tmp_path: Path, repo_dir: Path
 ) -> None:
     command = (
         *("train", "--data", str(data), "--epochs", "3", "--imgsz", "64", "--batch", "2"),
         *("--device", "cpu", "--output", "run"),
     )
-    stopped = subprocess.run(
-        [sys.executable, "-c", STOPPING, *command],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repo_dir), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert stopped.stderr.rstrip().endswith("stopped"), stopped.stderr
-    results = tmp_path / "run" / "stage_1" / "results.csv"
-    before = results.read_text().splitlines()
+    killed = run("-c", KILLED, *command, cwd=tmp_path, repo=repo_dir)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stage = tmp_path / "run" / "stage_1"
+    before = (stage / "results.csv").read_text().splitlines()
 
     again = run("model", *command, cwd=tmp_path, repo=repo_dir)
     assert again.returncode == 2
     assert "holds a run already: --resume goes on with it" in again.stderr
 
+    last = (stage / "weights" / "last.pt").read_bytes()
+    full = run("-c", FULL_DISK, *command, "--resume", cwd=tmp_path, repo=repo_dir)
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.splitlines()[-1].startswith("python -m model train: [Errno 27]")
+    assert (stage / "weights" / "last.pt").read_bytes() == last
+    assert {path.name for path in (stage / "weights").iterdir()} == {"last.pt", "best.pt"}
+
     resumed = run("model", *command, "--resume", cwd=tmp_path, repo=repo_dir)
     assert resumed.returncode == 0, resumed.stderr
-    after = results.read_text().splitlines()
+    after = (stage / "results.csv").read_text().splitlines()
     assert after[: len(before)] == before  # those epochs were not trained again
-    assert [line.split(",")[0] for line in after] == ["epoch", "1", "2", "3"]
+    assert [line.split(",")[0] for line in after][-1] == "3"
+    assert (stage / "results.png").stat().st_size > 0  # the curves
     assert (tmp_path / "run" / "best.pt").exists()
 
 
@@ -138,6 +160,12 @@ def test_an_interrupted_stage_goes_on_at_its_epoch(
         (["train", "--data", "{data}", "--pretrained", "no.pt"], "no.pt: there is no such file"),
         (["train", "--data", "{empty}"], "train names"),
         (["train", "--data", "{unknown}"], "has train, val and names"),
+        (["train", "--data", "{data}", "--pretrained", "{data}"], "not a complete checkpoint"),
+        (["train", "--data", "{data}", "--imgsz", "100"], "imgsz 100 is not a multiple of the"),
+        (["train", "--data", "{data}", "--arch", "{heads}"], "dim 256 is not a multiple of num_h"),
+        (["train", "--data", "{data}", "--arch", "{scaleless}"], "no scale: call the file yolov8n"),
+        (["train", "--data", "{data}", "--arch", "{unknown}"], "has a backbone and a head"),
+        (["train", "--data", "{data}", "--output", "{data}/run"], "Not a directory"),
         (["info", "--imgsz", "100"], "--imgsz 100 is not a multiple"),
     ],
 )
@@ -146,6 +174,7 @@ def test_what_the_user_can_mend_is_one_line(
     words: str,
     data: Path,
     tmp_path: Path,
+    repo_dir: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,8 +182,28 @@ def test_what_the_user_can_mend_is_one_line(
     unknown, empty = tmp_path / "unknown.yaml", tmp_path / "empty.yaml"
     unknown.write_text("stages: [{learning_rate: 0.1}]\n")
     empty.write_text("train: images\nval: images\nnames: [a]\n")
-    files = {"data": data, "unknown": unknown, "empty": empty}
+    heads, scaleless = tmp_path / "yolov8n-mine.yaml", tmp_path / "mine.yaml"
+    for own in (heads, scaleless):
+        table = (repo_dir / "model" / "yolov8-fla.yaml").read_text()
+        own.write_text(table.replace("[1024, 20, 8]", "[1024, 20, 7]"))
+    files = {"data": data, "unknown": unknown, "empty": empty, "heads": heads}
+    files |= {"scaleless": scaleless}
+    before = sorted(tmp_path.iterdir())
     assert main([argument.format(**files) for argument in arguments]) == 2
+    assert sorted(tmp_path.iterdir()) == before
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_data_without_pictures_is_one_line_and_the_next_attempt_is_free(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    empty = tmp_path / "data.yaml"
+    empty.write_text("train: images\nval: images\nnames: [a]\n")
+    command = ["train", "--imgsz", "64", "--device", "cpu", "--output", f"{tmp_path}/run", "--data"]
+    for _ in range(2):
+        assert main([*command, str(empty)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("python -m model train: train: Error loading data from")

@@ -59,12 +59,12 @@ def coco_of(truth: Truth, **changes: Any) -> dict[str, Any]:
     ]
     annotations = [
         {"image_id": image["id"], "category_id": ids[c], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        | {"area": 1, "iscrowd": 0}
         for image in images
         for c, (x1, y1, x2, y2) in truth[str(image["file_name"])]
     ]
-    for number, annotation in enumerate(annotations, 1):
-        annotation |= {"id": number, "area": 1, "iscrowd": 0}
     categories = [{"id": number, "name": name} for name, number in ids.items()]
+    annotations = [{"id": number} | record for number, record in enumerate(annotations, 1)]
     made = {"images": images, "annotations": annotations, "categories": categories}
     return made | changes
 
@@ -127,12 +127,12 @@ def assert_same(found: Truth, truth: Truth, tolerance: float = 1e-3) -> None:
         np.testing.assert_allclose(boxes, wanted, atol=tolerance)
 
 
-def rows_of(truth: Truth, order: str) -> list[list[object]]:
+def rows_of(truth: Truth, order: str) -> list[list[Any]]:
     """Rows of a table; `order` has a letter a column: f(ile), c(lass), w, h, x, y, X, Y."""
     rows = []
     for name, boxes in truth.items():
         for class_name, (x1, y1, x2, y2) in boxes:
-            cells = {"f": name, "c": class_name, "w": SIZE_WH[0], "h": SIZE_WH[1]}
+            cells: dict[str, Any] = {"f": name, "c": class_name, "w": SIZE_WH[0], "h": SIZE_WH[1]}
             cells |= {"x": x1, "y": y1, "X": x2, "Y": y2}
             rows.append([cells[letter] for letter in order])
     return rows
@@ -285,8 +285,9 @@ def test_boxes_follow_a_picture_that_exif_turns(
     for name, [(class_name, box)] in read_back(tmp_path / "out").items():
         assert class_name == "white corner"
         file = next((tmp_path / "out" / "images").rglob(name))
-        decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)[..., 0] > 127
-        ys, xs = np.nonzero(decoded)
+        decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+        assert decoded is not None
+        ys, xs = np.nonzero(decoded[..., 0] > 127)
         edges = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         np.testing.assert_allclose(box, edges, atol=1e-3)
 
@@ -324,7 +325,7 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
 
 def test_the_split_follows_the_seed_and_has_each_picture_once(tmp_path: Path, images: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco_of(TRUTH)))
-    splits = []
+    splits: list[set[str]] = []
     for seed in (1, 1, 2, 3):
         output = tmp_path / f"out_{len(splits)}"
         convert(tmp_path / "a.json", images, output, val_fraction=0.4, seed=seed)
