@@ -201,26 +201,39 @@ def grafted(model: ModelProto, fixed_hw: tuple[int, int] | None) -> ModelProto:
         rename_value_infos=False,
         inplace=True,
     )
-    (taken,), (given,) = network.graph.input, network.graph.output
-    front, back = part(FRONT, model, "/front/"), part(BACK, model, "/back/")
-    joined = onnx.compose.merge_models(front, network, [("pixels", taken.name)])
-    joined = onnx.compose.merge_models(joined, back, [(given.name, "predictions")])
+    front = part(FRONT, model, prefix="/front/", keep_input=True)
+    back = part(BACK, model, prefix="/back/", keep_input=False)
+    joined = joined_at_their_ends(joined_at_their_ends(front, network), back)
     if fixed_hw is not None:
         dimensions = joined.graph.input[0].type.tensor_type.shape.dim
         dimensions[1].dim_value, dimensions[2].dim_value = fixed_hw
     return joined
 
 
-def part(text: str, model: ModelProto, prefix: str) -> ModelProto:
-    """A graph written as text, at the model's versions, its inner names prefixed."""
+def part(text: str, model: ModelProto, *, prefix: str, keep_input: bool) -> ModelProto:
+    """A graph written as text, at the model's versions.
+
+    Args:
+        text: without a header.
+        model: whose versions it takes.
+        prefix: of all names but one.
+        keep_input: the input has its name without the prefix, or else the output.
+    """
     header = f'<ir_version: {model.ir_version}, opset_import: ["" : {opset_of(model)}]>'
     parsed = onnx.parser.parse_model(header + text)
+    for i, node in enumerate(parsed.graph.node):
+        node.name = f"{node.op_type}_{i}"
     named: ModelProto = onnx.compose.add_prefix(
-        parsed, prefix, rename_inputs=False, rename_outputs=False
+        parsed, prefix, rename_inputs=not keep_input, rename_outputs=keep_input
     )
-    for i, node in enumerate(named.graph.node):
-        node.name = f"{prefix}{node.op_type}_{i}"
     return named
+
+
+def joined_at_their_ends(first: ModelProto, second: ModelProto) -> ModelProto:
+    """The first one's only output is the second one's only input."""
+    ends = [(first.graph.output[0].name, second.graph.input[0].name)]
+    joined: ModelProto = onnx.compose.merge_models(first, second, ends)
+    return joined
 
 
 def tensors(model: ModelProto) -> Iterator[TensorProto]:

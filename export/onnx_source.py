@@ -134,7 +134,7 @@ def load_onnx(path: Path) -> OnnxSource:
     model = widened(file.model)
     wide, session = first_run(path, model, probe)
     boxes, scores = difference(wide, predictions)
-    if not (boxes <= HALF_BOX_LIMIT * max(probe_hw) and scores <= HALF_SCORE_LIMIT):
+    if boxes > HALF_BOX_LIMIT * max(probe_hw) or scores > HALF_SCORE_LIMIT:
         raise ModelUnsupported(
             f"{path}: in float32 its boxes are {boxes:.3g} px and its scores {scores:.3g} away "
             f"from those in float16: {AGAIN} in float32"
@@ -210,7 +210,10 @@ def noise(count: int, input_hw: tuple[int, int]) -> NDArray[np.float32]:
 def difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, float]:
     """What nine of ten box sides, in pixels, and scores of (B, 4 + classes, A) stay within.
 
-    Not all of them: noise is no picture, and a network may answer it with great steps.
+    Not all of them: noise is no picture, and a network may answer it with great steps. Infinite
+    where a number is not finite.
     """
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf"), float("inf")
     apart = np.abs(a - b)
     return float(np.quantile(apart[:, :4], 0.9)), float(np.quantile(apart[:, 4:], 0.9))
