@@ -116,7 +116,7 @@ def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkp
             f"{path}: its head has {len(classes)} classes, its names are {names}"
         )
     return Checkpoint(
-        model=checked(path, model.float().eval()),
+        model=checked(path, model),
         architecture=architecture_name(model.__dict__.get("yaml")),
         class_names=tuple(str(names[class_id]) for class_id in classes),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -165,6 +165,7 @@ def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
         complete = isinstance(head.nc, int) and isinstance(head.stride, torch.Tensor)
         if not (complete and isinstance(found.stride, torch.Tensor)):
             raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
+        found.float()  # goes through all parameters
     except (AttributeError, TypeError, IndexError, KeyError, RecursionError) as error:
         raise CheckpointRefused(f"{path}: not a complete model: {error}") from None
     return found
@@ -192,37 +193,39 @@ def state_in(held: Any) -> dict[str, torch.Tensor] | None:
 
 
 def checked(path: Path, model: DetectionModel) -> DetectionModel:
-    """The same model, found to be one that takes pictures and answers as YOLOv8 does.
+    """The same model in float32, found to take pictures and to answer as YOLOv8 does.
 
     Raises:
-        CheckpointRefused: its strides are none.
         ModelUnsupported: it does not.
     """
-    if getattr(model.model[-1], "end2end", False):
-        raise ModelUnsupported(
-            f"{path}: its head chooses its own detections (end2end); only YOLOv8's is exported"
-        )
-    first = getattr(model.model[0], "conv", None)
-    if isinstance(first, nn.Conv2d) and first.in_channels != 3:
-        raise ModelUnsupported(
-            f"{path}: its first layer takes {first.in_channels} channels, pictures have 3"
-        )
-    strides = model.model[-1].stride.tolist()
-    if not strides or not all(1 <= stride <= MAX_STRIDE for stride in strides):
-        raise CheckpointRefused(f"{path}: not a complete model: its strides are {strides}")
-    side = 8 * int(max(strides))  # room for keys reduced eightfold on the smallest map
     try:
-        with torch.no_grad():  # as in `predict`
-            output = model(torch.zeros(1, 3, side, side))[0]
+        model.float().eval()
+        unlike = difference_from_yolov8(model)
     except Exception as error:  # whatever layers raise that don't fit together
         said = " ".join(str(error).split())[:200]
         raise ModelUnsupported(f"{path}: its layers do not fit together: {said}") from None
-    if output.shape[1] != 4 + model.model[-1].nc:
-        raise ModelUnsupported(
-            f"{path}: it gives {output.shape[1]} numbers an anchor point, "
-            f"{4 + model.model[-1].nc} are expected"
-        )
+    if unlike:
+        raise ModelUnsupported(f"{path}: {unlike}")
     return model
+
+
+def difference_from_yolov8(model: DetectionModel) -> str | None:
+    """What an artifact could not hold of a model, which is run once; None where all is well."""
+    head = model.model[-1]
+    if head.end2end:
+        return "its head chooses its own detections (end2end); only YOLOv8's is exported"
+    first = getattr(model.model[0], "conv", None)
+    if isinstance(first, nn.Conv2d) and first.in_channels != 3:
+        return f"its first layer takes {first.in_channels} channels, pictures have 3"
+    strides = head.stride.tolist()
+    if not strides or not all(1 <= stride <= MAX_STRIDE for stride in strides):
+        return f"its strides are {strides}, not 1 to {MAX_STRIDE} pixels"
+    side = 8 * int(max(strides))  # room for keys reduced eightfold on the smallest map
+    with torch.no_grad():  # as in `predict`
+        output = model(torch.zeros(1, 3, side, side))[0]
+    if output.shape[1] != 4 + head.nc:
+        return f"it gives {output.shape[1]} numbers an anchor point, not {4 + head.nc}"
+    return None
 
 
 def architecture_name(table: Any) -> str:

@@ -65,7 +65,7 @@ def load_state_dict_checkpoint(
     fill(path, arch, model, state)
     model.names = dict(enumerate(class_names))
     return Checkpoint(
-        model=checked(path, model.float().eval()),
+        model=checked(path, model),
         architecture=architecture_name(table.rows),
         class_names=tuple(class_names),
         sha256=hashlib.sha256(content).hexdigest(),

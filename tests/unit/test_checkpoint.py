@@ -293,8 +293,16 @@ def test_strides_that_are_none_are_refused(tmp_path: Path, stride: float) -> Non
     """A network is tried at a size that follows from its strides."""
     network = small_network()
     network.model[-1].stride = torch.tensor([4.0, stride])
-    with pytest.raises(CheckpointRefused, match="its strides are"):
+    with pytest.raises(ModelUnsupported, match="its strides are"):
         load_checkpoint(saved({"model": network}, tmp_path / "strides.pt"))
+
+
+@pytest.mark.parametrize("attribute", ["_parameters", "_buffers"])
+def test_a_layer_without_tables_of_parameters_is_refused(tmp_path: Path, attribute: str) -> None:
+    network = small_network()
+    network.model[2].__dict__[attribute] = ("no", "table")
+    with pytest.raises(CheckpointRefused, match="not a complete model"):
+        load_checkpoint(saved({"model": network}, tmp_path / "damaged.pt"))
 
 
 def test_a_checkpoint_predicts_what_ultralytics_gives(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ultralytics.utils.ops import xywh2xyxy
 from export.checkpoint import load_checkpoint
 from export.class_map import read_class_map
 from export.errors import CheckpointRefused, ModelUnsupported
+from export.foreign import TAKE_OVER
 from model.blocks import C2fFLA
 from model.focused_linear_attention import FocusedLinearAttention
 from tests.forks import ATTENTION, Fork, renamed, saved, small_network
@@ -173,3 +174,8 @@ def test_a_forks_network_class_can_be_mapped(fork: Fork, tmp_path: Path) -> None
     checkpoint = load_checkpoint(path, {"FLADetectionModel": "DetectionModel"})
     assert isinstance(checkpoint.model.model[0], nn.Module)
     assert checkpoint.class_names == ("a", "b")
+
+
+def test_the_guide_names_every_layer_that_is_recognised(repo_dir: Path) -> None:
+    guide = (repo_dir / "docs" / "bring-your-checkpoint.md").read_text()
+    assert all(f"`{name}`" in guide for name in TAKE_OVER)
