@@ -17,6 +17,8 @@ ATTENTIONS = ("FocusedLinearAttention", "FLAttention")
 TUTORIALS = (*ATTENTIONS, "C2f_FLA")
 LAYERS = ("Conv", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "nn.Upsample", *STAND_INS)
 
+ACTIVATION = re.compile(r"(?:torch\.)?nn\.(SiLU\(\)|ReLU\(\)|LeakyReLU\([0-9.]*\))")
+
 
 @dataclass(frozen=True)
 class LayerTable:
@@ -80,8 +82,14 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
         isinstance(rows.get(part), list) for part in ("backbone", "head")
     ):
         raise ModelUnsupported(f"{path}: not a layer table: it has no lists `backbone` and `head`")
-    if str(rows.pop("activation", None)) not in ("None", "nn.SiLU()", "torch.nn.SiLU()"):
-        raise ModelUnsupported(f"{path}: only YOLOv8's own activation, SiLU, is supported")
+    if activation := rows.get("activation"):
+        plain = ACTIVATION.fullmatch(str(activation))
+        if not plain:
+            raise ModelUnsupported(
+                f"{path}: activation {str(activation)[:60]!r} is none of nn.SiLU(), nn.ReLU(), "
+                "nn.LeakyReLU(0.1)"
+            )
+        rows["activation"] = f"torch.nn.{plain[1]}"
     changed, found = [], {}
     for index, row in enumerate([*rows["backbone"], *rows["head"]]):
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
