@@ -7,6 +7,7 @@ import torch
 import yaml
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from model.checkpoint import read_checkpoint
 from model.description import class_names, described
@@ -135,8 +136,17 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 
 def is_finished(last: Path) -> bool:
-    """Whether a stage is complete: ultralytics marks its last checkpoint with epoch -1."""
+    """Whether a stage is complete; one that was killed behind its last epoch is completed here."""
     if not last.exists():
         return False
     # Our own file of a moment ago, and ultralytics loads it in full anyway to resume.
-    return bool(torch.load(last, map_location="cpu", weights_only=False)["epoch"] == -1)
+    content = torch.load(last, map_location="cpu", weights_only=False)
+    if content["epoch"] == -1:  # so ultralytics marks it
+        return True
+    if content["epoch"] + 1 < content["train_args"]["epochs"]:
+        return False
+    for checkpoint in (last.with_name("best.pt"), last):  # last is last, because it is the mark
+        temporary = checkpoint.with_suffix(".tmp")
+        strip_optimizer(str(checkpoint), str(temporary))
+        temporary.replace(checkpoint)
+    return True

@@ -1,5 +1,8 @@
 """ultralytics' own trainer, for our architectures."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
     ultralytics mixes precisions on accelerators only. On a CPU with AVX512-BF16 or AMX the
     convolutions are twice as fast in bfloat16 too.
     """
+
+    last: Path
+    best: Path
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: Stage | None = None, _callbacks: Any = None
@@ -69,20 +75,40 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
         model.forward = mixed
 
     def save_model(self) -> bool:
-        """Writes the checkpoints beside the earlier ones and puts them in their places when whole.
+        """Writes the checkpoints of an epoch, each whole or not at all."""
+        with self.checkpoints_beside():
+            return bool(super().save_model())
 
-        ultralytics writes over them. On a full disk, or killed meanwhile, it leaves neither.
+    def final_eval(self) -> None:
+        """Strips the finished checkpoints, each whole or not at all, and measures the best."""
+        with self.checkpoints_beside() as beside:
+            for place, copy in beside.items():
+                if place.exists():
+                    shutil.copyfile(place, copy)
+            super().final_eval()
+
+    @contextmanager
+    def checkpoints_beside(self) -> Iterator[dict[Path, Path]]:
+        """Has ultralytics write its checkpoints into a folder beside, and moves them from there.
+
+        It writes over the earlier ones. On a full disk, or killed meanwhile, it would leave
+        neither.
+
+        Yields:
+            Where each checkpoint is written, by its place.
+
+        Raises:
+            OSError: one can't be written; those in their places are as they were.
         """
-        places = {name: getattr(self, name) for name in ("last", "best")}
+        last, best = self.last, self.best
+        folder = last.parent / "partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last, self.best = folder / last.name, folder / best.name
         try:
-            for name, place in places.items():
-                setattr(self, name, place.with_suffix(".partial"))
-            saved = bool(super().save_model())
-            for name, place in places.items():
-                if getattr(self, name).exists():
-                    getattr(self, name).replace(place)
+            yield {last: self.last, best: self.best}
+            for place, made in ((last, self.last), (best, self.best)):
+                if made.exists():
+                    made.replace(place)
         finally:
-            for name, place in places.items():
-                getattr(self, name).unlink(missing_ok=True)
-                setattr(self, name, place)
-        return saved
+            self.last, self.best = last, best
+            shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,8 @@ SIZE_HW = (180, 240)
 def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures and their truth as COCO."""
     folder = tmp_path_factory.mktemp("smears")
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for seed in range(6):
         picture, truth = render_smear(seed, SIZE_HW)
         name = f"Ausstrich grün {seed}.jpg"

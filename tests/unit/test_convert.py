@@ -53,19 +53,19 @@ def images(tmp_path: Path) -> Path:
 def coco_of(truth: Truth, **changes: Any) -> dict[str, Any]:
     """A COCO file with gaps between its category ids."""
     ids = {"WBC": 3, "Platelets": 90, "RBC": 12}
-    images = [
+    images: list[dict[str, Any]] = [
         {"id": 7 * i + 1, "file_name": name, "width": SIZE_WH[0], "height": SIZE_WH[1]}
         for i, name in enumerate(truth)
     ]
-    annotations = [
+    annotations: list[dict[str, Any]] = [
         {"image_id": image["id"], "category_id": ids[c], "bbox": [x1, y1, x2 - x1, y2 - y1]}
         | {"area": 1, "iscrowd": 0}
         for image in images
         for c, (x1, y1, x2, y2) in truth[str(image["file_name"])]
     ]
     categories = [{"id": number, "name": name} for name, number in ids.items()]
-    annotations = [{"id": number} | record for number, record in enumerate(annotations, 1)]
-    made = {"images": images, "annotations": annotations, "categories": categories}
+    numbered = [{"id": number} | record for number, record in enumerate(annotations, 1)]
+    made = {"images": images, "annotations": numbered, "categories": categories}
     return made | changes
 
 
@@ -83,8 +83,8 @@ def write_voc(folder: Path, truth: Truth) -> None:
             ET.SubElement(thing, "name").text = class_name
             ET.SubElement(thing, "difficult").text = "0"
             box = ET.SubElement(thing, "bndbox")
-            for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-                ET.SubElement(box, key).text = str(value)
+            for key, edge in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+                ET.SubElement(box, key).text = str(edge)
         ET.ElementTree(root).write(folder / f"{Path(name).stem}.xml", encoding="utf-8")
 
 
