@@ -69,7 +69,9 @@ def why_refused(
         )
     modules = modules_of(held)
     strangers = {
-        where: module for where, module in modules.items() if isinstance(module, ForeignLayer)
+        where: module
+        for where, module in modules.items()
+        if isinstance(module, ForeignLayer) and module.foreign_name in unknown
     }
     if unused := unknown - {module.foreign_name for module in strangers.values()}:
         return CheckpointRefused(f"{path}: {asks_for(printable(min(unused)))}")

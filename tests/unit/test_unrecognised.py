@@ -110,6 +110,17 @@ def test_layers_inside_unknown_layers_are_told_apart(tmp_path: Path, shared_dir:
     assert "q.weight" not in lines[1]  # those are the inner layer's own
 
 
+def test_the_tutorials_layers_around_an_unknown_one_are_not_listed(
+    tmp_path: Path, shared_dir: Path
+) -> None:
+    theirs = "ultralytics.nn.modules.FocusLinearAttention.FocusedLinearAttention"
+    tutorial = shared_dir / "checkpoints" / "tutorial_c2f_fla_neck.pt"
+    path = renamed(tutorial, {theirs: "my_fork.Inner"}, tmp_path / "fork.pt")
+    first, line = str(said_of(path)).splitlines()
+    assert first.endswith("4 layers are not recognised:")
+    assert line.startswith("- model.12.m.0.FLA, model.15.m.0.FLA, ")
+
+
 @pytest.mark.parametrize("name", ["evil.Conv", "evil.nn.modules.conv.Conv", "torch.nn.Conv.Conv"])
 def test_a_class_that_only_has_a_known_name_is_not_taken_for_the_known_one(
     fork: Fork, tmp_path: Path, name: str
