@@ -43,8 +43,8 @@ class PublishedFLA(FocusedLinearAttention):
         return focused
 
 
-def traced(module: nn.Module, x: torch.Tensor) -> bytes:
-    """The module as ONNX bytes, for inputs of the shape of `x`."""
+def traced(module: nn.Module, x: torch.Tensor, *, any_map_size: bool = False) -> bytes:
+    """The module as ONNX bytes, for inputs of the shape of `x`, or of any height and width."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,6 +55,7 @@ def traced(module: nn.Module, x: torch.Tensor) -> bytes:
             dynamo=False,
             opset_version=17,
             input_names=["x"],
+            dynamic_axes={"x": {2: "height", 3: "width"}} if any_map_size else None,
         )
     return buffer.getvalue()
 
