@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(arguments)
     except (ExportError, ServerError, OSError) as error:
-        print(f"python -m export: {' '.join(str(error).split())}", file=sys.stderr)
+        # One line; only layers that are not recognised are listed on lines of their own.
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        print("python -m export:", "\n".join(lines), file=sys.stderr)
         return 2
     return 0
 
