@@ -23,9 +23,8 @@ def graph_of(source: str | Path) -> onnx.ModelProto:
         source: a path, or a name such as "yolov8n-fla".
     """
     if isinstance(source, Path):
-        network = load_checkpoint(source).model
-    else:
-        register()
-        torch.manual_seed(0)
-        network = DetectionModel(architecture(source), nc=3, verbose=False).eval()
+        return optimize(load_checkpoint(source).graph((160, 160), static=False))
+    register()
+    torch.manual_seed(0)
+    network = DetectionModel(architecture(source), nc=3, verbose=False).eval()
     return optimize(convert(Candidates(rewrite(network)), (160, 160), static=False))
