@@ -8,11 +8,11 @@ and evidence/ablation.png. Times want a machine that does nothing else.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.evidence.figures_file import write_figures
 from model.environment import contain_ultralytics
 from server.cpus import available_cpus
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     folder = arguments.output / "evidence"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ablation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(figures, folder / "ablation.json")
     plot(figures, ARCHITECTURES, folder / "ablation.png")
     (arguments.output / "ablation.md").write_text(page(figures, ARCHITECTURES))
     print(arguments.output / "ablation.md")

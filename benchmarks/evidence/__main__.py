@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.figures_file import write_figures
 from model.environment import contain_ultralytics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     measure = {"focus": focus, "diversity": diversity, "cost": cost}
     for claim in [arguments.only] if arguments.only else CLAIMS:
         figures = measure[claim](arguments, folder)
-        (folder / f"{claim}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(figures, folder / f"{claim}.json")
         print(f"{claim}: {folder / claim}.json", flush=True)
     known = {
         claim: json.loads(path.read_text()) if (path := folder / f"{claim}.json").exists() else None

@@ -77,8 +77,8 @@ def focus_section(figures: Figures) -> Iterable[str]:
     factors = list(trained["focused"])
     yield "![Entropy of attention rows over p](evidence/focus.png)"
     yield f"""The entropy of a row divided by log N: 1 means that a token weighs all tokens equally,
-        0 that it looks at one. Means over rows, heads and pictures (`samples/*.jpg` at
-        {figures["imgsz"]} px, N = {listed(trained["tokens"])}; Gaussian: N =
+        0 that it looks at one. Means over rows, heads and pictures (the rendered smears
+        `samples/*.jpg` at {figures["imgsz"]} px, N = {listed(trained["tokens"])}; Gaussian: N =
         {listed(gaussian["tokens"])}, {len(gaussian["tokens"])} seeds):"""
     yield table(
         ["q and k", "softmax", *(f"p = {p}" for p in factors)],

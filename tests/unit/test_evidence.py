@@ -31,6 +31,7 @@ from benchmarks.evidence.cost import (
     softmax_gigabytes,
 )
 from benchmarks.evidence.diversity import measure_diversity
+from benchmarks.evidence.figures_file import write_figures
 from benchmarks.evidence.focus import FACTORS, attention_rows, measure_focus
 from benchmarks.evidence.page import page
 from benchmarks.evidence.trained import Tokens, gaussian_tokens, tokens_of
@@ -207,6 +208,14 @@ def test_the_page_says_what_was_measured() -> None:
 def test_prose_is_wrapped_and_tables_are_not() -> None:
     for line in page({"focus": None, "diversity": None, "cost": made_cost()}).splitlines():
         assert line.startswith("|") or len(line) <= page_module.WIDTH, line
+
+
+def test_kept_figures_come_back_as_they_were_with_a_list_of_numbers_a_line(tmp_path: Path) -> None:
+    figures = {"a": [1, -2.5e-7, 3], "b": [{"c": [], "d": ["x", "1 ,  2"]}], "e": [[1, 2], [3]]}
+    write_figures(figures, tmp_path / "kept.json")
+    text = (tmp_path / "kept.json").read_text()
+    assert json.loads(text) == figures
+    assert "[ 1, -2.5e-07, 3 ]" in text
 
 
 @pytest.mark.slow
