@@ -57,7 +57,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except OSError as error:
         raise CheckpointRefused(f"{path}: {error.strerror}") from None
     model = parse(path, content)
-    description = {entry.key: entry.value for entry in model.metadata_props}
+    description = {text(entry.key): text(entry.value) for entry in model.metadata_props}
     check_description(path, description)
     check_operators(path, model)
     batch, fixed_hw = input_shape(path, model)
@@ -102,6 +102,11 @@ def parse(path: Path, content: bytes) -> ModelProto:
     for value in [each for each in model.graph.input if each.name in weights]:
         model.graph.input.remove(value)
     return model
+
+
+def text(value: str | bytes) -> str:
+    """A string of a message; protobuf hands out as bytes what is no UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def check_description(path: Path, description: dict[str, str]) -> None:
@@ -179,15 +184,15 @@ def input_shape(path: Path, model: ModelProto) -> tuple[int | None, tuple[int, i
     return batch, (height, width) if height and width else None
 
 
-def class_names(path: Path, text: str) -> tuple[str, ...]:
+def class_names(path: Path, written: str) -> tuple[str, ...]:
     """The names in class order, from the text of a dict such as "{0: 'cell'}".
 
     Raises:
         ModelUnsupported: it is something else, or not one name for each id from 0 on.
     """
     try:
-        names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        names = ast.literal_eval(written)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         names = None
     if (
         not isinstance(names, dict)
@@ -196,20 +201,20 @@ def class_names(path: Path, text: str) -> tuple[str, ...]:
         or not all(isinstance(name, str) for name in names.values())
     ):
         raise ModelUnsupported(
-            f"{path}: its metadata `names` has not one name for each class id: {text[:80]}"
+            f"{path}: its metadata `names` has not one name for each class id: {written[:80]}"
         )
     return tuple(names[class_id] for class_id in range(len(names)))
 
 
-def largest_stride(path: Path, text: str) -> int:
+def largest_stride(path: Path, written: str) -> int:
     """The stride in pixels.
 
     Raises:
-        ModelUnsupported: the text is no power of two.
+        ModelUnsupported: the text is no power of two up to 128, twice what any YOLO has.
     """
-    stride = int(text) if re.fullmatch("[0-9]{1,4}", text) else 0
-    if stride < 1 or stride & (stride - 1):
-        raise ModelUnsupported(f"{path}: its metadata `stride` is {text[:80]!r}")
+    stride = int(written) if re.fullmatch("[0-9]{1,3}", written) else 0
+    if not 1 <= stride <= 128 or stride & (stride - 1):
+        raise ModelUnsupported(f"{path}: its metadata `stride` is {written[:80]!r}")
     return stride
 
 

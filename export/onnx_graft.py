@@ -191,6 +191,7 @@ def grafted(model: ModelProto, fixed_hw: tuple[int, int] | None) -> ModelProto:
     network = ModelProto()
     network.CopyFrom(model)
     del network.graph.value_info[:], network.metadata_props[:]
+    network.graph.name, network.graph.doc_string = "network", ""
     # Its input and output, so that they can't be called as the artifact's are.
     onnx.compose.add_prefix(
         network,

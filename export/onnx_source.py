@@ -175,7 +175,10 @@ def open_session(model: ModelProto) -> Any:
     options.log_severity_level = 3  # it warns of shapes that older exporters wrote down wrongly
     options.intra_op_num_threads = available_cpus()
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,  # to where it is already; and it prints
     )
 
 

@@ -280,9 +280,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "names that are code": (described(names=f"{{0: {CANARY}}}"), "not one name for each class id"),
     "names that skip an id": (described(names="{0: 'a', 2: 'b'}"), "not one name for each class"),
     "names that are no texts": (described(names="{0: 1, 1: 2}"), "not one name for each class id"),
+    "names of lists": (described(names="{[]: 'a'}"), "not one name for each class id"),
     "names nested too deep": (described(names="[" * 100_000), "not one name for each class id"),
     "more names than rows": (described(names="{0: 'a', 1: 'b', 2: 'c'}"), r"7, anchor points"),
     "a stride of nothing": (described(stride="0"), "`stride` is '0'"),
+    "a huge stride": (described(stride="256"), "`stride` is '256'"),
     "a stride that is no number": (described(stride="eight"), "`stride` is 'eight'"),
     "another stride": (described(stride="16"), "not those of levels up to stride 16"),
     "segmentation": (described(task="segment"), "task 'segment', not detect"),
@@ -368,6 +370,26 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(ExportError):
             load_onnx(path)
+
+
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    model = network(batch=1, hw=(48, 80))
+    content = model.SerializeToString()
+    weights = content.index(model.graph.initializer[-1].raw_data)
+    rng = np.random.default_rng(0)
+    path, refused = tmp_path / "model.onnx", list[str]()
+    for _ in range(100):
+        damaged = bytearray(content)
+        position = int(rng.integers(len(content) - len(model.graph.initializer[-1].raw_data)))
+        position += len(model.graph.initializer[-1].raw_data) if position >= weights else 0
+        damaged[position] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            load_onnx(path).graph((48, 80), static=True)
+        except ExportError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert not [line for line in refused if "\n" in line]
 
 
 @pytest.mark.parametrize(
