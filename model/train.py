@@ -7,6 +7,7 @@ import torch
 import yaml
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from model.checkpoint import read_checkpoint
@@ -73,6 +74,8 @@ def train(
     if report is not None:
         # As a file, because a run on several GPUs starts in processes of its own.
         save_whole({"model": model, "train_args": {}}, initial)
+        weights = initial
+    elif resume and initial.exists():  # of a run that was interrupted before its first checkpoint
         weights = initial
     for number, stage in enumerate(stages, 1):
         run = output / f"stage_{number}"
@@ -149,4 +152,5 @@ def is_finished(last: Path) -> bool:
         temporary = checkpoint.with_suffix(".tmp")
         strip_optimizer(str(checkpoint), str(temporary))
         temporary.replace(checkpoint)
+    plot_results(file=last.parent.with_name("results.csv"))
     return True

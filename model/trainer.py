@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_map
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from model.registration import architecture, register
@@ -81,6 +81,9 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
 
     def final_eval(self) -> None:
         """Strips the finished checkpoints, each whole or not at all, and measures the best."""
+        if RANK not in (-1, 0):  # of several GPUs' processes the first does the writing
+            super().final_eval()
+            return
         with self.checkpoints_beside() as beside:
             for place, copy in beside.items():
                 if place.exists():
@@ -106,7 +109,8 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
         self.last, self.best = folder / last.name, folder / best.name
         try:
             yield {last: self.last, best: self.best}
-            for place, made in ((last, self.last), (best, self.best)):
+            # The last one marks a finished run, so it comes last.
+            for place, made in ((best, self.best), (last, self.last)):
                 if made.exists():
                     made.replace(place)
         finally:

@@ -91,29 +91,27 @@ def test_a_recipe_of_two_stages_gives_a_checkpoint_and_goes_on_where_it_stopped(
     assert finished.stat().st_mtime_ns == written
 
 
-KILLED = """
-import os, signal, sys
+# Kills the process, or fills its disk, in the given epoch.
+MISHAP = """
+import os, resource, signal, sys
 from model.__main__ import main
 from model.trainer import FLATrainer
 
-def kill(trainer):
-    if trainer.epoch == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+mishap, event, epoch = sys.argv[1:4]
+
+def strike(trainer):
+    if trainer.epoch == int(epoch):
+        if mishap == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        # No file can grow past this, which a checkpoint does.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 
 original = FLATrainer.__init__
-def killed(self, *args, **kwargs):
+def struck(self, *args, **kwargs):
     original(self, *args, **kwargs)
-    self.add_callback("on_train_batch_end", kill)
-FLATrainer.__init__ = killed
-main(sys.argv[1:])
-"""
-FULL_DISK = """
-import resource, sys
-from model.__main__ import main
-
-# No file can grow past this, which a checkpoint does.
-resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-sys.exit(main(sys.argv[1:]))
+    self.add_callback(event, strike)
+FLATrainer.__init__ = struck
+sys.exit(main(sys.argv[4:]))
 """
 
 
@@ -122,9 +120,13 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
 ) -> None:
     command = (
         *("train", "--data", str(data), "--epochs", "3", "--imgsz", "64", "--batch", "2"),
-        *("--device", "cpu", "--output", "run"),
+        *("--device", "cpu", "--output", "run", "--arch", "yolov8n-mine.yaml"),
     )
-    killed = run("-c", KILLED, *command, cwd=tmp_path, repo=repo_dir)
+    table = (repo_dir / "model" / "yolov8-fla.yaml").read_text()
+    own = table.replace("[1024, 20, 8]", "[1024, 20, 4]")
+    (tmp_path / "yolov8n-mine.yaml").write_text(own)
+    mishap = ("-c", MISHAP, "kill", "on_train_batch_end", "1")
+    killed = run(*mishap, *command, cwd=tmp_path, repo=repo_dir)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     stage = tmp_path / "run" / "stage_1"
     before = (stage / "results.csv").read_text().splitlines()
@@ -133,12 +135,17 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
     assert again.returncode == 2
     assert "holds a run already: --resume goes on with it" in again.stderr
 
-    last = (stage / "weights" / "last.pt").read_bytes()
-    full = run("-c", FULL_DISK, *command, "--resume", cwd=tmp_path, repo=repo_dir)
-    assert full.returncode == 2, full.stderr
-    assert full.stderr.splitlines()[-1].startswith("python -m model train: [Errno 27]")
-    assert (stage / "weights" / "last.pt").read_bytes() == last
-    assert {path.name for path in (stage / "weights").iterdir()} == {"last.pt", "best.pt"}
+    # At the checkpoint of an epoch, and when the last one is finished off.
+    for event, epoch in (("on_train_batch_end", 1), ("on_model_save", 2)):
+        mishap = ("-c", MISHAP, "full", event, str(epoch))
+        full = run(*mishap, *command, "--resume", cwd=tmp_path, repo=repo_dir)
+        assert full.returncode == 2, full.stderr
+        assert full.stderr.splitlines()[-1].startswith("python -m model train: [Errno 27]")
+        weights = {path.name for path in (stage / "weights").iterdir()}
+        assert weights == {"last.pt", "best.pt"}
+        kept = torch.load(stage / "weights" / "last.pt", weights_only=False)
+        assert kept["epoch"] == (0 if epoch == 1 else 2)
+        assert kept["optimizer"]
 
     resumed = run("model", *command, "--resume", cwd=tmp_path, repo=repo_dir)
     assert resumed.returncode == 0, resumed.stderr
@@ -146,7 +153,9 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
     assert after[: len(before)] == before  # those epochs were not trained again
     assert [line.split(",")[0] for line in after][-1] == "3"
     assert (stage / "results.png").stat().st_size > 0  # the curves
-    assert (tmp_path / "run" / "best.pt").exists()
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert checkpoint.architecture == "yolov8n-mine"
+    assert checkpoint.model.model[10].attention.num_heads == 4
 
 
 @pytest.mark.parametrize(

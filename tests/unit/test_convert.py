@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from ultralytics.data.utils import check_det_dataset, verify_image_label
 
 from model.__main__ import main
 from model.convert.convert import convert
+from model.convert.pictures import Size, read_size
 
 SIZE_WH = (120, 80)
 Truth = dict[str, list[tuple[str, tuple[float, float, float, float]]]]  # file: (class, xyxy)
@@ -264,8 +268,9 @@ def test_difficult_objects_are_kept_unless_asked(tmp_path: Path, images: Path) -
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("unit_wh", [(1, 1), SIZE_WH])  # pixels, and fractions of the size
 def test_boxes_follow_a_picture_that_exif_turns(
-    orientation: int, ending: str, tmp_path: Path
+    orientation: int, ending: str, unit_wh: tuple[int, int], tmp_path: Path
 ) -> None:
     """The white corner is where the label says, in the picture that training decodes."""
     width, height = SIZE_WH
@@ -279,17 +284,31 @@ def test_boxes_follow_a_picture_that_exif_turns(
         upright = np.asarray(ImageOps.exif_transpose(Image.open(files[0])))[..., 0] > 127
         ys, xs = np.nonzero(upright)
         stored = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-    rows = [[file.name, width, height, "white corner", *stored] for file in files]
+    box = [edge / side for edge, side in zip(stored, unit_wh * 2, strict=True)]
+    rows = [[file.name, width, height, "white corner", *box] for file in files]
     source = write_csv(tmp_path / "a.csv", [head, *rows])
     convert(source, tmp_path / "pictures", tmp_path / "out")
-    for name, [(class_name, box)] in read_back(tmp_path / "out").items():
+    for name, [(class_name, found)] in read_back(tmp_path / "out").items():
         assert class_name == "white corner"
         file = next((tmp_path / "out" / "images").rglob(name))
         decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
         assert decoded is not None
         ys, xs = np.nonzero(decoded[..., 0] > 127)
         edges = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        np.testing.assert_allclose(box, edges, atol=1e-3)
+        np.testing.assert_allclose(found, edges, atol=1e-3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_as_pillow_turns_pictures(orientation: int, tmp_path: Path) -> None:
+    width, height = SIZE_WH
+    picture(tmp_path / "a.png", orientation=orientation)
+    size = read_size(tmp_path / "a.png")
+    assert size == Size(SIZE_WH, orientation)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))[..., 0] > 127
+    assert size.upright_wh == upright.shape[::-1]
+    ys, xs = np.nonzero(upright)
+    edges = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert size.to_upright((0, 0, width / 3, height / 2)) == edges
 
 
 def test_sizes_come_from_the_pictures(tmp_path: Path, images: Path) -> None:
@@ -442,3 +461,34 @@ def test_an_output_that_exists_is_kept_unless_forced(
     assert main([*inside, "--output", str(output), "--force"]) == 2
     assert "which is read" in capsys.readouterr().err
     assert sorted(path.name for path in images.iterdir()) == sorted(TRUTH)
+
+
+FULL_DISK = """
+import resource, sys
+from model.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # a picture is larger
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, images: Path, repo_dir: Path
+) -> None:
+    write_voc(tmp_path / "voc", TRUTH)
+    for file in images.iterdir():
+        assert file.stat().st_size > 500
+    before = sorted(tmp_path.iterdir())
+    command = ["convert", "voc", "--images", "pictures", "--output", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repo_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("python -m model convert: [Errno 27] File too large")
+    assert done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
