@@ -6,6 +6,7 @@ python -m export verify FILE --source SRC   compares the two again
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
     contain_ultralytics()
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
     argv = sys.argv[1:] if argv is None else argv
     parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
     arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
