@@ -145,7 +145,7 @@ class Construction:
             scales = np.maximum(scales, np.abs(bias) / (before * 2.0**30))
         steps = scales.astype(np.float32)
         rounded = np.rint(weight / steps[:, None, None, None]).clip(-LARGEST, LARGEST)
-        name = node.input[1]
+        name = f"{key(node)}/weight"  # a weight may serve several convolutions
         inputs = [
             self.constant(f"{name}/int8", rounded.astype(np.int8)),
             self.constant(f"{name}/scale", steps),

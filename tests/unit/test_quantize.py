@@ -110,6 +110,24 @@ def test_only_convolutions_with_channels_and_an_activation_are_quantised() -> No
     assert kept == {"first.weight", "last.weight"}
 
 
+class Repeated(Pixels):
+    def forward(self, images: Tensor) -> Tensor:
+        """One convolution twice, at inputs of different ranges."""
+        x = nn.functional.silu(self.first(images.permute(0, 3, 1, 2).float()))
+        y: Tensor = self.last(
+            torch.cat([nn.functional.silu(self.second(each)) for each in (x, 10 * x)], dim=1)
+        )
+        return y
+
+
+def test_convolutions_may_share_a_weight() -> None:
+    single = pixels(Repeated())
+    images = pictures()[0]
+    expected = run(single, images)
+    error = np.abs(run(quantize(single, pictures()), images) - expected)
+    assert error.max() < 0.03 * np.abs(expected).max()
+
+
 def test_tensorrt_gets_zero_points_of_zero_scales_by_channel_and_biases_in_float() -> None:
     reduced = quantize(pixels(Pixels()), pictures())
     values = constants(reduced)
