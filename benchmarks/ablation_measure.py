@@ -11,10 +11,10 @@ import yaml
 from ultralytics.nn.tasks import DetectionModel
 
 from benchmarks.training_curve import read_run
-from export.pictures import MAX_PIXELS
 from export.pipeline import Request, export
-from export.source import Origin
-from export.yolo_dataset import read_dataset
+from export.sources.source import Origin
+from export.verification.pictures import MAX_PIXELS
+from export.verification.yolo_dataset import read_dataset
 from model.info import gflops
 from model.registration import architecture, register
 from model.train import train

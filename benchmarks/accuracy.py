@@ -23,15 +23,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from export.coco_figures import (
+from export.errors import DatasetInvalid
+from export.verification.coco_figures import (
     MATCH_IOU,
     Accuracy,
     Recall,
     coco_accuracy,
     recall_at,
 )
-from export.errors import DatasetInvalid
-from export.yolo_dataset import Boxes, LabelledImage, read_dataset
+from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
 
 MAX_TRIES = 5
 

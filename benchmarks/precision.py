@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.latency import cpu_name
+from export.verification.latency import cpu_name
 from server.artifact import Artifact, load_artifact
 from server.cpus import available_cpus
 from server.errors import ServerError

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from model.environment import contain_ultralytics
 
 if TYPE_CHECKING:
-    from export.source import Origin
+    from export.sources.source import Origin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,8 +144,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> None:
     """Prints the certificate that an artifact would get today."""
-    from export.reverify import reverify
     from export.table import certificate_rows, table
+    from export.verification.reverify import reverify
 
     # With --json the answer alone goes to standard output.
     report = progress(sys.stderr) if arguments.json else progress()
@@ -158,7 +158,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
 def origin_of(arguments: argparse.Namespace) -> "Origin":
     """What the command line says of the source."""
-    from export.source import Origin
+    from export.sources.source import Origin
 
     names = tuple(name.strip() for name in arguments.names.split(",")) if arguments.names else ()
     return Origin(arguments.source, arguments.map, arguments.arch, names)

@@ -14,16 +14,16 @@ import ultralytics
 
 from export.buckets import buckets
 from export.candidates import MAX_CANDIDATES
-from export.certify import DRAFT, certify, gather, judge
 from export.errors import DatasetInvalid, ModelUnsupported, OutputExists
-from export.half import to_half
-from export.latency import measure_latency
 from export.optimize import optimize
-from export.pictures import calibration_canvases
-from export.quantize import quantize
-from export.source import Origin, Source, load_source
+from export.precision.half import to_half
+from export.precision.quantize import quantize
+from export.sources.source import Origin, Source, load_source
 from export.stamp import stamp, write
-from export.verify import verify
+from export.verification.certify import DRAFT, certify, gather, judge
+from export.verification.latency import measure_latency
+from export.verification.pictures import calibration_canvases
+from export.verification.verify import verify
 from model.registration import register
 from server.artifact import SCHEMA_VERSION, Artifact, Metadata, Precision, graph_sha256
 

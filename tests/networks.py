@@ -8,10 +8,10 @@ import torch
 from ultralytics.nn.tasks import DetectionModel
 
 from export.candidates import Candidates
-from export.checkpoint import load_checkpoint
 from export.convert import convert
 from export.optimize import optimize
 from export.rewrite import rewrite
+from export.sources.checkpoint import load_checkpoint
 from model.registration import architecture, register
 
 

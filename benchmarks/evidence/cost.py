@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.fla_block import traced
-from export.latency import cpu_name
 from export.rewrite import ChannelFirstFLA, constant, pointwise, projections
+from export.verification.latency import cpu_name
 from model.focused_linear_attention import FocusedLinearAttention
 
 SIDES = (10, 14, 20, 28, 40, 56, 80, 112, 160)  # of square maps: 100 to 25,600 tokens

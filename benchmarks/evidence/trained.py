@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from export.buckets import buckets
-from export.checkpoint import load_checkpoint
-from export.pictures import MAX_PIXELS
+from export.sources.checkpoint import load_checkpoint
+from export.verification.pictures import MAX_PIXELS
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import register
 from server.image import decode

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ultralytics import YOLO
 
 from benchmarks.startup import measure
-from export.coco_figures import coco_accuracy, match
-from export.yolo_dataset import Boxes, read_dataset
+from export.verification.coco_figures import coco_accuracy, match
+from export.verification.yolo_dataset import Boxes, read_dataset
 from model.registration import register
 from samples.render import render_smear
 from server.artifact import Artifact, load_artifact

@@ -15,12 +15,12 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from export.__main__ import main
-from export.checkpoint import load_checkpoint
-from export.compare import candidate_difference
 from export.errors import ModelUnsupported
-from export.onnx_graft import has_half, opset_of
-from export.onnx_source import OnnxSource, load_onnx
 from export.optimize import FORBIDDEN_OPERATORS, optimize
+from export.sources.checkpoint import load_checkpoint
+from export.sources.onnx_graft import has_half, opset_of
+from export.sources.onnx_source import OnnxSource, load_onnx
+from export.verification.compare import candidate_difference
 from model.blocks import FLABlock
 from model.registration import register
 from server.artifact import load_artifact

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from export.checkpoint import load_checkpoint
+from export.sources.checkpoint import load_checkpoint
 from model.__main__ import main
 from model.registration import register
 

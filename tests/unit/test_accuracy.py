@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.accuracy import AccuracyError, detect, main, read_result, without_nan
-from export.coco_figures import coco_accuracy, iou, match, recall_at
 from export.errors import DatasetInvalid
-from export.yolo_dataset import Boxes, LabelledImage, label_path, read_dataset
+from export.verification.coco_figures import coco_accuracy, iou, match, recall_at
+from export.verification.yolo_dataset import Boxes, LabelledImage, label_path, read_dataset
 
 NAMES = {0: "RBC", 1: "WBC", 2: "Platelets"}
 NONE = Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.certify import GATES, judge
-from export.compare import DIFFERENT, matched_difference, nearest_difference
 from export.errors import AccuracyLost, DatasetInvalid
-from export.evaluation import read_labelled
-from export.latency import cpu_name
-from export.pictures import in_words, listed
 from export.table import certificate_rows, table
+from export.verification.certify import GATES, judge
+from export.verification.compare import DIFFERENT, matched_difference, nearest_difference
+from export.verification.evaluation import read_labelled
+from export.verification.latency import cpu_name
+from export.verification.pictures import in_words, listed
 from server.artifact import Accuracy, Precision, load_artifact
 from server.detector import ImageDetections
 from server.postprocess import Detections

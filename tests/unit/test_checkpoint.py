@@ -16,8 +16,8 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
-from export.checkpoint import load_checkpoint
 from export.errors import CheckpointRefused, ModelUnsupported
+from export.sources.checkpoint import load_checkpoint
 from model.registration import architecture, register
 from tests.forks import renamed, saved, small_network
 

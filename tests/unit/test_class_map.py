@@ -9,10 +9,10 @@ from torch import nn
 from ultralytics.nn.modules import C2f
 from ultralytics.utils.ops import xywh2xyxy
 
-from export.checkpoint import load_checkpoint
-from export.class_map import read_class_map
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.foreign import TAKE_OVER
+from export.sources.checkpoint import load_checkpoint
+from export.sources.class_map import read_class_map
+from export.sources.foreign import TAKE_OVER
 from model.blocks import C2fFLA
 from model.focused_linear_attention import FocusedLinearAttention
 from tests.forks import ATTENTION, Fork, renamed, saved, small_network

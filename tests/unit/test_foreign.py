@@ -17,10 +17,10 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from export.__main__ import main
-from export.checkpoint import load_checkpoint
-from export.compare import candidate_difference
 from export.errors import ModelUnsupported
-from export.foreign import attention_of
+from export.sources.checkpoint import load_checkpoint
+from export.sources.foreign import attention_of
+from export.verification.compare import candidate_difference
 from model.blocks import BottleneckFLA
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.half import LARGEST, to_half
 from export.optimize import optimize
+from export.precision.half import LARGEST, to_half
 from export.rewrite import ChannelFirstFLA
 from server.image import decode
 from tests.networks import graph_of

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.compare import candidate_difference
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
-from export.onnx_file import architecture_name
-from export.onnx_graft import at_served_opset, has_half, in_order
-from export.onnx_source import OnnxSource, level_strides, load_onnx
 from export.optimize import FORBIDDEN_OPERATORS, optimize
+from export.sources.onnx_file import architecture_name
+from export.sources.onnx_graft import at_served_opset, has_half, in_order
+from export.sources.onnx_source import OnnxSource, level_strides, load_onnx
+from export.verification.compare import candidate_difference
 from tests.artifacts import tiny_artifact
 
 CLASSES = 2

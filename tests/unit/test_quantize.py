@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.calibration import value_ranges
 from export.optimize import optimize
-from export.quantize import SILU_ENDS, quantize
+from export.precision.calibration import value_ranges
+from export.precision.quantize import SILU_ENDS, quantize
 from export.rewrite import ChannelFirstFLA
 from server.image import decode
 from tests.networks import graph_of

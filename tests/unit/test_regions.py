@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.graph import key
-from export.regions import find_regions
+from export.precision.graph import key
+from export.precision.regions import find_regions
 from export.rewrite import ChannelFirstFLA
 from tests.unit.test_half import CHANNELS, Block, Residual, traced
 from tests.unit.test_rewrite import FORMS, trained

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
-from export.allow_list import known_names
-from export.checkpoint import detection_model, load_checkpoint
-from export.class_map import kinds_of
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.state_dict import load_state_dict_checkpoint
-from export.unpickle import named_globals, shells_for, unpickle
+from export.sources.allow_list import known_names
+from export.sources.checkpoint import detection_model, load_checkpoint
+from export.sources.class_map import kinds_of
+from export.sources.state_dict import load_state_dict_checkpoint
+from export.sources.unpickle import named_globals, shells_for, unpickle
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register
 from tests.forks import TABLE, saved, small_network

@@ -19,10 +19,10 @@ from ultralytics.nn.tasks import (
     SegmentationModel,
 )
 
-from export.checkpoint import load_checkpoint
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
-from export.foreign import ForeignLayer
-from export.unpickle import shells_for
+from export.sources.checkpoint import load_checkpoint
+from export.sources.foreign import ForeignLayer
+from export.sources.unpickle import shells_for
 from model.focused_linear_attention import FocusedLinearAttention
 from tests.forks import ATTENTION, Fork, renamed, saved, small_network
 

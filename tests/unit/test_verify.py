@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.buckets import buckets
-from export.checkpoint import Checkpoint, load_checkpoint
-from export.compare import DIFFERENT, candidate_difference
 from export.errors import VerificationFailed
-from export.pictures import MIN_SIDE, Image, cropped_to, pictures
-from export.reference import Case, make_cases
+from export.sources.checkpoint import Checkpoint, load_checkpoint
 from export.stamp import stamp
-from export.verify import (
+from export.verification.compare import DIFFERENT, candidate_difference
+from export.verification.pictures import MIN_SIDE, Image, cropped_to, pictures
+from export.verification.reference import Case, make_cases
+from export.verification.verify import (
     RELATIVE_SCORE_LIMIT,
     TENSOR_BOX_LIMIT_PX,
     TENSOR_SCORE_LIMIT,

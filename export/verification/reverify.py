@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from export.certify import certify, gather
 from export.errors import VerificationFailed
-from export.source import Origin, load_source
+from export.sources.source import Origin, load_source
+from export.verification.certify import certify, gather
 from model.registration import register
 from server.artifact import Certificate, load_artifact
 

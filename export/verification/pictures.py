@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import DatasetInvalid
-from export.yolo_dataset import IMAGE_SUFFIXES, evenly, split_images
+from export.verification.yolo_dataset import IMAGE_SUFFIXES, evenly, split_images
 from server.artifact import Metadata
 from server.detector import prepare_image
 from server.errors import BadInput

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ultralytics.utils.ops import xywh2xyxy
 
-from export.coco_figures import MATCH_IOU, iou
+from export.verification.coco_figures import MATCH_IOU, iou
 from server.detector import ImageDetections
 
 OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points

@@ -1,7 +1,7 @@
 """float16 where it is fast and safe, float32 where a value may leave float16's range.
 
 float16 ends at 65504, has no number below 6e-8, and steps of half a pixel above 512. So these
-keep float32 (`export.regions` says how they are found):
+keep float32 (`export.precision.regions` says how they are found):
 
 - Attention, its convolutions included: its 1e-6 and the powers of it are no float16 numbers, its
   sums over all tokens do not fit, and activations of thousands grow in it before they shrink.
@@ -24,8 +24,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import Wires, key, rebuilt
-from export.regions import find_regions
+from export.precision.graph import Wires, key, rebuilt
+from export.precision.regions import find_regions
 
 LARGEST = float(np.finfo(np.float16).max)
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

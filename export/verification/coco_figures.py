@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from export.yolo_dataset import Boxes, LabelledImage
+from export.verification.yolo_dataset import Boxes, LabelledImage
 
 MATCH_IOU = 0.5
 

@@ -14,8 +14,8 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
 from export.errors import VerificationFailed
-from export.pictures import Image, cropped_to
-from export.source import Source
+from export.sources.source import Source
+from export.verification.pictures import Image, cropped_to
 from server.artifact import Metadata
 from server.detector import Prepared, prepare_image
 from server.postprocess import DetectParameters

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from export.coco_figures import Accuracy as CocoFigures
-from export.coco_figures import coco_accuracy
 from export.errors import DatasetInvalid
-from export.pictures import MAX_PIXELS, Image, in_words
-from export.reference import make_case, reference_detections
-from export.source import Source
-from export.yolo_dataset import Boxes, LabelledImage, read_dataset
+from export.sources.source import Source
+from export.verification.coco_figures import Accuracy as CocoFigures
+from export.verification.coco_figures import coco_accuracy
+from export.verification.pictures import MAX_PIXELS, Image, in_words
+from export.verification.reference import make_case, reference_detections
+from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
 from server.artifact import Accuracy, Artifact
 from server.detector import Detector
 from server.errors import BadInput

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto
 
-from export.graph import Wires, key
+from export.precision.graph import Wires, key
 
 # Between convolutions these keep the size of values, more or less.
 ACTIVATIONS = frozenset({"Add", "Clip", "LeakyRelu", "Mul", "Relu", "Resize", "Sigmoid"})

@@ -8,12 +8,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from export.compare import DIFFERENT, Difference, Parity, matched_difference, nearest_difference
 from export.errors import VerificationFailed
-from export.pictures import Image
-from export.reference import BATCH_SIZES, Case, make_cases, reference_detections
-from export.source import Source
-from export.verify import run_batch, threshold
+from export.sources.source import Source
+from export.verification.compare import (
+    DIFFERENT,
+    Difference,
+    Parity,
+    matched_difference,
+    nearest_difference,
+)
+from export.verification.pictures import Image
+from export.verification.reference import BATCH_SIZES, Case, make_cases, reference_detections
+from export.verification.verify import run_batch, threshold
 from server.artifact import Artifact
 from server.detector import finish
 from server.postprocess import DetectParameters

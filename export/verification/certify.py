@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from export.agreement import measure_agreement
 from export.errors import AccuracyLost
-from export.evaluation import Labelled, compare_accuracy, read_labelled
-from export.pictures import Image, pictures
-from export.reference import BATCH_SIZES
-from export.source import Source
-from export.verify import verify
+from export.sources.source import Source
+from export.verification.agreement import measure_agreement
+from export.verification.evaluation import Labelled, compare_accuracy, read_labelled
+from export.verification.pictures import Image, pictures
+from export.verification.reference import BATCH_SIZES
+from export.verification.verify import verify
 from server.artifact import Accuracy, Artifact, Certificate, Precision, Verdict
 
 # Largest loss of mAP50-95 that a precision may cost.

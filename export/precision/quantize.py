@@ -3,7 +3,7 @@
 A convolution is quantised where that pays: its input has enough channels to fill integer
 instructions (a picture's three have not), and an activation follows it. So the head's last
 convolutions, which give scores and distributions, stay in float32, and so do attention and
-decoding (`export.regions`). What stands between convolutions computes in float32 too.
+decoding (`export.precision.regions`). What stands between convolutions computes in float32 too.
 
 One layout serves two kinds of runtime:
 
@@ -25,9 +25,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.calibration import value_ranges
-from export.graph import Wires, key, rebuilt
-from export.regions import find_regions
+from export.precision.calibration import value_ranges
+from export.precision.graph import Wires, key, rebuilt
+from export.precision.regions import find_regions
 
 MIN_CHANNELS = 8
 LARGEST = 127  # -128 stays unused, so that the range is symmetric

@@ -6,7 +6,7 @@ from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import IterableSimpleNamespace
 
-from export.unpickle import Ignored
+from export.sources.unpickle import Ignored
 from model.blocks import BottleneckFLA, C2fFLA, FLABlock
 from model.focused_linear_attention import FocusedLinearAttention
 

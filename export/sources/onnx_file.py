@@ -10,7 +10,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, TensorProto
 
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.onnx_graft import tensors
+from export.sources.onnx_graft import tensors
 from server.artifact import METADATA_KEY
 
 AGAIN = "export it again from its checkpoint"

@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from ultralytics.utils.ops import xyxy2xywh
 
-from export.compare import Difference, Parity, candidate_difference, detection_difference
 from export.errors import VerificationFailed
-from export.pictures import Image
-from export.reference import BATCH_SIZES, Case, make_cases, reference_detections
-from export.source import Source
+from export.sources.source import Source
+from export.verification.compare import (
+    Difference,
+    Parity,
+    candidate_difference,
+    detection_difference,
+)
+from export.verification.pictures import Image
+from export.verification.reference import BATCH_SIZES, Case, make_cases, reference_detections
 from server.artifact import Artifact
 from server.detector import ImageDetections, finish
 from server.postprocess import DetectParameters

@@ -16,15 +16,15 @@ from torch import nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
-from export.allow_list import known_names
 from export.candidates import Candidates
-from export.class_map import kinds_of
 from export.convert import convert
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.foreign import take_over
 from export.rewrite import rewrite
-from export.unpickle import Shells, named_globals, read, shells_for, unpickle
-from export.unrecognised import why_refused
+from export.sources.allow_list import known_names
+from export.sources.class_map import kinds_of
+from export.sources.foreign import take_over
+from export.sources.unpickle import Shells, named_globals, read, shells_for, unpickle
+from export.sources.unrecognised import why_refused
 
 NO_MAP: Mapping[str, str] = MappingProxyType({})
 # What a file of parameters alone keeps them under, where it has other things beside them.
@@ -34,7 +34,7 @@ MAX_STRIDE = 128  # pixels; the largest of any YOLOv8 is 64
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained detector as it came out of training; an `export.source.Source`.
+    """A trained detector as it came out of training; an `export.sources.source.Source`.
 
     Attributes:
         model: float32, in evaluation mode, neither fused nor rewritten.

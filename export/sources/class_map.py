@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from export.allow_list import ALLOWED, known_names
 from export.errors import ModelUnsupported
-from export.foreign import TAKE_OVER, ForeignLayer
+from export.sources.allow_list import ALLOWED, known_names
+from export.sources.foreign import TAKE_OVER, ForeignLayer
 
 # The tutorials' come last: of the two named FocusedLinearAttention theirs is meant, not ours.
 KINDS: Mapping[str, type[nn.Module]] = {

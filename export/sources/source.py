@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.checkpoint import load_checkpoint
-from export.class_map import read_class_map
 from export.errors import ModelUnsupported
-from export.onnx_source import load_onnx
-from export.state_dict import load_state_dict_checkpoint
+from export.sources.checkpoint import load_checkpoint
+from export.sources.class_map import read_class_map
+from export.sources.onnx_source import load_onnx
+from export.sources.state_dict import load_state_dict_checkpoint
 
 
 class Source(Protocol):

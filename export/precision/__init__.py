@@ -1,0 +1,1 @@
+"""From float32 to float16 and int8."""

@@ -1,0 +1,1 @@
+"""What can be exported: checkpoints, parameters with a layer table, ONNX files."""

@@ -1,0 +1,1 @@
+"""The proof that an artifact answers as its source does."""
