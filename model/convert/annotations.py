@@ -66,7 +66,7 @@ def number(text: object, where: str) -> float:
     """
     try:
         value = float(text)  # type: ignore[arg-type]  # whatever the file has in its place
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON has whole numbers of any length
         value = math.nan
     if not math.isfinite(value) or isinstance(text, bool):
         raise ValueError(f"{where}: a number is expected, not {str(text)[:40]!r}")

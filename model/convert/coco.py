@@ -61,12 +61,13 @@ def records(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any
 
 def categories(path: Path, content: dict[str, Any]) -> dict[Any, str]:
     """The class name of each category id, in the order of the ids."""
-    names = {}
+    names: dict[Any, str] = {}
     for record in records(path, content, "categories"):
-        name = str(record.get("name", "")).strip()
-        if "id" not in record or not name:
+        name = record.get("name")
+        if "id" not in record or not isinstance(name, str) or not name.strip():
             raise ValueError(f"{path}: category {record} has not both id and name")
-        names[record["id"]] = name
+        if names.setdefault(record["id"], name.strip()) != name.strip():
+            raise ValueError(f"{path}: there are two categories of id {record['id']}")
     return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 

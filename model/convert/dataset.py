@@ -8,9 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from model.convert.pictures import originals
 from model.convert.placement import Labelled
 
 PARTS = {"data.yaml", "images", "labels"}  # what a data set of ours consists of
+MARK = "# Made by python -m model convert, which may replace it.\n"  # others' have those parts too
 
 
 def check_output(output: Path, sources: Sequence[Path], force: bool) -> None:
@@ -25,7 +27,8 @@ def check_output(output: Path, sources: Sequence[Path], force: bool) -> None:
         return
     if not force:
         raise ValueError(f"{output} exists already: --force replaces it")
-    if not output.is_dir() or {path.name for path in output.iterdir()} != PARTS:
+    parts = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if parts != PARTS or not (output / "data.yaml").read_bytes().startswith(MARK.encode()):
         raise ValueError(f"{output} is not a data set of this command's making: left as it is")
     for source in sources:
         if source.resolve().is_relative_to(output.resolve()):
@@ -37,17 +40,21 @@ def split(
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Parts for training and validation, by chance; the same seed gives the same.
 
+    Copies of a picture go into the same part as it: seen in training, they would prove nothing.
+
     Raises:
         ValueError: the fraction is not between 0 and 1, or there are less than two pictures.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val-fraction {val_fraction} is not between 0 and 1")
-    if len(labelled) < 2:
+    first = originals([picture.file for picture in labelled])
+    different = list(dict.fromkeys(first.values()))
+    if len(different) < 2:
         raise ValueError("one picture alone can't be split into training and validation")
-    count = min(max(round(len(labelled) * val_fraction), 1), len(labelled) - 1)
-    chosen = set(random.Random(seed).sample(range(len(labelled)), count))
-    train = [picture for index, picture in enumerate(labelled) if index not in chosen]
-    return train, [labelled[index] for index in sorted(chosen)]
+    count = min(max(round(len(different) * val_fraction), 1), len(different) - 1)
+    chosen = set(random.Random(seed).sample(different, count))
+    train = [picture for picture in labelled if first[picture.file] not in chosen]
+    return train, [picture for picture in labelled if first[picture.file] in chosen]
 
 
 def write(
@@ -92,7 +99,7 @@ def write(
         table = {part: f"images/{part}" for part in parts}
         described = table | {"names": dict(enumerate(class_names))}
         text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
-        (made / "data.yaml").write_text(text, encoding="utf-8")
+        (made / "data.yaml").write_text(MARK + text, encoding="utf-8")
         if output.exists():  # an empty folder, or one that may be replaced
             output.rename(Path(scratch, "before"))
         made.rename(output)

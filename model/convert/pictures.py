@@ -1,7 +1,10 @@
 """Finds the pictures of a data set and reads from their headers how large they are."""
 
+import hashlib
 import os
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,7 +40,7 @@ class Folder:
         for file in self.files:
             path = file.relative_to(root)
             for name in {path.as_posix(), path.with_suffix("").as_posix(), file.name, file.stem}:
-                self.by_name[name.casefold()].append(file)
+                self.by_name[key_of(name)].append(file)
 
     def find(self, names: tuple[str, ...], where: str) -> Path | None:
         """The file of the first name that there is one of; None when there is none.
@@ -52,7 +55,7 @@ class Folder:
             path = PurePosixPath(name.replace("\\", "/"))
             if ".." in path.parts:
                 raise ValueError(f"{where}: the file name {name!r} leads out of the folder")
-            found = self.by_name.get(str(path).casefold()) or self.by_name.get(path.name.casefold())
+            found = self.by_name.get(key_of(str(path))) or self.by_name.get(key_of(path.name))
             if found and len(found) > 1:
                 found = [file for file in found if file.relative_to(self.root) == Path(path)]
                 if len(found) != 1:
@@ -63,6 +66,26 @@ class Folder:
             if found:
                 return found[0]
         return None
+
+
+def key_of(name: str) -> str:
+    """A name as it is compared: letters large or small, and composed (macOS' are not)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def originals(files: Sequence[Path]) -> dict[Path, Path]:
+    """Of each picture the first one with the same bytes, which is itself where it is no copy."""
+    sizes = Counter(file.stat().st_size for file in files)
+    first: dict[bytes, Path] = {}
+    found = {}
+    for file in files:
+        found[file] = file
+        if sizes[file.stat().st_size] > 1:
+            with file.open("rb") as content:
+                found[file] = first.setdefault(
+                    hashlib.file_digest(content, "sha256").digest(), file
+                )
+    return found
 
 
 @dataclass(frozen=True)

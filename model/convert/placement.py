@@ -2,10 +2,10 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from model.convert.annotations import Annotations, Corners, Picture
-from model.convert.pictures import Folder, Size, read_size
+from model.convert.pictures import Folder, Size, key_of, read_size
 
 CLIPPED_PX = 1  # worth a note; less is rounding, or VOC's counting from 1 taken for one from 0
 
@@ -57,21 +57,26 @@ def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Not
     left out; boxes are clipped to their picture, and left out when nothing remains.
 
     Raises:
-        ValueError: none of the pictures is in the folder, or a name in the annotations leads out
-            of it or may mean several.
+        ValueError: none of the pictures is in the folder; a name in the annotations leads out of
+            it or may mean several; two names mean one picture; or no box remains.
     """
     notes = Notes()
     for reason, count in annotations.left_out.items():
         notes.add(f"{reason}, left out", times=count)
     class_ids = {name: class_id for class_id, name in enumerate(annotations.class_names)}
     labelled: dict[Path, Labelled] = {}
-    named: set[Path] = set()
+    named: dict[Path, PurePosixPath] = {}
     for picture in annotations.pictures:
         file = folder.find(picture.names, picture.where)
         if file is None:
             notes.add("pictures missing, left out", picture.names[0])
             continue
-        named.add(file)
+        name = PurePosixPath(picture.names[0].replace("\\", "/"))
+        if named.setdefault(file, name).parent != name.parent:
+            raise ValueError(f"{picture.where}: both {named[file]} and {name} would be {file}")
+        said, is_in = name.parent.parts[::-1], file.relative_to(folder.root).parent.parts[::-1]
+        if any(key_of(a) != key_of(b) for a, b in zip(said, is_in, strict=False)):
+            notes.add("pictures found in another folder, by their file name", str(name))
         size = read_size(file)
         if size is None:
             notes.add("pictures that can't be read, left out", file.name)
@@ -94,7 +99,10 @@ def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Not
             f"{folder.root}: holds none of the {len(annotations.pictures)} pictures that the "
             f"annotations name ({first}, ...): --images is the folder with them"
         )
-    if strangers := len(set(folder.files) - named):
+    if not any(picture.rows for picture in labelled.values()):
+        left = "; ".join(notes.lines())
+        raise ValueError(f"no picture has a box in it{f' ({left})' if left else ''}")
+    if strangers := len(set(folder.files) - named.keys()):
         notes.add(
             "pictures of the folder that the annotations don't name, left out", times=strangers
         )

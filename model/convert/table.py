@@ -84,7 +84,9 @@ def columns(path: Path, row: Sequence[str]) -> dict[str, int]:
     for name, spellings in {**COLUMNS, **SIZE}.items():
         if found := [word for word in spellings if word in said]:
             places[name] = said.index(found[0])
-    if not places.keys() & set(CORNERS):
+    # A class may be called as a column is: "left".
+    numbers = not any(c.isalpha() for cell in row[1:5] for c in cell)
+    if numbers or not places.keys() & set(CORNERS):
         if len(row) == len(BARE):
             return {name: place for place, name in enumerate(BARE)}
         raise ValueError(

@@ -42,7 +42,7 @@ def read_picture(file: Path, folder: Path, left_out: Counter[str], skip_difficul
     """The picture of one XML below the folder; counts in `left_out` what was skipped."""
     try:
         root = ET.parse(file).getroot()
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two of its encoding
         raise ValueError(f"{file}: not XML: {error}") from None
     if root.tag != "annotation":
         raise ValueError(f"{file}: a VOC file is an <annotation>, not <{root.tag}>")

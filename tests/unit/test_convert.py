@@ -6,6 +6,8 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,10 @@ TRUTH: Truth = {
 
 
 def picture(path: Path, size_wh: tuple[int, int] = SIZE_WH, orientation: int = 1) -> None:
-    """A picture that is not the same turned or mirrored."""
+    """A picture that is not the same turned or mirrored, nor as one in another place."""
     width, height = size_wh
     pixels = np.zeros((height, width, 3), np.uint8)
+    pixels += np.frombuffer(zlib.crc32(bytes(path)).to_bytes(4), np.uint8)[:3] % 100
     pixels[: height // 2, : width // 3] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -342,6 +345,20 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
         convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "other")
 
 
+def test_a_picture_does_not_take_the_boxes_of_one_in_another_folder(tmp_path: Path) -> None:
+    for name in ("left/a.jpg", "left/b.jpg"):
+        picture(tmp_path / "pictures" / name)
+    box: Any = [("RBC", (1, 2, 30, 40))]
+    (tmp_path / "a.json").write_text(json.dumps(coco_of({"left/b.jpg": box, "right/a.jpg": box})))
+    summary = convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "out")
+    assert "pictures found in another folder, by their file name: 1 (right/a.jpg)" in summary
+
+    truth: Truth = {"left/a.jpg": box, "left/b.jpg": box, "right/a.jpg": box}
+    (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
+    with pytest.raises(ValueError, match=r"both left/a.jpg and right/a.jpg would be .*left/a.jpg"):
+        convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "other")
+
+
 def test_the_split_follows_the_seed_and_has_each_picture_once(tmp_path: Path, images: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco_of(TRUTH)))
     splits: list[set[str]] = []
@@ -357,6 +374,38 @@ def test_the_split_follows_the_seed_and_has_each_picture_once(tmp_path: Path, im
         splits.append(parts[1])
     assert splits[0] == splits[1]
     assert len({frozenset(split) for split in splits}) > 1
+
+
+def test_copies_of_a_picture_are_not_in_both_parts(tmp_path: Path, images: Path) -> None:
+    truth = dict(TRUTH)
+    for name, boxes in TRUTH.items():
+        (images / f"copy of {name}").write_bytes((images / name).read_bytes())
+        truth[f"copy of {name}"] = boxes
+    (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
+    for seed in range(5):
+        convert(tmp_path / "a.json", images, tmp_path / f"{seed}", val_fraction=0.4, seed=seed)
+        parts = [
+            {file.read_bytes() for file in (tmp_path / f"{seed}" / "images" / part).iterdir()}
+            for part in ("train", "val")
+        ]
+        assert [len(part) for part in parts] == [3, 2]
+        assert not parts[0] & parts[1]
+
+
+def test_a_picture_is_found_by_a_name_in_other_unicode(tmp_path: Path, images: Path) -> None:
+    truth = {unicodedata.normalize("NFD", name): boxes for name, boxes in TRUTH.items()}
+    assert truth.keys() != TRUTH.keys()
+    (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
+    convert(tmp_path / "a.json", images, tmp_path / "out")
+    assert_same(read_back(tmp_path / "out"), TRUTH)
+
+
+def test_a_class_may_be_called_like_a_column(tmp_path: Path, images: Path) -> None:
+    rows = "BloodImage_00000.jpg,1,2,30,40,left\nBloodImage_00001.jpg,1,2,30,40,right\n"
+    (tmp_path / "a.csv").write_text(rows)
+    convert(tmp_path / "a.csv", images, tmp_path / "out")
+    names = [box[0] for boxes in read_back(tmp_path / "out").values() for box in boxes]
+    assert sorted(names) == ["left", "right"]
 
 
 def test_links_and_copies_hold_the_same_pictures(tmp_path: Path, images: Path) -> None:
@@ -390,6 +439,28 @@ BROKEN = {
         ),
         "annotation 5: a number is expected, not 'a'",
     ),
+    "huge.json": (
+        coco_of(
+            TRUTH,
+            annotations=[{"id": 5, "image_id": 1, "category_id": 3, "bbox": [10**400, 2, 3, 4]}],
+        ),
+        "annotation 5: a number is expected, not '1000",
+    ),
+    "twice.json": (
+        coco_of(TRUTH, categories=[{"id": 3, "name": "WBC"}, {"id": 3, "name": "RBC"}]),
+        "there are two categories of id 3",
+    ),
+    "nameless.json": (
+        coco_of(TRUTH, categories=[{"id": 3, "name": None}]),
+        "has not both id and name",
+    ),
+    "boxless.json": (coco_of(TRUTH, annotations=[]), "no picture has a box in it"),
+    "outside.json": (
+        coco_of(
+            TRUTH, annotations=[{"id": 5, "image_id": 1, "category_id": 3, "bbox": [500, 2, 3, 4]}]
+        ),
+        "no picture has a box in it (boxes outside of their picture, left out: 1",
+    ),
     "up.json": (
         coco_of({"../secret.jpg": [("RBC", (1, 1, 2, 2))]}),
         "image 1: the file name '../secret.jpg' leads out of the folder",
@@ -412,6 +483,7 @@ BROKEN = {
     "number.csv": ("a.jpg,1,2,3,x,RBC\n", "number.csv line 1: y2: a number is expected, not 'x'"),
     "short.csv": ("filename,class,x1,y1,x2,y2\na.jpg,RBC,1,2\n", "short.csv line 2: x2: a number"),
     "cut.xml": ("<annotation><object>", "cut.xml: not XML"),
+    "encoding.xml": ('<?xml version="1.0" encoding="foo"?><annotation/>', "encoding.xml: not XML"),
     "other.xml": ("<html/>", "a VOC file is an <annotation>, not <html>"),
     "nobox.xml": (
         "<annotation><object><name>RBC</name></object></annotation>",
@@ -460,6 +532,10 @@ def test_an_output_that_exists_is_kept_unless_forced(
     inside = ["convert", str(tmp_path / "a.json"), "--images", str(output / "images" / "train")]
     assert main([*inside, "--output", str(output), "--force"]) == 2
     assert "which is read" in capsys.readouterr().err
+    by_hand = (output / "data.yaml").read_text().partition("\n")[2]  # with the same parts
+    (output / "data.yaml").write_text(by_hand)
+    assert main([*command, str(output), "--force"]) == 2
+    assert "is not a data set of this command's making" in capsys.readouterr().err
     assert sorted(path.name for path in images.iterdir()) == sorted(TRUTH)
 
 
