@@ -19,11 +19,14 @@ def described(data: Path, splits: Sequence[str] = ("train", "val")) -> dict[str,
     """
     if not data.is_file():
         raise FileNotFoundError(f"{data}: there is no such file")
-    table = yaml.safe_load(data.read_text(encoding="utf-8"))
+    try:
+        table = yaml.safe_load(data.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{data}: not a text in UTF-8") from None
     if not isinstance(table, dict) or not {"train", "val", "names"} <= table.keys():
         raise ValueError(f"{data}: a data set's description has train, val and names")
     class_names(table, data)
-    root = (data.parent / (table.get("path") or ".")).resolve()
+    root = (data.parent / str(table.get("path") or ".")).resolve()
     for split in splits:
         if not table.get(split):
             raise ValueError(f"{data}: has no {split}")

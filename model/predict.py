@@ -59,7 +59,9 @@ def predict(
     for name, value in (("conf", conf), ("iou", iou)):
         if not 0 <= value <= 1:
             raise ValueError(f"--{name} {value} is not between 0 and 1")
-    imgsz = checked_imgsz(imgsz or saved.imgsz or 640, int(model.stride.max()))
+    if imgsz is None:
+        imgsz = saved.imgsz or 640
+    imgsz = checked_imgsz(imgsz, int(model.stride.max()))
     files = pictures(sources)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise ValueError(f"{output} is not empty: --force writes into it")

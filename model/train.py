@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from ultralytics.cfg import check_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.plotting import plot_results
@@ -18,6 +19,7 @@ from model.trainer import FLATrainer, Stage
 from model.transfer import transfer
 
 STRIDE = 32  # of the coarsest level, in pixels
+MARK = "# Made by python -m model train.\n"  # the data set's own file has the same name
 
 
 def train(
@@ -48,7 +50,8 @@ def train(
         FileNotFoundError: when the data set, its pictures or the checkpoint do not exist.
         ValueError: when there is no such architecture or it can't be built, no stage, an argument
             in a stage that ultralytics does not know, an image size that is not a multiple of the
-            stride, a checkpoint of another scale, or a run in `output` that is not to be resumed.
+            stride, a checkpoint of another scale, or a run in `output` that is not to be resumed or
+            can't be, or somebody else's data.yaml there.
         OSError: when a file can't be written; checkpoints of earlier epochs stay whole.
     """
     if arch.endswith((".yaml", ".yml")):
@@ -62,13 +65,17 @@ def train(
     # ultralytics puts relative folders below one of its own.
     output = output.resolve()
     begun = [output / "stage_1" / "weights" / "last.pt", output / "best.pt"]
-    if any(path.exists() for path in begun) and not resume:
+    is_begun = any(path.exists() for path in begun)
+    if is_begun and not resume:
         raise ValueError(f"{output} holds a run already: --resume goes on with it")
+    copy = output / "data.yaml"
+    if copy.exists() and not is_begun and not copy.read_bytes().startswith(MARK.encode()):
+        raise ValueError(f"{copy} is not of a run: choose another --output")
     report = transfer(read_checkpoint(pretrained), model) if pretrained else None
 
     output.mkdir(parents=True, exist_ok=True)
-    data = output / "data.yaml"
-    data.write_text(yaml.safe_dump(described_data, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(described_data, sort_keys=False, allow_unicode=True)
+    copy.write_text(MARK + text, encoding="utf-8")
     weights = None
     initial = output / "initial.pt"
     if report is not None:
@@ -86,10 +93,11 @@ def train(
         overrides = {
             **stage,
             "model": arch if Path(arch).is_absolute() else f"{arch}.yaml",
-            "data": str(data),
+            "data": str(copy),
             "pretrained": str(weights) if weights else False,
             "project": str(output),
             "name": run.name,
+            "task": "detect",
             "exist_ok": True,
         }
         if resume and last.exists():
@@ -97,7 +105,10 @@ def train(
         LOGGER.info(f"stage {number} of {len(stages)}: {run}")
         if report is not None and weights == initial and "resume" not in overrides:
             LOGGER.info(f"start: {report}")
-        FLATrainer(overrides=overrides).train()
+        try:
+            FLATrainer(overrides=overrides).train()
+        except NotImplementedError as error:  # an optimizer that there is not
+            raise ValueError(f"stage {number}: {error}") from None
         weights = best
     assert weights is not None
     initial.unlink(missing_ok=True)
@@ -125,12 +136,16 @@ def network(arch: str, names: Sequence[str], seed: int) -> DetectionModel:
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Raises ValueError unless there are stages, of arguments that ultralytics knows."""
+    """Raises ValueError unless there are stages, of arguments that ultralytics takes."""
     if not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("a recipe is a list `stages` of ultralytics' training arguments")
     for number, stage in enumerate(stages, 1):
-        if unknown := sorted(stage.keys() - DEFAULT_CFG_DICT.keys()):
+        if unknown := sorted(map(str, stage.keys() - DEFAULT_CFG_DICT.keys())):
             raise ValueError(f"stage {number}: ultralytics has no argument {', '.join(unknown)}")
+        try:
+            check_cfg(dict(stage))  # it changes what it is given
+        except TypeError as error:
+            raise ValueError(f"stage {number}: {error}") from None
         imgsz = stage.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
         if not isinstance(imgsz, int) or imgsz < STRIDE or imgsz % STRIDE:
             raise ValueError(
@@ -143,10 +158,14 @@ def is_finished(last: Path) -> bool:
     if not last.exists():
         return False
     # Our own file of a moment ago, and ultralytics loads it in full anyway to resume.
-    content = torch.load(last, map_location="cpu", weights_only=False)
-    if content["epoch"] == -1:  # so ultralytics marks it
+    try:
+        content = torch.load(last, map_location="cpu", weights_only=False)
+        epoch, epochs = content["epoch"], content["train_args"]["epochs"]
+    except Exception as error:  # whatever else may lie there
+        raise ValueError(f"{last}: not a checkpoint to resume from") from error
+    if epoch == -1:  # so ultralytics marks it
         return True
-    if content["epoch"] + 1 < content["train_args"]["epochs"]:
+    if epoch + 1 < epochs:
         return False
     for checkpoint in (last.with_name("best.pt"), last):  # last is last, because it is the mark
         temporary = checkpoint.with_suffix(".tmp")

@@ -36,11 +36,15 @@ def validate(
     Raises:
         FileNotFoundError: when the checkpoint or the data set does not exist.
         ValueError: when the checkpoint can't be read or has layers that only `export` knows, the
-            size is not a multiple of the stride, or the classes differ.
+            size is not a multiple of the stride, the batch is empty, or the classes differ.
     """
     saved = read_checkpoint(checkpoint)
     model = rebuild(saved)
-    imgsz = checked_imgsz(imgsz or saved.imgsz or 640, int(model.stride.max()))
+    if imgsz is None:
+        imgsz = saved.imgsz or 640
+    imgsz = checked_imgsz(imgsz, int(model.stride.max()))
+    if batch < 1:
+        raise ValueError(f"--batch {batch} is below 1")
     table = described(data, [split])
     here, there = class_names(table, data), tuple(model.names.values())
     if here != there:

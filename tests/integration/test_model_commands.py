@@ -122,6 +122,8 @@ def test_predict_finds_what_ultralytics_finds_and_draws_it(
         (["val", "no.pt", "--data", "{data}"], "no.pt: there is no such file"),
         (["val", "{data}", "--data", "{data}"], "not a complete checkpoint"),
         (["val", "{default}", "--data", "{data}", "--imgsz", "100"], "--imgsz 100 is not a multi"),
+        (["val", "{default}", "--data", "{data}", "--imgsz", "0"], "--imgsz 0 is not a multiple"),
+        (["val", "{default}", "--data", "{data}", "--batch", "0"], "--batch 0 is below 1"),
         (["val", "{default}", "--data", "{data}", "--split", "test"], "data.yaml: has no test"),
         (["val", "{default}", "--data", "{other}"], "the classes differ: other.yaml has cat; "),
         (["val", "{default}", "--data", "no.yaml"], "no.yaml: there is no such file"),
@@ -131,6 +133,7 @@ def test_predict_finds_what_ultralytics_finds_and_draws_it(
         (["predict", "{default}", "{data}"], "1 of 1 pictures can't be read"),
         (["predict", "{default}", "{data}", "--conf", "1.5"], "--conf 1.5 is not between 0 and 1"),
         (["predict", "{default}", "{data}", "--imgsz", "33"], "--imgsz 33 is not a multiple of"),
+        (["predict", "{default}", "{data}", "--imgsz", "0"], "--imgsz 0 is not a multiple of"),
         (["predict", "{default}", "{data}", "--output", "{set}"], "set is not empty: --force"),
     ],
 )

@@ -175,6 +175,14 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
         (["train", "--data", "{data}", "--arch", "{scaleless}"], "no scale: call the file yolov8n"),
         (["train", "--data", "{data}", "--arch", "{unknown}"], "has a backbone and a head"),
         (["train", "--data", "{data}", "--output", "{data}/run"], "Not a directory"),
+        (["train", "--data", "{other}/data.yaml", "--output", "{other}"], "is not of a run"),
+        (["train", "--data", "{data}", "--recipe", "{mistyped}"], "stage 1: 'lr0=fast' is of inv"),
+        (["train", "--data", "{latin}"], "latin.yaml: not a text in UTF-8"),
+        (["train", "--data", "{odd}"], "train names"),
+        (
+            ["train", "--data", "{data}", "--output", "{begun}", "--resume"],
+            "last.pt: not a checkpoi",
+        ),
         (["info", "--imgsz", "100"], "--imgsz 100 is not a multiple"),
     ],
 )
@@ -196,13 +204,39 @@ def test_what_the_user_can_mend_is_one_line(
         table = (repo_dir / "model" / "yolov8-fla.yaml").read_text()
         own.write_text(table.replace("[1024, 20, 8]", "[1024, 20, 7]"))
     files = {"data": data, "unknown": unknown, "empty": empty, "heads": heads}
-    files |= {"scaleless": scaleless}
+    files |= {"scaleless": scaleless, "begun": tmp_path / "begun"}
+    for name, content in {
+        "mistyped": "stages: [{lr0: fast}]",
+        "latin": "names: [Zelle grün]",
+        "odd": "{train: images, val: images, names: [a], path: 5}",
+    }.items():
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(content, encoding="latin-1")
+    files["other"] = tmp_path / "other"
+    files["other"].mkdir()
+    others = files["other"] / "data.yaml"
+    others.write_text(yaml.safe_dump(yaml.safe_load(data.read_text()) | {"path": str(data.parent)}))
+    kept = others.read_bytes()
+    (files["begun"] / "stage_1" / "weights").mkdir(parents=True)
+    (files["begun"] / "stage_1" / "weights" / "last.pt").write_bytes(b"none")
     before = sorted(tmp_path.iterdir())
     assert main([argument.format(**files) for argument in arguments]) == 2
     assert sorted(tmp_path.iterdir()) == before
+    assert others.read_bytes() == kept
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_an_optimizer_that_there_is_not_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: [{task: segment, optimizer: fast, epochs: 1, imgsz: 64}]")
+    command = ["train", "--data", str(data), "--recipe", str(recipe), "--device", "cpu"]
+    assert main([*command, "--output", f"{tmp_path}/run"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("python -m model train: stage 1: Optimizer 'fast' not found")
 
 
 def test_data_without_pictures_is_one_line_and_the_next_attempt_is_free(
