@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     contain_ultralytics()  # before what imports it
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from benchmarks.ablation_measure import measure, stages_of, train_run
+    from benchmarks.ablation_measure import check_recipe, measure, stages_of, train_run
     from benchmarks.ablation_page import page, plot
     from benchmarks.evidence.cost import machine
 
@@ -40,6 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     if not finished:
         raise SystemExit(f"{arguments.runs}: no finished run of {', '.join(ARCHITECTURES)} in it")
     stages = stages_of(RECIPE)
+    try:
+        for (_, seed), folder in finished.items():
+            check_recipe(folder, seed, stages)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     imgsz = stages[-1]["imgsz"]
     figures = {
         "machine": machine(),

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ def train_run(folder: Path, arch: str, seed: int, data: Path, recipe: Path) -> N
     """Trains into a folder, or goes on where a training in it was interrupted."""
     stages = [stage | {"seed": seed} for stage in stages_of(recipe)]
     train(arch, data, stages, folder, resume=(folder / "stage_1").exists())
+
+
+def check_recipe(folder: Path, seed: int, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where a run was not trained by the recipe with that seed."""
+    for number, stage in enumerate(stages, 1):
+        noted = folder / f"stage_{number}" / "args.yaml"
+        used = yaml.safe_load(noted.read_text())
+        for name, value in {**stage, "seed": seed}.items():
+            if name != "amp" and used[name] != value:  # of that one the trainer notes another
+                raise ValueError(f"{noted}: {name} is {used[name]}, in the recipe {value}")
 
 
 def export_run(checkpoint: Path, output: Path, imgsz: int, data: Path) -> Artifact:

@@ -100,8 +100,10 @@ def verdict(figures: Figures, architectures: Sequence[str]) -> str:
     first = architectures[0]
     if first not in measured or len(measured) == 1:
         return "There is nothing to compare yet."
-    best = max(measured, key=lambda arch: mean(measured[arch].values()))
-    sentences = [f"The best mean is that of {best}."]
+    sentences = []
+    if shared := sorted(set.intersection(*(set(own) for own in measured.values()))):
+        best = max(measured, key=lambda arch: mean(measured[arch][seed] for seed in shared))
+        sentences.append(f"The best mean with {listed_seeds(shared)} is that of {best}.")
     sentences += [compared(arch, own, measured) for arch, own in measured.items() if arch != first]
     count = len(measured[first])
     sentences.append(

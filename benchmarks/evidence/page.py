@@ -1,6 +1,5 @@
 """The page about focused linear attention; every figure in it comes from what was measured."""
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -144,25 +143,33 @@ def diversity_section(figures: Figures) -> Iterable[str]:
         ],
     )
     first = pictures[0]["forms"]
+    most = max(
+        max(each["forms"][form]["rank"]) for each in pictures for form in ("linear", "focused")
+    )
     weak, strong = (
         max(mean(each["forms"][form]["effective_rank"]) for each in pictures for form in forms)
         for forms in (("linear", "focused"), ("softmax",))
     )
     lowers = mean(first["focused"]["rank"]) < mean(first["linear"]["rank"])
-    full = mean(mean(each["forms"]["focused + DWC"]["rank"]) / each["tokens"] for each in pictures)
+    full, alone = (
+        100 * mean(mean(each["forms"][form]["rank"]) / each["tokens"] for each in pictures)
+        for form in ("focused + DWC", "DWC")
+    )
+    few = max(weak, strong) < min(each["tokens"] for each in pictures) / 10
     ratio = mean(each["dwc_to_attention"] for each in pictures)
     yield f"""Without the DWC the map of a head is N × d times d × N and can't have a rank above
-        d = {head_dim}; what float32 sees is less. {FEWER if lowers else ""}
-        By the effective rank, both stay below {math.ceil(weak * 2) / 2:.1f}, softmax below
-        {math.ceil(strong * 2) / 2:.1f}: a few directions carry nearly everything in all three.
-        With the DWC the map reaches {100 * full:.0f} % of full rank. In fairness: that rank comes
-        from the convolution, whose banded matrix has it alone, and which is {ratio:.1f} times as
+        d = {head_dim}; float32 sees at most {most:.0f}. {FEWER if lowers else ""}
+        By the effective rank, both have at most {weak:.1f}, softmax
+        {strong:.1f}{FEW if few else ""}.
+        With the DWC the map reaches {full:.0f} % of full rank. In fairness: the convolution's
+        banded matrix has {alone:.0f} % alone, and is {ratio:.1f} times as
         large as the attention here (Frobenius norms). It tells neighbours apart; it does not look
         further. Each channel has a convolution of its own, so with it a head has d maps, and their
         figures are averaged. Biases and the output projection are left out."""
 
 
 FEWER = "Focusing lowers it further: sharper features lean on fewer channels."
+FEW = ": a few directions carry nearly everything in all three"
 
 
 def ranks(form: Figures) -> str:
@@ -204,8 +211,8 @@ def cost_section(figures: Figures) -> Iterable[str]:
         ],
     )
     yield f"""Among few tokens the start of each operator and the projections, linear in N for both,
-        bend the curves, softmax's the most; among many, maps outgrow the caches of the CPU, which
-        is what lifts FLA's exponent above 1 where it is, as its operations per token don't change.
+        bend the curves; among many, maps outgrow the caches of the CPU, which can lift FLA's
+        exponent above 1, although its operations per token don't change.
         {overtaking(figures)} A YOLOv8 at 640 px has 400 tokens behind SPPF and 6,400 on its finest
         map."""
     yield """The operations are counted, not measured: 8NC² + 4NCd + 52NC for FLA (projections, the
@@ -247,8 +254,12 @@ def overtaking(figures: Figures) -> str:
     """From which size on FLA is the faster one."""
     both = [each for each in figures["points"] if "ms" in each["softmax"]]
     slower = [each["tokens"] for each in both if each["fla"]["ms"] >= each["softmax"]["ms"]]
+    if not both:
+        return ""
     if not slower:
         return f"FLA was the faster one at every size from {both[0]['tokens']:,} tokens on."
+    if max(slower) == both[-1]["tokens"]:
+        return f"Softmax was at least as fast as FLA at {max(slower):,} tokens."
     return f"FLA was the faster one above {max(slower):,} tokens."
 
 

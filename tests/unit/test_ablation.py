@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from benchmarks.ablation import ARCHITECTURES, RECIPE, main, runs_of, seed_list
-from benchmarks.ablation_measure import size_of, stages_of
+from benchmarks.ablation_measure import check_recipe, size_of, stages_of
 from benchmarks.ablation_page import page, plot
 
 PLAIN, FLA, C2F = ARCHITECTURES
@@ -58,7 +58,7 @@ def test_a_difference_within_the_spread_of_seeds_is_no_result() -> None:
 
 def test_a_difference_beyond_the_spread_is_a_hint_whoever_wins() -> None:
     text = text_of({PLAIN: [0.60, 0.61], FLA: [0.55, 0.56], C2F: [0.64, 0.65]})
-    assert "The best mean is that of yolov8n-c2f-fla." in text
+    assert "The best mean with seeds 0 and 1 is that of yolov8n-c2f-fla." in text
     assert "yolov8n-fla is 5.0 points below yolov8n" in text
     assert "yolov8n-c2f-fla is 4.0 points above yolov8n" in text
     assert text.count("of the same sign with every seed: a hint") == 2
@@ -113,6 +113,23 @@ def test_nothing_to_measure_is_said(tmp_path: Path) -> None:
         main(["--data", "data.yaml", "--runs", str(tmp_path), "--no-train"])
 
 
+def test_the_best_is_found_among_the_seeds_that_all_have() -> None:
+    text = text_of({PLAIN: [0.60, 0.50], FLA: [0.58]})  # its mean of two is below
+    assert "The best mean with seed 0 is that of yolov8n." in text
+
+
+def test_a_run_of_another_recipe_is_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "stage_1").mkdir()
+    used = {**stages_of(RECIPE)[0], "amp": False, "seed": 1}
+    (tmp_path / "stage_1" / "args.yaml").write_text(yaml.safe_dump(used))
+    check_recipe(tmp_path, 1, stages_of(RECIPE))
+    with pytest.raises(ValueError, match="seed is 1, in the recipe 2"):
+        check_recipe(tmp_path, 2, stages_of(RECIPE))
+    (tmp_path / "stage_1" / "args.yaml").write_text(yaml.safe_dump(used | {"epochs": 3}))
+    with pytest.raises(ValueError, match="epochs is 3, in the recipe 50"):
+        check_recipe(tmp_path, 1, stages_of(RECIPE))
+
+
 def data_set(folder: Path, repo_dir: Path) -> Path:
     """The rendered smears with their labels, as training and validation pictures."""
     smears = json.loads((repo_dir / "samples" / "smears.json").read_text())
@@ -143,6 +160,8 @@ def test_a_finished_run_is_measured_as_it_would_be_served(tmp_path: Path, repo_d
     (run / "stage_1" / "results.csv").write_text(
         "epoch,metrics/mAP50(B),metrics/mAP50-95(B)\n1,0.2,0.1\n2,0.6,0.4\n"
     )
+    used = stages_of(RECIPE)[0] | {"seed": 0}
+    (run / "stage_1" / "args.yaml").write_text(yaml.safe_dump(used))
     data = data_set(tmp_path / "data", repo_dir)
     options = ["--seeds", "0", "--no-train", "--rounds", "2", "--threads", "1"]
     main(

@@ -205,6 +205,27 @@ def test_the_page_says_what_was_measured() -> None:
     assert "| 1,600 | 17 | 256 | 15.1 | 10.62 | 1.0000 | 2.0000 |" in text
 
 
+def test_the_page_in_docs_is_what_its_figures_give(repo_dir: Path) -> None:
+    folder = repo_dir / "docs" / "evidence"
+    kept = {claim: folder / f"{claim}.json" for claim in ("focus", "diversity", "cost")}
+    figures = {
+        claim: json.loads(path.read_text()) if path.exists() else None
+        for claim, path in kept.items()
+    }
+    assert (repo_dir / "docs" / "focused-linear-attention.md").read_text() == page(figures)
+
+
+def test_the_page_claims_no_lead_that_was_not_measured() -> None:
+    figures = made_cost()
+    figures["points"][-1]["softmax"]["ms"] = 0.5
+    text = " ".join(page({"focus": None, "diversity": None, "cost": figures}).split())
+    assert "faster one above" not in text
+    assert "Softmax was at least as fast as FLA at 25,600 tokens." in text
+    for point in figures["points"]:
+        del point["softmax"]["ms"]
+    assert "faster one" not in page({"focus": None, "diversity": None, "cost": figures})
+
+
 def test_prose_is_wrapped_and_tables_are_not() -> None:
     for line in page({"focus": None, "diversity": None, "cost": made_cost()}).splitlines():
         assert line.startswith("|") or len(line) <= page_module.WIDTH, line
