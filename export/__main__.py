@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
+    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     contain_ultralytics()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
     argv = sys.argv[1:] if argv is None else argv
@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         lines = (" ".join(line.split()) for line in str(error).splitlines())
         print("python -m export:", "\n".join(lines), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m export: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,16 +1,20 @@
 """The story of an artifact: load, convert, optimise, reduce precision, certify, stamp."""
 
+import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import onnxslim
 import torch
 import ultralytics
+from numpy.typing import NDArray
 
 from export.buckets import buckets
 from export.candidates import MAX_CANDIDATES
@@ -20,7 +24,7 @@ from export.precision.half import to_half
 from export.precision.quantize import quantize
 from export.sources.source import Origin, Source, load_source
 from export.stamp import stamp, write
-from export.verification.certify import DRAFT, certify, gather, judge
+from export.verification.certify import DRAFT, Material, certify, gather, judge
 from export.verification.latency import measure_latency
 from export.verification.pictures import calibration_canvases
 from export.verification.verify import verify
@@ -94,13 +98,15 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
     graph = optimize(graph)
     metadata = describe(request, source, graph, shapes, static)
     step(f"optimise to {len(graph.graph.node)} nodes")
+    canvases = calibration_of(request, material, metadata)
 
     with tempfile.TemporaryDirectory() as folder:
         fp32 = artifact = draft(graph, metadata, Path(folder) / "fp32.onnx")
         if request.precision != "fp32":
             # That a reduced precision differs by nothing else is shown first.
             verify(fp32, source, material.images, material.description, step)
-            graph = reduced(graph, request, metadata)
+            half = request.precision == "fp16"
+            graph = to_half(graph) if half else quantize(graph, canvases)
             metadata = metadata.model_copy(
                 update={"precision": request.precision, "graph_sha256": digest(graph)}
             )
@@ -124,13 +130,20 @@ def refuse_at_once(request: Request) -> None:
     """Raises what would be raised only after minutes of work."""
     if request.output.is_dir():
         raise OutputExists(f"{request.output} is a folder; the artifact is a file")
-    if request.output.exists() and not request.force:
+    if request.output.resolve() == request.origin.path.resolve():
+        raise OutputExists(f"{request.output} is the source; the artifact is another file")
+    if os.path.lexists(request.output) and not request.force:
         raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
+    folder = next(each for each in request.output.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise OutputExists(f"{request.output}: {folder} is a file; the artifact needs a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     if request.precision == "fp32":
         return
     if request.data is None or request.data.is_dir():
         judge(request.precision, None, request.accept_loss)
-    if request.precision == "int8" and calibration(request) is None:
+    if request.precision == "int8" and (request.calibration or request.data) is None:
         raise DatasetInvalid(
             "int8 takes the ranges of its numbers from pictures: give --calibration FOLDER, or "
             "--data DATA.yaml for its training pictures"
@@ -144,7 +157,8 @@ def input_shapes(request: Request, source: Source) -> tuple[tuple[tuple[int, int
         ModelUnsupported: the size is no multiple of the stride, or not the source's only one.
     """
     if source.fixed_hw is None:
-        shapes = buckets(request.imgsz or DEFAULT_IMGSZ, max(source.strides))
+        imgsz = DEFAULT_IMGSZ if request.imgsz is None else request.imgsz
+        shapes = buckets(imgsz, max(source.strides))
         return (shapes[:1], True) if request.static else (shapes, False)
     if request.imgsz not in (None, max(source.fixed_hw)):
         raise ModelUnsupported(
@@ -154,19 +168,16 @@ def input_shapes(request: Request, source: Source) -> tuple[tuple[tuple[int, int
     return (source.fixed_hw,), True
 
 
-def calibration(request: Request) -> Path | None:
-    """Where int8 takes its ranges from."""
-    return request.calibration or request.data
-
-
-def reduced(graph: onnx.ModelProto, request: Request, metadata: Metadata) -> onnx.ModelProto:
-    """The same graph in a reduced precision."""
-    if request.precision == "fp16":
-        return to_half(graph)
-    pictures = calibration(request)
-    assert pictures is not None  # `refuse_at_once` has looked
+def calibration_of(
+    request: Request, material: Material, metadata: Metadata
+) -> list[NDArray[np.uint8]]:
+    """What int8 takes its ranges from, as `calibration_canvases` gives it; else nothing."""
+    pictures = request.calibration or request.data
+    if request.precision != "int8" or pictures is None:
+        return []
     # Ranges from the pictures that accuracy is measured on would flatter it.
-    return quantize(graph, calibration_canvases(pictures, "train", metadata, CALIBRATION_IMAGES))
+    measured = [] if material.labelled is None else [each.path for each in material.labelled.images]
+    return calibration_canvases(pictures, "train", metadata, CALIBRATION_IMAGES, without=measured)
 
 
 def draft(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> Artifact:

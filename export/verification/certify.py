@@ -21,6 +21,7 @@ from server.artifact import Accuracy, Artifact, Certificate, Precision, Verdict
 
 # Largest loss of mAP50-95 that a precision may cost.
 GATES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}
+TELLING = 10  # gates: a source that scores less on the labelled pictures has little to lose
 
 DRAFT = Certificate(
     created="",
@@ -146,7 +147,8 @@ def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) ->
     if precision == "fp32":
         return "equal"  # `verify` would have raised
     gate = GATES[precision]
-    if accuracy is not None and accuracy.loss <= gate:
+    telling = accuracy is not None and accuracy.source_map50_95 >= TELLING * gate
+    if accuracy is not None and telling and accuracy.loss <= gate:
         return "within_gate"
     if accept_loss:
         return "loss_accepted"
@@ -154,6 +156,12 @@ def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) ->
         raise AccuracyLost(
             f"{precision} has to show that it loses no more than {gate} of mAP50-95: give a data "
             "set with labels (--data DATA.yaml), or --accept-loss to do without"
+        )
+    if not telling:
+        raise AccuracyLost(
+            f"the source itself has a mAP50-95 of {accuracy.source_map50_95:.4f} on "
+            f"{accuracy.data}, too little to tell what {precision} loses: is it the data that it "
+            "was trained for? --accept-loss writes it all the same"
         )
     raise AccuracyLost(
         f"{precision} loses {accuracy.loss:.4f} of mAP50-95 ({accuracy.source_map50_95:.4f} to "

@@ -1,5 +1,6 @@
 """Pictures to compare answers on: the user's own, or generated ones."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def pictures(given: Path | None, split: str = "val") -> tuple[list[Image], str]:
 
 
 def calibration_canvases(
-    given: Path, split: str, metadata: Metadata, most: int
+    given: Path, split: str, metadata: Metadata, most: int, without: Collection[Path] = ()
 ) -> list[NDArray[np.uint8]]:
     """Letterboxed pictures, evenly spread over those given, as the serving code makes them.
 
@@ -59,6 +60,7 @@ def calibration_canvases(
         split: of the data set.
         metadata: of the artifact that will see them.
         most: how many.
+        without: pictures to leave out, such as those that accuracy is measured on.
 
     Returns:
         (1, H, W, 3) uint8 RGB each, (H, W) a bucket.
@@ -66,15 +68,22 @@ def calibration_canvases(
     Raises:
         DatasetInvalid: there are none, or none of them can be read.
     """
-    canvases = []
-    for path in evenly(listed(given, split), most):
+    canvases: list[NDArray[np.uint8]] = []
+    every, measured = listed(given, split), {path.resolve() for path in without}
+    paths = [path for path in every if path.resolve() not in measured]
+    if every and not paths:
+        raise DatasetInvalid(
+            f"{given}: int8 takes its ranges from pictures that accuracy is not measured on, and "
+            "there are none; give others (--calibration FOLDER)"
+        )
+    for path in evenly(paths, most):
         try:
             picture = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
         except (BadInput, OSError):
             continue  # the others will do
         canvases.append(prepare_image(picture, metadata).canvas[None])
     if not canvases:
-        raise DatasetInvalid(f"--calibration {given}: no picture in it can be read")
+        raise DatasetInvalid(f"{given}: no picture to calibrate with can be read")
     return canvases
 
 

@@ -41,16 +41,24 @@ def reverify(
             f"{file} was made from another file than {origin.path}: from one of sha256 "
             f"{metadata.source_sha256}, and this one's is {source.sha256}"
         )
+    if metadata.class_names != source.class_names:
+        raise VerificationFailed(
+            f"{file} names its classes {', '.join(metadata.class_names)}, {origin.path} "
+            f"{', '.join(source.class_names)}"
+        )
     material = gather(data, source.class_names)
     # Without labels a loss can't be told; one that was accepted before is so still.
     tolerant = material.labelled is None or then.verdict == "loss_accepted"
     now = certify(artifact, source, material, accept_loss=tolerant, report=report)
     if now.detections_agreement < then.detections_agreement - AGREEMENT_SLACK:
+        others = "" if now.images == then.images else "; others differ by more, give those (--data)"
         raise VerificationFailed(
             f"{now.detections_agreement:.1%} of {now.detections_compared} detections are the "
-            f"source's, where the certificate says {then.detections_agreement:.1%}"
+            f"source's in {now.images}, where the certificate says "
+            f"{then.detections_agreement:.1%} in {then.images}{others}"
         )
     if material.labelled is None and now.verdict == "loss_accepted":
-        now = now.model_copy(update={"verdict": then.verdict})
+        words = f"{now.images}; the verdict is of {then.created}, no labels were given to repeat it"
+        now = now.model_copy(update={"verdict": then.verdict, "images": words})
     unchanged = {"latency": then.latency, "file_bytes": file.stat().st_size}
     return now.model_copy(update=unchanged)

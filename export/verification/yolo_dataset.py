@@ -68,9 +68,10 @@ def split_images(data_yaml: Path, split: str) -> tuple[dict[int, str], list[Path
     """
     try:
         description = yaml.safe_load(data_yaml.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DatasetInvalid(f"cannot read {data_yaml}: {error}") from error
-    if not isinstance(description, dict) or not description.get("names"):
+    named = isinstance(description, dict) and isinstance(description.get("names"), list | dict)
+    if not named or not description["names"]:
         raise DatasetInvalid(f"{data_yaml} names no classes (key `names`)")
     if not description.get(split):
         raise DatasetInvalid(f"{data_yaml} has no split {split!r}")
@@ -78,7 +79,7 @@ def split_images(data_yaml: Path, split: str) -> tuple[dict[int, str], list[Path
     names = dict(enumerate(names)) if isinstance(names, list) else names
     root = data_yaml.parent / str(description.get("path") or ".")
     sources = description[split] if isinstance(description[split], list) else [description[split]]
-    paths = sorted(path for source in sources for path in list_images(root / source))
+    paths = sorted(path for source in sources for path in list_images(root / str(source)))
     if not paths:
         raise DatasetInvalid(f"no images under {', '.join(str(root / s) for s in sources)}")
     return names, paths
@@ -96,9 +97,17 @@ def list_images(source: Path) -> Iterator[Path]:
     if source.is_dir():
         yield from (p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     elif source.is_file():
-        yield from (source.parent / line for line in source.read_text().split("\n") if line.strip())
+        yield from (source.parent / line for line in lines_of(source))
     else:
         raise DatasetInvalid(f"no such folder or list of images: {source}")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return [line for line in path.read_text().split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetInvalid(f"cannot read {path}: {error}") from error
 
 
 def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
@@ -108,9 +117,12 @@ def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
     except OSError as error:
         raise DatasetInvalid(f"cannot read {path}: {error.strerror}") from error
     # Decoded rather than asked for its header: this turns it upright, as the labels have it.
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    except cv2.error:  # too many pixels
+        image = None
     if image is None:
-        raise DatasetInvalid(f"cannot read {path}: not a picture")
+        raise DatasetInvalid(f"cannot read {path}: not a picture, or too large")
     height, width = image.shape[:2]
     return LabelledImage(path, width, height, read_labels(label_path(path), width, height, names))
 
@@ -126,14 +138,16 @@ def read_labels(path: Path, width: int, height: int, names: Mapping[int, str]) -
 
     A line that stands twice counts once, as in ultralytics. No file means no objects.
     """
-    lines = dict.fromkeys(path.read_text().split("\n") if path.is_file() else [])
-    rows = [line.split() for line in lines if line.strip()]
+    lines = dict.fromkeys(lines_of(path) if path.is_file() else [])
+    rows = [line.split() for line in lines]
     if bad := next((row for row in rows if len(row) != 5), None):
         raise DatasetInvalid(f"{path}: expected 5 values a line, found {len(bad)}")
     try:
         values = np.array(rows, np.float64).reshape(-1, 5)
     except ValueError as error:
         raise DatasetInvalid(f"{path}: {error}") from error
+    if not np.isfinite(values).all():
+        raise DatasetInvalid(f"{path}: a value is no finite number")
     class_ids = values[:, 0].astype(np.int64)
     if unknown := set(class_ids.tolist()) - set(names):
         raise DatasetInvalid(f"{path}: the data set names no class {min(unknown)}")

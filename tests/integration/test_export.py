@@ -1,5 +1,6 @@
 """The command, from a checkpoint to a file that the serving code loads."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +118,20 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
 ) -> None:
     existing = tmp_path / "existing.onnx"
     existing.write_bytes(b"precious")
+    dangling = tmp_path / "dangling.onnx"
+    dangling.symlink_to("nowhere")
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "file").write_bytes(b"")
     readonly = Path("/proc/self/model.onnx")  # not even root makes files there
     cases = {
         "--force": [str(checkpoint), "-o", str(existing)],
+        "--imgsz 0 is not": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--imgsz", "0"],
+        "is the source": [str(checkpoint), "-o", str(checkpoint), "--force"],
+        "there is a file already": [str(checkpoint), "-o", str(dangling)],
+        f"{existing} is a file; the artifact needs a folder": [
+            *(str(tmp_path / "no.pt"), "-o", str(existing / "a.onnx"))  # before the source is read
+        ],
         "--imgsz 100": [str(checkpoint), "-o", str(existing), "--force", "--imgsz", "100"],
         "No such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
         str(readonly.parent): [str(checkpoint), "-o", str(readonly), "--imgsz", "64"],
@@ -149,7 +158,8 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         assert words in error
         assert error.count("\n") == 1
     assert existing.read_bytes() == b"precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "existing.onnx", "file"]
+    left = ["dangling.onnx", "empty", "existing.onnx", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +209,32 @@ def test_an_artifact_of_another_source_or_with_another_graph_is_found(
         error = capsys.readouterr().err
         assert "the graph was changed after verification" in error
         assert error.count("\n") == 1
+
+
+def test_an_artifact_that_names_its_classes_otherwise_is_found(
+    artifact: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = onnx.load(artifact)  # the hash is of the graph alone
+    renamed.metadata_props[0].value = renamed.metadata_props[0].value.replace('"a","b"', '"b","a"')
+    onnx.save(renamed, tmp_path / "renamed.onnx")
+    command = ["verify", str(tmp_path / "renamed.onnx"), "--source", str(checkpoint)]
+    assert main(command) == 2
+    assert "names its classes b, a, c" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_traceback_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", str(checkpoint), "-o", str(tmp_path / "a.onnx")]
+    process = subprocess.Popen(
+        [*command, "--imgsz", "96"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert "load" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "python -m export: interrupted"
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:

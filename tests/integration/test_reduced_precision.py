@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -98,3 +100,74 @@ def test_a_network_that_overflows_in_float16_gets_no_certificate(
     assert main(command) == 2
     assert "a candidate is NaN or infinite" in capsys.readouterr().err
     assert not (tmp_path / "half.onnx").exists()
+
+
+def test_int8_has_to_show_what_it_loses_or_be_accepted(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    black = tmp_path / "black"  # ranges from these are far too small
+    black.mkdir()
+    cv2.imwrite(str(black / "black.png"), np.zeros((160, 160, 3), np.uint8))
+    output = tmp_path / "int8.onnx"
+    command = [str(checkpoint), "-o", str(output), *SIZE, "--precision", "int8"]
+    command += ["--data", str(data), "--calibration", str(black)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "int8 loses 0." in error
+    assert "the limit is 0.005; --accept-loss" in error
+    assert not output.exists()
+
+    assert main([*command, "--accept-loss"]) == 0
+    assert "NOT SHOWN to keep its accuracy" in capsys.readouterr().out
+    certificate = load_artifact(output).metadata.certificate
+    assert certificate.verdict == "loss_accepted"
+    assert certificate.accuracy is not None
+    assert certificate.accuracy.loss > 0.005
+    assert certificate.detections_agreement < 1
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled as within the gate, whatever it is on so few pictures."""
+    output: Path = tmp_path_factory.mktemp("int8") / "int8.onnx"
+    command = [str(checkpoint), "-o", str(output), *SIZE, "--precision", "int8"]
+    assert main([*command, "--data", str(data), "--accept-loss"]) == 0
+    return certified_as(output, verdict="within_gate")
+
+
+def certified_as(artifact: Path, **changes: object) -> Path:
+    """Changes an artifact's certificate, which its hash does not cover."""
+    model = onnx.load(artifact)
+    (entry,) = [each for each in model.metadata_props if each.key == METADATA_KEY]
+    metadata = json.loads(entry.value)
+    metadata["certificate"] |= changes
+    entry.value = json.dumps(metadata)
+    onnx.save(model, artifact)
+    return artifact
+
+
+def test_a_verdict_that_was_not_repeated_is_told_as_such(
+    int8: Path, checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verify = ["verify", str(int8), "--source", str(checkpoint), "--json"]
+    assert main([*verify, "--data", str(data.parent / "images" / "val")]) == 0
+    certificate = Certificate.model_validate_json(capsys.readouterr().out)
+    assert certificate.verdict == "within_gate"
+    assert certificate.accuracy is None
+    assert "no labels were given to repeat it" in certificate.images
+
+
+def test_fewer_detections_on_other_pictures_ask_for_those_of_the_certificate(
+    int8: Path, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = certified_as(Path(shutil.copy(int8, tmp_path)), detections_agreement=1.04)
+    verify = ["verify", str(sound), "--source", str(checkpoint)]
+    assert main(verify) == 2
+    error = capsys.readouterr().err
+    assert "in 8 generated pictures, where the certificate says 104.0% in 2 pictures of" in error
+    assert "give those (--data)" in error
+    certified_as(sound, images="2 pictures of val")
+    assert main([*verify, "--data", str(data.parent / "images" / "val")]) == 2
+    error = capsys.readouterr().err
+    assert "where the certificate says 104.0% in 2 pictures of val" in error
+    assert "give those" not in error

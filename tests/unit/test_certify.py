@@ -1,5 +1,6 @@
 """When a certificate is given, and when it is not."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from export.verification.certify import GATES, judge
 from export.verification.compare import DIFFERENT, matched_difference, nearest_difference
 from export.verification.evaluation import read_labelled
 from export.verification.latency import cpu_name
-from export.verification.pictures import in_words, listed
+from export.verification.pictures import calibration_canvases, in_words, listed
 from server.artifact import Accuracy, Precision, load_artifact
 from server.detector import ImageDetections
 from server.postprocess import Detections
@@ -51,6 +52,51 @@ def test_a_loss_that_nobody_measured_is_no_loss_within_the_gate() -> None:
     with pytest.raises(AccuracyLost, match=r"--data DATA\.yaml"):
         judge("int8", None, accept_loss=False)
     assert judge("int8", None, accept_loss=True) == "loss_accepted"
+
+
+@pytest.mark.parametrize(("precision", "found"), [("fp16", 0.0099), ("int8", 0.049), ("int8", 0)])
+def test_a_source_that_finds_next_to_nothing_has_nothing_to_lose(
+    precision: Precision, found: float
+) -> None:
+    update = {"source_map50_95": found, "artifact_map50_95": found}
+    little = accuracy(0).model_copy(update=update)
+    with pytest.raises(AccuracyLost, match=f"the source itself has a mAP50-95 of {found:.4f}"):
+        judge(precision, little, accept_loss=False)
+    assert judge(precision, little, accept_loss=True) == "loss_accepted"
+
+
+def test_ranges_are_not_taken_from_pictures_that_accuracy_is_measured_on(tmp_path: Path) -> None:
+    metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
+    described = dataset(tmp_path, "[dog]")  # both splits are the same folder
+    measured = listed(described, "val")
+    assert len(calibration_canvases(described, "train", metadata, 64)) == 1
+    with pytest.raises(DatasetInvalid, match=r"accuracy is not measured on.*--calibration"):
+        calibration_canvases(described, "train", metadata, 64, without=measured)
+    shutil.copy(measured[0], tmp_path / "other.png")
+    assert len(calibration_canvases(tmp_path, "train", metadata, 64, without=measured)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("data.yaml", b"\xff\xfe\x00", "cannot read .*data.yaml"),
+        ("data.yaml", b"names: 3\nval: images", "names no classes"),
+        ("data.yaml", b"names: dog\nval: images", "names no classes"),
+        ("data.yaml", b"names: [dog]\nval: 7", "no such folder or list"),
+        ("data.yaml", b"names: [dog]\nval: data.yaml\n\x85", "cannot read"),
+        ("labels/a.txt", b"\xff\xfe", "cannot read .*a.txt"),
+        ("labels/a.txt", b"0 nan 0.5 0.5 0.5", "a.txt: a value is no finite number"),
+        ("labels/a.txt", b"0 0.5 0.5 inf 0.5", "a.txt: a value is no finite number"),
+        ("images/a.png", b"", "not a picture"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_said(
+    tmp_path: Path, file: str, content: bytes, words: str
+) -> None:
+    described = dataset(tmp_path, "[dog]")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(DatasetInvalid, match=words):
+        read_labelled(described, ("dog",))
 
 
 def predictions(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
