@@ -51,8 +51,8 @@ def predict(
     Raises:
         FileNotFoundError: when the checkpoint or a picture does not exist.
         ValueError: when the checkpoint can't be read or has layers that only `export` knows, a
-            number is out of range, there is no picture, the output holds something, or pictures
-            can't be read; the others are written then.
+            number is out of range, there is no picture, the output holds something or is where the
+            pictures are, or pictures can't be read; the others are written then.
     """
     saved = read_checkpoint(checkpoint)
     model = rebuild(saved)
@@ -65,6 +65,10 @@ def predict(
     files = pictures(sources)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise ValueError(f"{output} is not empty: --force writes into it")
+    names = unique_names(files, Path(files[0].anchor))
+    written = {(output / f"{name}.jpg").resolve() for name in names.values()}
+    if over := [file for file in files if file.resolve() in written]:
+        raise ValueError(f"{over[0]} would be written over: choose another --output")
     output.mkdir(parents=True, exist_ok=True)
 
     overrides = {
@@ -83,11 +87,8 @@ def predict(
     predictor = DetectionPredictor(overrides=overrides)
     lines, records, unread = [], [], []
     total: Counter[str] = Counter()
-    names = unique_names(files, Path(files[0].anchor))
     for file in files:
-        picture = (
-            cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if size_of(file) else None
-        )
+        picture = read_image(file)
         if picture is None:
             unread.append(str(file))
             continue
@@ -130,9 +131,12 @@ def pictures(sources: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(path.absolute() for path in found))
 
 
-def size_of(file: Path) -> int:
-    """Bytes of a file; OpenCV asserts that there are any."""
-    return file.stat().st_size
+def read_image(file: Path) -> Any:
+    """(H, W, 3) uint8 BGR, upright; None when it can't be read."""
+    try:
+        return cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # it asserts that there are bytes, and not too many pixels
+        return None
 
 
 def write_image(path: Path, image: Any) -> None:

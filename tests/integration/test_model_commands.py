@@ -1,6 +1,8 @@
 """From somebody's COCO file to pictures with boxes, by the commands of `python -m model`."""
 
 import json
+import shutil
+import zlib
 from pathlib import Path
 
 import cv2
@@ -160,6 +162,26 @@ def test_what_the_user_can_mend_is_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_pictures_are_not_written_over_and_one_that_is_too_large_is_named(
+    smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(smears, photos)
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    command = ["predict", str(DEFAULT), str(photos), "--imgsz", "64", "--device", "cpu"]
+    assert main([*command, "--output", str(photos), "--force"]) == 2
+    assert "would be written over: choose another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+
+    large = bytearray(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
+    large[16:24] = (60_000).to_bytes(4) * 2  # width and height in its header
+    large[29:33] = zlib.crc32(large[12:29]).to_bytes(4)
+    (photos / "large.png").write_bytes(large)
+    assert main([*command, "--output", f"{tmp_path}/out"]) == 2
+    assert "1 of 7 pictures can't be read: " in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 6
 
 
 def test_a_checkpoint_that_only_export_knows_is_sent_there(
