@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ultralytics import YOLO
 
 from benchmarks.startup import measure
+from export.__main__ import main as export
 from export.verification.coco_figures import coco_accuracy, match
 from export.verification.yolo_dataset import Boxes, read_dataset
 from model.registration import register
@@ -174,3 +175,22 @@ async def test_the_cells_of_the_samples_are_found(running: Served, repo_dir: Pat
     ]
     pictures = [(name, (repo_dir / "samples" / name).read_bytes()) for name in names]
     assert share_found(truths, await detect(running, pictures)) >= 0.95
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_precision_keeps_the_accuracy(
+    checkpoint: Path, shared_dir: Path, tmp_path: Path, precision: str
+) -> None:
+    data = shared_dir / "datasets" / "bccd" / "data.yaml"
+    command = [str(checkpoint), "-o", str(tmp_path / "reduced.onnx"), "--imgsz", "480", "--static"]
+    assert export([*command, "--precision", precision, "--data", str(data)]) == 0
+    metadata = load_artifact(tmp_path / "reduced.onnx").metadata
+    certificate = metadata.certificate
+    assert (metadata.precision, certificate.verdict) == (precision, "within_gate")
+    assert certificate.accuracy is not None
+    assert certificate.accuracy.images == 87
+    assert certificate.accuracy.source_map50_95 > 0.58
+    assert certificate.accuracy.loss <= {"fp16": 0.001, "int8": 0.005}[precision]
+    assert certificate.detections_agreement > {"fp16": 0.99, "int8": 0.9}[precision]
+    whole = (checkpoint.with_suffix(".onnx")).stat().st_size
+    assert certificate.file_bytes < {"fp16": 0.6, "int8": 0.4}[precision] * whole
