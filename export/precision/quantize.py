@@ -44,8 +44,8 @@ def quantize(model: onnx.ModelProto, images: Iterable[NDArray[np.uint8]]) -> onn
             will be served; some dozens of them.
 
     Returns:
-        The same inputs and outputs, of the same types. The largest value that a convolution took
-        or gave on a calibration picture is the largest that it can take or give.
+        The same inputs and outputs, of the same types. The largest amount that a convolution took
+        on a calibration picture, or gave where it matters, is the largest it can take or give.
     """
     wires = Wires(model)
     trunk = find_regions(model).convolutions
@@ -59,9 +59,8 @@ def quantize(model: onnx.ModelProto, images: Iterable[NDArray[np.uint8]]) -> onn
             graph.nodes.append(node)
             continue
         before, (low, high) = ranges[node.input[0]], ranges[key(node)]
-        silu = feeds_silu(node, wires)
-        after = (max(low, SILU_ENDS), high) if silu else (low, high)
-        graph.add_quantised(node, scale_of(*before), scale_of(*after), silu=silu)
+        after = scale_of(max(low, activation_ends(node, wires)), high)
+        graph.add_quantised(node, scale_of(*before), after, silu=feeds_silu(node, wires))
     return rebuilt(model, graph.nodes, graph.constants.values())
 
 
@@ -79,6 +78,14 @@ def feeds_silu(convolution: NodeProto, wires: Wires) -> bool:
     """Whether what follows is x · sigmoid(x), and only that."""
     followers = wires.consumers[key(convolution)]
     return sorted(node.op_type for node in followers) == ["Mul", "Sigmoid"]
+
+
+def activation_ends(convolution: NodeProto, wires: Wires) -> float:
+    """The value below which what follows gives nothing, so that no step is spent there."""
+    if feeds_silu(convolution, wires):
+        return SILU_ENDS
+    (follower,) = wires.consumers[key(convolution)]
+    return 0.0 if follower.op_type == "Relu" else -np.inf
 
 
 def scale_of(low: float, high: float) -> np.float32:

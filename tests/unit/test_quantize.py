@@ -187,6 +187,27 @@ def test_what_silu_makes_zero_of_costs_no_resolution() -> None:
     assert np.abs(run(reduced, images) - expected).max() < 0.03 * np.abs(expected).max()
 
 
+class Rectified(Pixels):
+    def forward(self, images: Tensor) -> Tensor:
+        """ReLU in place of SiLU."""
+        x = nn.functional.relu(self.first(images.permute(0, 3, 1, 2).float()))
+        x = torch.cat([nn.functional.relu(each(x)) for each in (self.second, self.third)], dim=1)
+        y: Tensor = self.last(x)
+        return y
+
+
+def test_what_relu_makes_zero_of_costs_no_resolution() -> None:
+    network = Rectified()
+    for layer in (network.second, network.third):
+        assert layer.bias is not None
+        layer.bias.data[::2] -= 2000  # these channels are off
+    single = pixels(network)
+    images = pictures()[0]
+    expected = run(single, images)
+    error = np.abs(run(quantize(single, pictures()), images) - expected)
+    assert 0 < error.max() < 0.03 * np.abs(expected).max()
+
+
 def test_a_channel_without_weights_keeps_its_bias() -> None:
     network = Pixels()
     assert network.second.bias is not None
