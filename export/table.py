@@ -64,7 +64,7 @@ def certificate_rows(certificate: Certificate) -> dict[str, str]:
                 if latency.median_ms != latency.fp32_median_ms
                 else ""
             )
-            + f" ({latency.threads} threads of {latency.cpu})"
+            + f" ({latency.threads} thread{'s' * (latency.threads > 1)} of {latency.cpu})"
         )
     if certificate.file_bytes:
         rows["size"] = f"{certificate.file_bytes / 2**20:.1f} MiB"

@@ -88,7 +88,7 @@ class Certificate(BaseModel):
         verdict: what verification came to; see `Verdict`.
         tensor_max_abs_diff_boxes_px, tensor_max_abs_diff_scores: largest difference of
             the raw outputs, boxes in input pixels; in a reduced precision of candidates that
-            score at least 0.05, each held against the nearest one of the source.
+            score at least 0.05, each held against the nearest one of the source by box and score.
         tensor_p90_abs_diff_boxes_px, tensor_p90_abs_diff_scores: what nine in ten of a picture's
             candidates stay within.
         detections_compared: how many, after NMS, through the serving code.

@@ -19,7 +19,7 @@ from export.verification.compare import (
 )
 from export.verification.pictures import Image
 from export.verification.reference import BATCH_SIZES, Case, make_cases, reference_detections
-from export.verification.verify import run_batch, threshold
+from export.verification.verify import down_to, run_batch, threshold
 from server.artifact import Artifact
 from server.detector import finish
 from server.postprocess import DetectParameters
@@ -47,13 +47,14 @@ def measure_agreement(
     """
     session = Session.open(artifact, device="cpu")
     tensors = detections = Difference()
-    pairs = total = 0
+    pairs, total, lowest_conf = 0, 0, 1.0
     try:
         for bucket_hw in artifact.metadata.buckets:
             cases = make_cases(source, artifact.metadata, images, bucket_hw)
             for size in BATCH_SIZES:
                 tensors |= compare_tensors(artifact, session, cases[:size])
             parameters = DetectParameters(conf=threshold(cases))
+            lowest_conf = min(lowest_conf, parameters.conf)
             batch = session.run(np.stack([case.prepared.canvas for case in cases]))
             for candidates, case in zip(batch, cases, strict=True):
                 ours = finish(candidates, case.prepared, artifact.metadata, parameters)
@@ -72,7 +73,7 @@ def measure_agreement(
         detections=detections,
         compared=total // 2,
         agreement=2 * pairs / total,
-        images=description,
+        images=down_to(lowest_conf, description),
     )
 
 

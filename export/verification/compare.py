@@ -11,6 +11,7 @@ from server.detector import ImageDetections
 
 OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points
 NOTABLE_SCORE = 0.05  # below, a reduced precision may choose other anchor points
+SCORE_PX = 20  # a score that differs by 0.05 is as far away as a box that is by a pixel
 SCORE_FLOOR = 1e-6  # ONNX Runtime's sigmoid is 0 where torch's is still 1e-7
 
 
@@ -130,7 +131,8 @@ def nearest_difference(
     """How far candidates of a reduced precision are from the source's, without a rank to go by.
 
     Of both sides those that score at least `NOTABLE_SCORE` are looked at. Each is held against
-    the nearest box of the other side, of any score: where a box was lost, the next one is far.
+    the one of the other side that is nearest by box and score together, because boxes of several
+    anchor points lie on one object: where one was lost, the next is far in one of the two.
 
     Args:
         candidates: (K, 6), xyxy, score, class id.
@@ -147,9 +149,10 @@ def nearest_difference(
     ):
         for row in np.flatnonzero(score >= NOTABLE_SCORE):
             distances = np.abs(there - here[row]).max(1)
-            nearest = distances.argmin()
+            apart = np.abs(other - score[row])
+            nearest = (distances + SCORE_PX * apart).argmin()
             boxes.append(distances[[nearest]])
-            scores.append(np.abs(other[[nearest]] - score[row]))
+            scores.append(apart[[nearest]])
     distance, difference = np.concatenate(boxes), np.concatenate(scores)
     return Difference(
         boxes_px=float(distance.max()),

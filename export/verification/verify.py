@@ -76,8 +76,7 @@ def verify(
         session.close()
     if compared == 0:
         raise VerificationFailed(f"no detection to compare in {description}: give others (--data)")
-    if lowest_conf < DetectParameters().conf:
-        description += f", compared down to a confidence of {lowest_conf:.2g}"
+    description = down_to(lowest_conf, description)
     if decided_by_rounding:
         total = len(artifact.metadata.buckets) * max(BATCH_SIZES)
         description += (
@@ -87,6 +86,13 @@ def verify(
     return Parity(
         tensors=tensors, detections=detections, compared=compared, agreement=1.0, images=description
     )
+
+
+def down_to(conf: float, description: str) -> str:
+    """The description of what was compared, with the threshold where it is not the default."""
+    if conf < DetectParameters().conf:
+        description += f", compared down to a confidence of {conf:.2g}"
+    return description
 
 
 def threshold(cases: Sequence[Case]) -> float:

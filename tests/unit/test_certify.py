@@ -119,6 +119,17 @@ def test_candidates_are_held_against_the_nearest_in_any_order() -> None:
     assert difference.scores == pytest.approx(0.03125)
 
 
+def test_a_candidate_is_not_held_against_a_faint_one_that_happens_to_be_nearer() -> None:
+    faint = np.array([[0.5, 0, 10, 10, 0.02, 0]], np.float32)
+    rows = np.concatenate([ROWS, faint])
+    rows[0, 0] += 1
+    difference = nearest_difference(rows, predictions(BOXES, SCORES))
+    assert difference.boxes_px == pytest.approx(1)
+    assert difference.scores == pytest.approx(0, abs=1e-6)
+    rows[0, 4] = 0.06  # its score was lost
+    assert nearest_difference(rows, predictions(BOXES, SCORES)).scores == pytest.approx(0.84)
+
+
 def test_a_lost_candidate_shows_from_the_side_that_has_it() -> None:
     assert nearest_difference(ROWS[:2], predictions(BOXES, SCORES)).boxes_px >= 30
     assert nearest_difference(ROWS, predictions(BOXES[:2], SCORES[:2])).boxes_px >= 30
