@@ -37,16 +37,18 @@ def read_run(label: str, folder: Path) -> list[Point]:
     points: list[Point] = []
     for stage, results in enumerate(sorted(folder.glob("stage_*/results.csv")), 1):
         with results.open() as file:
-            for row in csv.DictReader(file):
-                points.append(
-                    Point(
-                        label,
-                        stage,
-                        len(points) + 1,
-                        float(row["metrics/mAP50(B)"]),
-                        float(row["metrics/mAP50-95(B)"]),
-                    )
+            # Of an epoch that a resumed run repeated, the last row counts.
+            rows = {row["epoch"]: row for row in csv.DictReader(file)}
+        for row in rows.values():
+            points.append(
+                Point(
+                    label,
+                    stage,
+                    len(points) + 1,
+                    float(row["metrics/mAP50(B)"]),
+                    float(row["metrics/mAP50-95(B)"]),
                 )
+            )
     if not points:
         raise FileNotFoundError(f"{folder}: no stage_*/results.csv in it")
     return points

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from benchmarks.ablation import ARCHITECTURES, RECIPE, main, runs_of, seed_list
-from benchmarks.ablation_measure import check_recipe, size_of, stages_of
+from benchmarks.ablation_measure import check_recipe, curve_of, size_of, stages_of
 from benchmarks.ablation_page import page, plot
 
 PLAIN, FLA, C2F = ARCHITECTURES
@@ -128,6 +128,14 @@ def test_a_run_of_another_recipe_is_not_measured(tmp_path: Path) -> None:
     (tmp_path / "stage_1" / "args.yaml").write_text(yaml.safe_dump(used | {"epochs": 3}))
     with pytest.raises(ValueError, match="epochs is 3, in the recipe 50"):
         check_recipe(tmp_path, 1, stages_of(RECIPE))
+
+
+def test_an_epoch_that_a_resumed_run_repeated_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "stage_1").mkdir()
+    (tmp_path / "stage_1" / "results.csv").write_text(
+        "epoch,metrics/mAP50(B),metrics/mAP50-95(B)\n1,0.2,0.1\n2,0.6,0.4\n2,0.7,0.5\n3,0.8,0.6\n"
+    )
+    assert curve_of(tmp_path) == {"map50": [0.2, 0.7, 0.8], "map50_95": [0.1, 0.5, 0.6]}
 
 
 def data_set(folder: Path, repo_dir: Path) -> Path:
