@@ -59,16 +59,12 @@ def add_convert(commands: Any) -> None:
         "--val-fraction", type=float, default=0.2, help="share of pictures for validation (0.2)"
     )
     convert.add_argument("--seed", type=int, default=0, help="of the split (0)")
-    placed = convert.add_mutually_exclusive_group()
-    placed.add_argument(
-        "--copy", dest="link", action="store_false", help="copy the pictures (default)"
-    )
-    placed.add_argument("--link", action="store_true", help="link to the pictures instead")
+    convert.add_argument("--link", action="store_true", help="link to the pictures, not copy them")
     convert.add_argument(
         "--skip-difficult", action="store_true", help="leave out VOC's difficult objects"
     )
     convert.add_argument("--force", action="store_true", help="replace a data set in the output")
-    convert.set_defaults(run=run_convert, link=False)
+    convert.set_defaults(run=run_convert)
 
 
 def add_train(commands: Any) -> None:

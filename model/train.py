@@ -75,7 +75,9 @@ def train(
 
     output.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(described_data, sort_keys=False, allow_unicode=True)
-    copy.write_text(MARK + text, encoding="utf-8")
+    temporary = copy.with_suffix(".tmp")
+    temporary.write_text(MARK + text, encoding="utf-8")
+    temporary.replace(copy)
     weights = None
     initial = output / "initial.pt"
     if report is not None:
