@@ -83,6 +83,9 @@ Verdict = Literal["draft", "equal", "within_gate", "loss_accepted"]
 class Certificate(BaseModel):
     """How far the artifact's answers are from its source's.
 
+    Measured on a CPU, which runs a graph in float16 in float32: so every value of it was rounded to
+    float16 there, as a GPU does.
+
     Attributes:
         created: ISO 8601 date.
         verdict: what verification came to; see `Verdict`.
@@ -180,6 +183,13 @@ class Metadata(BaseModel):
                 raise ValueError(f"bucket {height}x{width} is larger than input {self.input_hw}")
         if self.static and self.buckets != (self.input_hw,):
             raise ValueError(f"a static model has the one bucket {self.input_hw}")
+        return self
+
+    @model_validator(mode="after")
+    def _verdict_fits(self) -> Self:
+        verdict = self.certificate.verdict
+        if verdict != "draft" and (verdict == "equal") != (self.precision == "fp32"):
+            raise ValueError(f"{self.precision} does not go with the verdict {verdict!r}")
         return self
 
     def anchors(self, input_hw: tuple[int, int]) -> int:

@@ -138,6 +138,15 @@ def test_metadata_that_does_not_fit_the_schema_is_refused(
         read_metadata(path)
 
 
+def test_a_reduced_precision_has_no_verdict_of_equal_detections(path: Path) -> None:
+    model = onnx.load(path)
+    (entry,) = model.metadata_props
+    entry.value = json.dumps(json.loads(entry.value) | {"precision": "int8"})
+    onnx.save(model, path)
+    with pytest.raises(ArtifactInvalid, match="int8 does not go with the verdict 'equal'"):
+        read_metadata(path)
+
+
 def test_metadata_survives_its_json(path: Path) -> None:
     metadata = read_metadata(path)
     assert Metadata.model_validate_json(metadata.model_dump_json()) == metadata
