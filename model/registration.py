@@ -21,6 +21,8 @@ from model.blocks import C2fFLA, FLABlock
 
 FOLDER = Path(__file__).parent
 SCALES = "nsmlx"
+ACTIVATION = re.compile(r"(?:torch\.)?nn\.(SiLU\(\)|ReLU\(\)|LeakyReLU\([0-9.]*\))")
+ACTIVATIONS = "nn.SiLU(), nn.ReLU(), nn.LeakyReLU(0.1)"
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def own_architecture(path: Path) -> dict[str, Any]:
     table = yaml.safe_load(path.read_text())
     if not isinstance(table, dict) or not {"backbone", "head"} <= table.keys():
         raise ValueError(f"{path}: an architecture has a backbone and a head")
+    if (activation := table.get("activation")) and not is_activation(activation):
+        raise ValueError(f"{path}: its activation is none of {ACTIVATIONS}")
     match = re.match(rf"yolov8([{SCALES}])", path.stem)
     scale = match[1] if match else table.get("scale")
     if scale not in table.get("scales", {}):
@@ -69,6 +73,11 @@ def own_architecture(path: Path) -> dict[str, Any]:
             f"its `scales`"
         )
     return table | {"scale": scale, "yaml_file": path.name}
+
+
+def is_activation(value: object) -> bool:
+    """Whether a table's `activation` is a plain one: ultralytics runs what stands there as code."""
+    return isinstance(value, str) and ACTIVATION.fullmatch(value) is not None
 
 
 def register() -> None:

@@ -7,12 +7,12 @@ imported or called.
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from export.errors import ModelUnsupported
 from export.sources.allow_list import ALLOWED, known_names
 from export.sources.foreign import TAKE_OVER, ForeignLayer
+from export.sources.yaml_file import read_yaml, shown
 
 # The tutorials' come last: of the two named FocusedLinearAttention theirs is meant, not ours.
 KINDS: Mapping[str, type[nn.Module]] = {
@@ -33,18 +33,14 @@ def read_class_map(path: Path) -> dict[str, str]:
     Raises:
         ModelUnsupported: it cannot be read, or is not a list of such lines.
     """
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelUnsupported(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
-        raise ModelUnsupported(f"{path}: not a YAML file: {said}") from None
+    table = read_yaml(path)
     if not isinstance(table, dict) or not table:
         raise ModelUnsupported(f"{path}: a map has lines `class in the file: layer known here`")
     for name, kind in table.items():
         if not isinstance(name, str) or not isinstance(kind, str):
-            raise ModelUnsupported(f"{path}: {name!r}: {kind!r} does not map a name to a name")
+            raise ModelUnsupported(
+                f"{path}: {shown(name)}: {shown(kind)} does not map a name to a name"
+            )
     return table
 
 

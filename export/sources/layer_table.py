@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 from ultralytics.utils.ops import make_divisible
 
 from export.errors import ModelUnsupported
-from model.registration import SCALES, STAND_INS, architecture
+from export.sources.yaml_file import read_yaml, shown
+from model.registration import ACTIVATIONS, SCALES, STAND_INS, architecture, is_activation
 
 ATTENTIONS = ("FocusedLinearAttention", "FLAttention")
 TUTORIALS = (*ATTENTIONS, "C2f_FLA")
 LAYERS = ("Conv", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "nn.Upsample", *STAND_INS)
-
-ACTIVATION = re.compile(r"(?:torch\.)?nn\.(SiLU\(\)|ReLU\(\)|LeakyReLU\([0-9.]*\))")
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,7 @@ def read_layer_table(arch: str, state: Mapping[str, Tensor]) -> LayerTable:
         except ValueError as error:
             raise ModelUnsupported(f"--arch: {error}; or the path of a YAML") from None
         return LayerTable(arch, rows, {}, None)
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelUnsupported(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
-        raise ModelUnsupported(f"{path}: not a YAML file: {said}") from None
-    rows, tutorial_rows = translated(path, rows)
+    rows, tutorial_rows = translated(path, read_yaml(path))
     rows["yaml_file"] = str(path)
     rows["scale"] = scale_of(rows, path.stem, state)
     return LayerTable(str(path), rows, tutorial_rows, names_in(rows))
@@ -83,13 +74,11 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
     ):
         raise ModelUnsupported(f"{path}: not a layer table: it has no lists `backbone` and `head`")
     if activation := rows.get("activation"):
-        plain = ACTIVATION.fullmatch(str(activation))
-        if not plain:
+        if not is_activation(activation):
             raise ModelUnsupported(
-                f"{path}: activation {str(activation)[:60]!r} is none of nn.SiLU(), nn.ReLU(), "
-                "nn.LeakyReLU(0.1)"
+                f"{path}: activation {shown(activation)!r} is none of {ACTIVATIONS}"
             )
-        rows["activation"] = f"torch.nn.{plain[1]}"
+        rows["activation"] = f"torch.{activation.removeprefix('torch.')}"
     changed, found = [], {}
     for index, row in enumerate([*rows["backbone"], *rows["head"]]):
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
@@ -98,11 +87,13 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
         if name in TUTORIALS:
             found[index] = name
             if name in ATTENTIONS and repeats != 1:
-                raise ModelUnsupported(f"{path}: row {index} repeats {name} {repeats} times, not 1")
+                raise ModelUnsupported(f"{path}: row {index} repeats {name} {shown(repeats)} times")
             name, args = ("nn.Identity", []) if name in ATTENTIONS else ("C2f", args)
         elif name not in LAYERS:
             known = ", ".join((*LAYERS, *TUTORIALS))
-            raise ModelUnsupported(f"{path}: row {index} is {name}, which is none of {known}")
+            raise ModelUnsupported(
+                f"{path}: row {index} is {shown(name)}, which is none of {known}"
+            )
         changed.append([source, repeats, name, list(args)])
     split = len(rows["backbone"])
     return rows | {"backbone": changed[:split], "head": changed[split:]}, found
@@ -125,8 +116,9 @@ def scale_of(rows: Mapping[str, Any], stem: str, state: Mapping[str, Tensor]) ->
         return None
     letter = re.search(rf"yolov8([{SCALES}])", stem)
     meant = [rows.get("scale"), letter[1] if letter else None]
-    order = [str(scale) for scale in (*meant, *scales) if scale in scales]
-    return next((scale for scale in order if fits(rows, scales[scale], state)), order[0])
+    order = [each for each in (*meant, *scales) if isinstance(each, str) and each in scales]
+    fitting = (scale for scale in order if fits(rows, scales[scale], state))
+    return next(fitting, order[0] if order else None)
 
 
 def fits(rows: Mapping[str, Any], scale: Any, state: Mapping[str, Tensor]) -> bool:
@@ -143,7 +135,7 @@ def fits(rows: Mapping[str, Any], scale: Any, state: Mapping[str, Tensor]) -> bo
                     return False
                 if f"model.{index}.m.{last + 1}.cv1.conv.weight" in state:
                     return False
-    except (TypeError, ValueError, IndexError):
+    except (LookupError, ArithmeticError, TypeError, ValueError):
         return False
     return True
 
@@ -153,4 +145,4 @@ def names_in(rows: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = rows.get("names")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[class_id] for class_id in range(len(names))]
-    return tuple(map(str, names)) if isinstance(names, list) and names else None
+    return tuple(map(shown, names)) if isinstance(names, list) and names else None

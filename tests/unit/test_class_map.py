@@ -146,7 +146,7 @@ def test_a_map_is_read_from_yaml(tmp_path: Path) -> None:
     [
         ("", "a map has lines"),
         ("- my_fork.FLA", "a map has lines"),
-        ("my_fork.FLA: 3", "'my_fork.FLA': 3 does not map"),
+        ("my_fork.FLA: 3", "my_fork.FLA: 3 does not map"),
         ("a: [b", "not a YAML file"),
         ("!!python/object/apply:os.system ['true']", "not a YAML file"),
     ],
