@@ -14,6 +14,7 @@ from export.sources.onnx_graft import tensors
 from server.artifact import METADATA_KEY
 
 AGAIN = "export it again from its checkpoint"
+MAX_PIXELS = 2**27  # of a fixed input, all pictures together: 1.5 GB
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -92,6 +93,12 @@ def parse(path: Path, content: bytes) -> ModelProto:
         complete = False
     if not complete:
         raise CheckpointRefused(f"{path}: not a complete ONNX file")
+    if model.graph.sparse_initializer or any(
+        each.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.TENSORS)
+        for node in model.graph.node
+        for each in node.attribute
+    ):
+        raise CheckpointRefused(f"{path}: it holds sparse weights, which no detector has")
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(model)):
         raise CheckpointRefused(
             f"{path}: its weights lie in another file; put them into one: "
@@ -179,6 +186,13 @@ def input_shape(path: Path, model: ModelProto) -> tuple[int | None, tuple[int, i
         kind = TensorProto.DataType.Name(tensor.elem_type)
         raise ModelUnsupported(f"{path}: its input is {shape} {kind}, not ?x3x?x? of floats")
     batch, _, height, width = sides
+    if any(side is not None and side < 0 for side in sides) or (
+        (batch or 1) * (height or 1) * (width or 1) > MAX_PIXELS
+    ):
+        raise ModelUnsupported(
+            f"{path}: its input is {'x'.join(str(side or '?') for side in sides)}, "
+            f"that is negative or above {MAX_PIXELS} pixels"
+        )
     if (height is None) != (width is None):
         raise ModelUnsupported(f"{path}: only one side of its input is fixed: {AGAIN}")
     return batch, (height, width) if height and width else None
