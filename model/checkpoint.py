@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from model.registration import register
+from model.registration import ACTIVATIONS, is_activation, register
 
 # What an honest checkpoint calls with arguments: paths and numbers among its training arguments.
 CALLED = ("pathlib", "numpy", "_codecs")
 # The layers of our tables. ultralytics' parser would take any name that its module knows.
 BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", "FLABlock", "C2fFLA")
+
+# Of the file's own size; torch.save does not compress, and weights hardly can be.
+MAX_EXPANSION = 20
 
 # What of a table decides widths and depths; the first yolov8n.pt has the factors themselves.
 SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file")
@@ -81,6 +85,16 @@ def read_checkpoint(path: Path) -> Saved:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     content = unpickle(path)
+    try:
+        return saved_in(path, content)
+    except Exception as error:  # objects that nobody vouches for raise anything
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path}: not a complete checkpoint") from None
+
+
+def saved_in(path: Path, content: Any) -> Saved:
+    """What `read_checkpoint` returns, of an unpickled file."""
     network: Any = content
     if isinstance(content, dict):
         found = [content.get(key) for key in ("ema", "model", "state_dict")]
@@ -89,6 +103,9 @@ def read_checkpoint(path: Path) -> Saved:
     tensors = dict(tensors_of(network)) if held else dict(network) if is_state(network) else {}
     if not any(name.startswith("model.") for name in tensors):
         raise ValueError(f"{path}: there is no YOLO network in it")
+    for name, tensor in tensors.items():
+        if not is_plain(tensor):
+            raise ValueError(f"{path}: {name!r} does not hold the numbers of its shape")
     names, table = held.get("names"), held.get("yaml")
     imgsz = as_dict(held.get("args")).get("imgsz")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
@@ -96,8 +113,9 @@ def read_checkpoint(path: Path) -> Saved:
     return Saved(
         file_name=path.name,
         tensors={
-            name: tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
-            for name, tensor in tensors.items()
+            # Not the tensor's own methods: a pickle can put others on it.
+            name: plain.float() if plain.is_floating_point() else plain
+            for name, plain in ((name, Tensor.detach(each)) for name, each in tensors.items())
         },
         layer_classes=layer_classes(network),
         table=table if isinstance(table, dict) else None,
@@ -109,6 +127,8 @@ def read_checkpoint(path: Path) -> Saved:
 def unpickle(path: Path) -> Any:
     """What the file holds, every object but tensors and plain containers being `Inert`."""
     content = path.read_bytes()
+    if expands(content):
+        raise ValueError(f"{path}: refused: it unpacks to more than {MAX_EXPANSION} times its size")
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
         inert: list[Any] = [(type("Inert", (Inert,), {"name": name}), name) for name in named]
@@ -120,6 +140,30 @@ def unpickle(path: Path) -> Any:
         name = re.search(r"(?:it calls|unsupported GLOBAL) ([\w.]+)", str(error))
         why = f"refused: it calls {name[1]}; nothing of it was run" if name else ""
         raise ValueError(f"{path}: {why or 'not a complete checkpoint'}") from None
+
+
+def expands(content: bytes) -> bool:
+    """Whether a zip archive says of itself that it would fill the memory when it is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no archive, or a damaged one: told by those who read it
+        return False
+    return size > MAX_EXPANSION * len(content)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has each of its numbers in memory, as those of a network do.
+
+    One that repeats a few to any size would fill the memory when it is copied; and neither sparse
+    nor quantised ones, nor those without numbers, can be copied into a network.
+    """
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.dtype.is_complex)
+        and Tensor.untyped_storage(tensor).nbytes() >= Tensor.numel(tensor) * tensor.itemsize
+    )
 
 
 def is_state(value: Any) -> bool:
@@ -174,17 +218,22 @@ def rebuild(saved: Saved) -> DetectionModel:
     try:
         rows = [*table["backbone"], *table["head"]]
         foreign = sorted({str(row[2]) for row in rows} - set(BUILT))
-    except (KeyError, TypeError, IndexError):
+        head, activation = rows[-1][2], table.get("activation")
+    except (LookupError, TypeError, RecursionError):
         raise ValueError(f"{saved.file_name}: its layer table has no backbone and head") from None
     foreign = foreign or sorted(set(saved.layer_classes.values()) - {"Upsample", *BUILT})
-    if foreign or rows[-1][2] != "Detect":
-        what = f"layers {', '.join(foreign)}" if foreign else f"the head {rows[-1][2]}"
+    if activation and not is_activation(activation):
+        raise ValueError(f"{saved.file_name}: its activation is none of {ACTIVATIONS}")
+    if foreign or head != "Detect":
+        what = f"layers {', '.join(foreign)}" if foreign else f"the head {head}"
         raise ValueError(
             f"{saved.file_name}: has {what}, which this command does not know; "
             f"`python -m export` may: export it, and serve or measure that"
         )
     register()
     kept: dict[str, Any] = {key: table[key] for key in SIZES if key in table}
+    if activation:
+        kept["activation"] = activation
     kept |= {"backbone": table["backbone"], "head": table["head"], "nc": len(names)}
     try:
         model = DetectionModel(kept, nc=len(names), verbose=False)

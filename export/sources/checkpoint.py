@@ -18,13 +18,14 @@ from ultralytics.nn.tasks import DetectionModel
 
 from export.candidates import Candidates
 from export.convert import convert
-from export.errors import CheckpointRefused, ModelUnsupported
+from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.rewrite import rewrite
 from export.sources.allow_list import known_names
 from export.sources.class_map import kinds_of
 from export.sources.foreign import take_over
 from export.sources.unpickle import Shells, named_globals, read, shells_for, unpickle
 from export.sources.unrecognised import why_refused
+from model.checkpoint import is_plain, is_state
 
 NO_MAP: Mapping[str, str] = MappingProxyType({})
 # What a file of parameters alone keeps them under, where it has other things beside them.
@@ -79,8 +80,14 @@ class Checkpoint:
         Args:
             input_hw: largest (height, width) in pixels.
             static: the only one.
+
+        Raises:
+            ModelUnsupported: a layer holds what PyTorch runs and ONNX does not have.
         """
-        return convert(Candidates(rewrite(self.model)), input_hw, static=static)
+        try:
+            return convert(Candidates(rewrite(self.model)), input_hw, static=static)
+        except Exception as error:  # a model that runs may still hold anything
+            raise ModelUnsupported(f"its layers cannot be converted: {line(error)}") from error
 
 
 def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkpoint:
@@ -110,15 +117,17 @@ def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkp
         take_over(model)
     except ModelUnsupported as error:
         raise ModelUnsupported(f"{path}: {error}") from None
-    names, classes = model.__dict__.get("names"), range(model.model[-1].nc)
-    if not isinstance(names, dict) or set(names) != set(classes):
+    except Exception as error:  # whatever layers raise that don't fit together
+        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
+    names, nc = model.__dict__.get("names"), model.model[-1].nc
+    if not isinstance(names, dict) or len(names) != nc or set(names) != set(range(nc)):
         raise ModelUnsupported(
-            f"{path}: its head has {len(classes)} classes, its names are {names}"
+            f"{path}: its head has {nc} classes, its names are {str(names)[:200]}"
         )
     return Checkpoint(
         model=checked(path, model),
         architecture=architecture_name(model.__dict__.get("yaml")),
-        class_names=tuple(str(names[class_id]) for class_id in classes),
+        class_names=tuple(str(names[class_id]) for class_id in range(nc)),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
@@ -155,7 +164,7 @@ def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
         for name, module in modules.items():
             # Children are layers, and `named_modules` comes to them by itself.
             attributes = {k: v for k, v in module.__dict__.items() if k != "_modules"}
-            if carries_code(attributes):
+            if carries_code(attributes) or carries_code(getattr(module._modules, "__dict__", {})):
                 raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
         for module in modules.values():
             module.__class__ = shells[type(module)][1]
@@ -165,19 +174,35 @@ def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
         complete = isinstance(head.nc, int) and isinstance(head.stride, torch.Tensor)
         if not (complete and isinstance(found.stride, torch.Tensor)):
             raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
-        found.float()  # goes through all parameters
-    except (AttributeError, TypeError, IndexError, KeyError, RecursionError) as error:
-        raise CheckpointRefused(f"{path}: not a complete model: {error}") from None
+        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
+            if not is_plain(tensor):
+                raise CheckpointRefused(
+                    f"{path}: not a complete model: {name!r} does not hold the numbers of its shape"
+                )
+        found.float()
+    except ExportError:
+        raise
+    except Exception as error:  # objects that nobody vouches for raise anything
+        raise CheckpointRefused(f"{path}: not a complete model: {line(error)}") from None
     return found
 
 
 def carries_code(value: Any) -> bool:
-    """Whether there is something in a layer's attribute that can be called, a hook or a layer."""
+    """Whether there is something in a layer's attribute that can be called, a hook or a layer.
+
+    Looked for in attributes of tensors and dicts too: one called `values` hides what a dict holds.
+    """
+    inner = [*getattr(value, "__dict__", {}).values()] if not callable(value) else []
     if isinstance(value, dict):
-        return any(map(carries_code, value.values()))
-    if isinstance(value, list | tuple | set):
-        return any(map(carries_code, value))
-    return callable(value)
+        inner += dict.values(value)
+    elif isinstance(value, list | tuple | set):
+        inner += value
+    return callable(value) or any(map(carries_code, inner))
+
+
+def line(error: Exception) -> str:
+    """What an error of a library says, in one line of a readable length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def state_in(held: Any) -> dict[str, torch.Tensor] | None:
@@ -185,9 +210,7 @@ def state_in(held: Any) -> dict[str, torch.Tensor] | None:
     if not isinstance(held, dict):
         return None
     for state in (held, *(held.get(key) for key in STATE_KEYS)):
-        if not isinstance(state, dict) or not state:
-            continue
-        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        if state and is_state(state):
             return dict(state)
     return None
 
@@ -202,8 +225,7 @@ def checked(path: Path, model: DetectionModel) -> DetectionModel:
         model.float().eval()
         unlike = difference_from_yolov8(model)
     except Exception as error:  # whatever layers raise that don't fit together
-        said = " ".join(str(error).split())[:200]
-        raise ModelUnsupported(f"{path}: its layers do not fit together: {said}") from None
+        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
     if unlike:
         raise ModelUnsupported(f"{path}: {unlike}")
     return model
@@ -218,7 +240,7 @@ def difference_from_yolov8(model: DetectionModel) -> str | None:
     if isinstance(first, nn.Conv2d) and first.in_channels != 3:
         return f"its first layer takes {first.in_channels} channels, pictures have 3"
     strides = head.stride.tolist()
-    if not strides or not all(1 <= stride <= MAX_STRIDE for stride in strides):
+    if not strides or not all(stride in range(1, MAX_STRIDE + 1) for stride in strides):
         return f"its strides are {strides}, not 1 to {MAX_STRIDE} pixels"
     side = 8 * int(max(strides))  # room for keys reduced eightfold on the smallest map
     with torch.no_grad():  # as in `predict`

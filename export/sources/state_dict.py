@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import C2f
 from ultralytics.nn.tasks import DetectionModel
 
-from export.errors import ModelUnsupported
+from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.checkpoint import Checkpoint, architecture_name, checked, state_in
 from export.sources.foreign import attention_of, bottleneck, c2f
 from export.sources.layer_table import ATTENTIONS, LayerTable, read_layer_table
-from export.sources.unpickle import named_globals, read, unpickle
+from export.sources.unpickle import named_globals, printable, read, unpickle
 from model.blocks import C2fFLA
+from model.checkpoint import is_plain
 from model.registration import in_place_of, register
 
 WRAPPERS = re.compile(r"(module\.|_orig_mod\.|model\.)+")
@@ -51,6 +52,9 @@ def load_state_dict_checkpoint(
     held = state_in(unpickle(path, content, {}))
     if held is None:
         raise ModelUnsupported(f"{path}: with --arch, a file of parameters by name is expected")
+    for key, value in held.items():
+        if not is_plain(value):
+            raise CheckpointRefused(f"{path}: {key!r} does not hold the numbers of its shape")
     state = own_names(path, held)
     nc = class_count(path, state)
     table = read_layer_table(arch, state)
@@ -80,9 +84,10 @@ def own_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed = {f"model.{WRAPPERS.sub('', key, count=1)}": value for key, value in state.items()}
     for old, new in zip(state, renamed, strict=False):
-        if not re.match(r"model\.\d+\.", new):
+        if not re.match(r"model\.\d{1,4}\.", new):
             raise ModelUnsupported(
-                f"{path}: {old} is not named as YOLOv8's parameters are, model.0.conv.weight"
+                f"{path}: {printable(old[:80])} is not named as YOLOv8's parameters are, "
+                "model.0.conv.weight"
             )
     return renamed
 
@@ -139,7 +144,7 @@ def replace_tutorial_layers(
                 ours, of_ours = c2f_with_attention(stand_in, of_layer)
                 renamed = {k: v for k, v in renamed.items() if not k.startswith(f"{where}.")}
                 renamed |= {f"{where}.{key}": value for key, value in of_ours.items()}
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
             shapes = {key: tuple(value.shape) for key, value in of_layer.items()}
             said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ModelUnsupported(
@@ -213,7 +218,9 @@ def fill(path: Path, arch: str, model: DetectionModel, state: Mapping[str, Tenso
 def first(keys: list[str]) -> str:
     """The first few, in the order of the layers."""
 
-    def order(key: str) -> list[tuple[int, str]]:
-        return [(int(part or 0), text) for part, text in re.findall(r"(\d*)(\D*)", key)]
+    def order(key: str) -> list[tuple[int, str, str]]:  # longer numbers are larger
+        return [(len(part), part, text) for part, text in re.findall(r"(\d*)(\D*)", key)]
 
-    return ", ".join(sorted(keys, key=order)[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+    return ", ".join(key[:120] for key in sorted(keys, key=order)[:SHOWN]) + (
+        ", ..." if len(keys) > SHOWN else ""
+    )

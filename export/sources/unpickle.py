@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from export.errors import CheckpointRefused
+from model.checkpoint import MAX_EXPANSION, expands
 
 Shells = Mapping[type, tuple[str, type]]
 
@@ -26,12 +27,17 @@ def read(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        CheckpointRefused: there is none, or it cannot be read.
+        CheckpointRefused: there is none, it cannot be read, or it is made to fill the memory.
     """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise CheckpointRefused(f"{path}: {error.strerror}") from None
+    if expands(content):
+        raise CheckpointRefused(
+            f"{path}: refused: it unpacks to more than {MAX_EXPANSION} times its size"
+        )
+    return content
 
 
 def named_globals(content: bytes) -> frozenset[str]:

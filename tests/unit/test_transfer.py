@@ -209,7 +209,8 @@ def test_a_layer_table_names_only_layers(tmp_path: Path) -> None:
         rebuild(read_checkpoint(saved(tmp_path / "a.pt", model)))
     model.yaml["backbone"][0][2] = "Conv"
     model.yaml["activation"] = f"__import__('os').system('touch {tmp_path}/mark')"
-    rebuild(read_checkpoint(saved(tmp_path / "b.pt", model)))
+    with pytest.raises(ValueError, match="its activation is none of"):
+        rebuild(read_checkpoint(saved(tmp_path / "b.pt", model)))
     assert not (tmp_path / "mark").exists()
 
 
