@@ -139,6 +139,8 @@ def refuse_at_once(request: Request) -> None:
         raise OutputExists(f"{request.output}: {folder} is a file; the artifact needs a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    if request.calibration is not None and request.precision != "int8":
+        raise ModelUnsupported(f"--calibration is for int8, not for {request.precision}")
     if request.precision == "fp32":
         return
     if request.data is None or request.data.is_dir():

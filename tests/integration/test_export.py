@@ -147,6 +147,13 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
             "--precision",
             "fp16",
         ],
+        "--calibration is for int8, not for fp32": [
+            *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--calibration", str(empty))
+        ],
+        "no picture to calibrate with": [
+            *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--precision", "int8"),
+            *("--imgsz", "64", "--accept-loss", "--calibration", str(empty)),
+        ],
         "--calibration FOLDER": [
             *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--precision", "int8"),
             "--accept-loss",
