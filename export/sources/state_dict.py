@@ -80,10 +80,12 @@ def own_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state as `DetectionModel` names it, `model.0.conv.weight`, whatever it was wrapped in.
 
     Raises:
-        ModelUnsupported: the names are not those of a list of layers.
+        ModelUnsupported: the names are not those of a list of layers, or some are there twice.
     """
     renamed = {f"model.{WRAPPERS.sub('', key, count=1)}": value for key, value in state.items()}
-    for old, new in zip(state, renamed, strict=False):
+    if len(renamed) < len(state):
+        raise ModelUnsupported(f"{path}: it holds parameters twice, with a prefix and without")
+    for old, new in zip(state, renamed, strict=True):
         if not re.match(r"model\.\d{1,4}\.", new):
             raise ModelUnsupported(
                 f"{path}: {printable(old[:80])} is not named as YOLOv8's parameters are, "

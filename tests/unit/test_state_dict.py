@@ -266,6 +266,7 @@ def test_a_command_among_parameters_is_refused(tmp_path: Path, table: Path) -> N
     [
         ({"backbone.0.weight": torch.zeros(1)}, "backbone.0.weight is not named as YOLOv8's"),
         ({"model.0.conv.weight": torch.zeros(1)}, "no detection head"),
+        ({"model.0.x": torch.zeros(1), "module.0.x": torch.ones(1)}, "it holds parameters twice"),
         ({"model.9.cv4.0.weight": torch.zeros(1)}, "a pose, segmentation or oriented-box head"),
         ({"model.9.one2one_cv3.0.weight": torch.zeros(1)}, "an end-to-end head"),
         ({"model.0.conv.weight": 3}, "a file of parameters by name is expected"),
