@@ -28,13 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
 
     from export.errors import ExportError
+    from export.sources.unpickle import printable
     from server.errors import ServerError
 
     try:
         run(arguments)
     except (ExportError, ServerError, OSError) as error:
         # One line; only layers that are not recognised are listed on lines of their own.
-        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        # Text of a hostile file may be in it: nothing that would steer the terminal.
+        lines = (printable(" ".join(line.split())) for line in str(error).splitlines())
         print("python -m export:", "\n".join(lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

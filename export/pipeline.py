@@ -26,7 +26,7 @@ from export.sources.source import Origin, Source, load_source
 from export.stamp import stamp, write
 from export.verification.certify import DRAFT, Material, certify, gather, judge
 from export.verification.latency import measure_latency
-from export.verification.pictures import calibration_canvases
+from export.verification.pictures import calibration_canvases, in_words
 from export.verification.verify import verify
 from model.registration import register
 from server.artifact import SCHEMA_VERSION, Artifact, Metadata, Precision, graph_sha256
@@ -98,7 +98,7 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
     graph = optimize(graph)
     metadata = describe(request, source, graph, shapes, static)
     step(f"optimise to {len(graph.graph.node)} nodes")
-    canvases = calibration_of(request, material, metadata)
+    canvases, calibrated_on = calibration_of(request, material, metadata)
 
     with tempfile.TemporaryDirectory() as folder:
         fp32 = artifact = draft(graph, metadata, Path(folder) / "fp32.onnx")
@@ -119,7 +119,7 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
         latency = measure_latency(artifact, fp32)
         step("measure latency")
 
-    certificate = certificate.model_copy(update={"latency": latency})
+    certificate = certificate.model_copy(update={"latency": latency, "calibration": calibrated_on})
     metadata = metadata.model_copy(update={"certificate": certificate})
     artifact = stamp(graph, metadata, request.output, force=request.force)
     step(f"stamp {request.output}")
@@ -172,14 +172,17 @@ def input_shapes(request: Request, source: Source) -> tuple[tuple[tuple[int, int
 
 def calibration_of(
     request: Request, material: Material, metadata: Metadata
-) -> list[NDArray[np.uint8]]:
-    """What int8 takes its ranges from, as `calibration_canvases` gives it; else nothing."""
+) -> tuple[list[NDArray[np.uint8]], str | None]:
+    """What int8 takes its ranges from, as `calibration_canvases` gives it, and in words."""
     pictures = request.calibration or request.data
     if request.precision != "int8" or pictures is None:
-        return []
+        return [], None
     # Ranges from the pictures that accuracy is measured on would flatter it.
     measured = [] if material.labelled is None else [each.path for each in material.labelled.images]
-    return calibration_canvases(pictures, "train", metadata, CALIBRATION_IMAGES, without=measured)
+    canvases = calibration_canvases(
+        pictures, "train", metadata, CALIBRATION_IMAGES, without=measured
+    )
+    return canvases, f"{len(canvases)} pictures of {in_words(pictures, 'train')}"
 
 
 def draft(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> Artifact:

@@ -56,6 +56,8 @@ def certificate_rows(certificate: Certificate) -> dict[str, str]:
             + (f" (may lose {gate} of mAP50-95)" if gate is not None else "")
             + f"; {accuracy.objects} objects in {accuracy.images} pictures of {accuracy.data}"
         )
+    if certificate.calibration:
+        rows["calibrated"] = f"on {certificate.calibration}"
     if latency := certificate.latency:
         rows["latency"] = (
             f"{latency.median_ms:.1f} ms at {sizes([latency.input_hw])}"

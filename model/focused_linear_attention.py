@@ -87,8 +87,8 @@ class FocusedLinearAttention(nn.Module):
             raise ValueError(f"fused_qkv needs sr_ratio 1, not {sr_ratio}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size} is even: the map would change its size")
-        if focusing_factor <= 0:
-            raise ValueError(f"focusing_factor {focusing_factor} is not above 0")
+        if not 0 < focusing_factor < float("inf"):
+            raise ValueError(f"focusing_factor {focusing_factor} is not a number above 0")
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads

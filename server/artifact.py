@@ -106,6 +106,7 @@ class Certificate(BaseModel):
         accuracy: on labelled pictures; None when there were none.
         accuracy_gate: the largest loss of mAP50-95 that this precision may have; None in float32,
             where detections are equal.
+        calibration: the pictures that int8 took its ranges from, in words; else None.
         latency: on the CPU of the machine that exported.
         file_bytes: size of the artifact.
     """
@@ -127,6 +128,7 @@ class Certificate(BaseModel):
     images: str
     accuracy: Accuracy | None = None
     accuracy_gate: float | None = None
+    calibration: str | None = None
     latency: Latency | None = None
     file_bytes: int = 0
 

@@ -60,5 +60,9 @@ def reverify(
     if material.labelled is None and now.verdict == "loss_accepted":
         words = f"{now.images}; the verdict is of {then.created}, no labels were given to repeat it"
         now = now.model_copy(update={"verdict": then.verdict, "images": words})
-    unchanged = {"latency": then.latency, "file_bytes": file.stat().st_size}
+    unchanged = {
+        "calibration": then.calibration,
+        "latency": then.latency,
+        "file_bytes": file.stat().st_size,
+    }
     return now.model_copy(update=unchanged)

@@ -121,6 +121,7 @@ def test_int8_has_to_show_what_it_loses_or_be_accepted(
     assert "NOT SHOWN to keep its accuracy" in capsys.readouterr().out
     certificate = load_artifact(output).metadata.certificate
     assert certificate.verdict == "loss_accepted"
+    assert certificate.calibration == "1 pictures of black"
     assert certificate.accuracy is not None
     assert certificate.accuracy.loss > 0.005
     assert certificate.detections_agreement < 1

@@ -165,6 +165,8 @@ def test_all_negative_tokens_give_numbers_at_any_focusing_factor(focusing_factor
         ({"dim": 16, "sr_ratio": 2, "fused_qkv": True}, "not 2"),
         ({"dim": 16, "kernel_size": 4}, "kernel_size 4"),
         ({"dim": 16, "focusing_factor": 0}, "focusing_factor 0"),
+        ({"dim": 16, "focusing_factor": float("nan")}, "focusing_factor nan"),
+        ({"dim": 16, "focusing_factor": float("inf")}, "focusing_factor inf"),
         ({"dim": 16, "num_patches": 160}, "160 is not a square"),
     ],
 )
