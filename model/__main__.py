@@ -56,7 +56,16 @@ def add_convert(commands: Any) -> None:
         "--from", dest="form", choices=("coco", "voc", "csv"), help="default: by the source"
     )
     convert.add_argument(
-        "--val-fraction", type=float, default=0.2, help="share of pictures for validation (0.2)"
+        "--val",
+        type=Path,
+        metavar="ANNOTATIONS",
+        help="keep a split: the source is for training, these (in the same form) for validation",
+    )
+    convert.add_argument(
+        "--val-images", type=Path, metavar="FOLDER", help="pictures of --val; default: --images"
+    )
+    convert.add_argument(
+        "--val-fraction", type=float, help="without --val: share of pictures for validation (0.2)"
     )
     convert.add_argument("--seed", type=int, default=0, help="of the split (0)")
     convert.add_argument("--link", action="store_true", help="link to the pictures, not copy them")
@@ -132,6 +141,8 @@ def run_convert(arguments: argparse.Namespace) -> None:
         arguments.images,
         arguments.output,
         form=arguments.form,
+        val=arguments.val,
+        val_images=arguments.val_images,
         val_fraction=arguments.val_fraction,
         seed=arguments.seed,
         link=arguments.link,

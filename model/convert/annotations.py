@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Corners = tuple[float, float, float, float]
 
@@ -44,6 +45,7 @@ class Annotations:
     """A data set before its pictures were looked at.
 
     Attributes:
+        source: the file or folder that was read, for messages.
         form: "COCO", "Pascal VOC" or "CSV".
         class_names: in the order of their class ids.
         pictures: in the order of the file.
@@ -51,6 +53,7 @@ class Annotations:
         fractions: boxes are fractions of the picture's size and not pixels.
     """
 
+    source: Path
     form: str
     class_names: list[str]
     pictures: list[Picture]

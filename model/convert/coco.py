@@ -43,7 +43,7 @@ def read_coco(path: Path) -> Annotations:
             raise ValueError(f"{where}: there is no category {record.get('category_id')}")
         picture.boxes.append(Box(name, corners(record.get("bbox"), where)))
     return Annotations(
-        "COCO", list(dict.fromkeys(names.values())), list(pictures.values()), left_out
+        path, "COCO", list(dict.fromkeys(names.values())), list(pictures.values()), left_out
     )
 
 

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.convert.annotations import Annotations
+from model.convert.annotations import Annotations, in_order
 from model.convert.coco import read_coco
-from model.convert.dataset import check_output, split, write
+from model.convert.dataset import check_output, copies_in, split, write
 from model.convert.pictures import Folder
-from model.convert.placement import Labelled, place
+from model.convert.placement import Labelled, Notes, Placed, count_strangers, place
 from model.convert.table import read_csv
 from model.convert.voc import read_voc
 
@@ -22,7 +22,9 @@ def convert(
     output: Path,
     *,
     form: str | None = None,
-    val_fraction: float = 0.2,
+    val: Path | None = None,
+    val_images: Path | None = None,
+    val_fraction: float | None = None,
     seed: int = 0,
     link: bool = False,
     skip_difficult: bool = False,
@@ -30,12 +32,18 @@ def convert(
 ) -> str:
     """Converts a data set into YOLO form.
 
+    Without `val` the pictures are split by chance. With it the split is kept: `source` is for
+    training, `val` for validation. A picture of both is left out of training, as `val` has to
+    stay the one that others measured on.
+
     Args:
         source: the annotations: a COCO JSON, a CSV, a VOC XML or a folder of those.
         images: the folder with the pictures, however deep.
         output: made: data.yaml, images/ and labels/ with train/ and val/ each.
         form: "coco", "voc" or "csv"; None takes it from the source.
-        val_fraction: share of the pictures for validation, between 0 and 1.
+        val: the annotations for validation, in the same form.
+        val_images: the folder with their pictures; None is `images`.
+        val_fraction: share of the pictures for validation, between 0 and 1; None is a fifth.
         seed: of the split.
         link: link to the pictures instead of copying them.
         skip_difficult: leave out VOC's difficult objects.
@@ -49,18 +57,82 @@ def convert(
         ValueError: something in them can't be converted; the message names file and record.
             Nothing was written then.
     """
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: there is no such file or folder")
-    check_output(output, [source, images], force)
-    annotations = read(source, form or form_of(source), skip_difficult)
-    if not annotations.class_names:
+    if val is None and val_images is not None:
+        raise ValueError("--val-images has the pictures of --val, which is not given")
+    if val is not None and val_fraction is not None:
+        raise ValueError("--val-fraction draws a split and --val keeps one: give one of them")
+    sources = [source] if val is None else [source, val]
+    for path in sources:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file or folder")
+    check_output(output, [*sources, images, val_images or images], force)
+    form = form or form_of(source)
+    annotations = [read(path, form, skip_difficult) for path in sources]
+    class_names = common_classes(annotations)
+    if not class_names:
         raise ValueError(f"{source}: there is no class in it")
-    folder = Folder(images)
-    labelled, notes = place(annotations, folder)
-    train, val = split(labelled, val_fraction, seed)
-    parts = {"train": train, "val": val}
-    write(parts, annotations.class_names, images, output, link=link)
-    return "\n".join([*table(annotations, parts), *notes.lines(), str(output / "data.yaml")])
+    folders = [Folder(images)]
+    if val is not None:
+        folders.append(Folder(val_images) if val_images else folders[0])
+    placed = [
+        place(part, class_names, folder) for part, folder in zip(annotations, folders, strict=True)
+    ]
+    if val is None:
+        fraction = 0.2 if val_fraction is None else val_fraction
+        train, validation = split(placed[0].labelled, fraction, seed)
+        parts, lines = {"train": train, "val": validation}, placed[0].notes.lines()
+    else:
+        parts, lines = keep(placed, sources, class_names)
+    if strangers := count_strangers(folders, placed):
+        lines.append(
+            f"pictures of the folder that the annotations don't name, left out: {strangers}"
+        )
+    roots = {"train": folders[0].root, "val": folders[-1].root}
+    write(parts, class_names, roots, output, link=link)
+    return "\n".join([*table(annotations, class_names, parts), *lines, str(output / "data.yaml")])
+
+
+def common_classes(annotations: Sequence[Annotations]) -> list[str]:
+    """The class names of all sources by class id: one name is one class, whatever its ids are.
+
+    Some tools number the categories of each file anew, so COCO's ids say only the order: the
+    first file's, then what only the second one has.
+    """
+    names = [name for source in annotations for name in source.class_names]
+    return list(dict.fromkeys(names)) if annotations[0].form == "COCO" else in_order(names)
+
+
+def keep(
+    placed: Sequence[Placed], sources: Sequence[Path], class_names: Sequence[str]
+) -> tuple[dict[str, list[Labelled]], list[str]]:
+    """The parts of a given split, and lines for the user.
+
+    Raises:
+        ValueError: without the pictures that are in `val` too, no box is left to train on.
+    """
+    parts = {"train": placed[0].labelled, "val": placed[1].labelled}
+    lines = [
+        f"{part}: {line}"
+        for part, one in zip(parts, placed, strict=True)
+        for line in one.notes.lines()
+    ]
+    notes = Notes()
+    leaks = copies_in(parts["train"], parts["val"])
+    for picture in leaks:
+        notes.add("pictures of train that are in val too, left out of train", picture.file.name)
+    files = {picture.file for picture in leaks}
+    parts["train"] = [picture for picture in parts["train"] if picture.file not in files]
+    seen, measured = (
+        {row[0] for picture in part for row in picture.rows} for part in parts.values()
+    )
+    if not seen:
+        raise ValueError(
+            f"{sources[0]}: no box is left to train on without the {len(leaks)} pictures that are "
+            f"in {sources[1]} too"
+        )
+    for class_id in sorted(measured - seen):
+        notes.add("classes of val without a box in train", class_names[class_id])
+    return parts, lines + notes.lines()
 
 
 def form_of(source: Path) -> str:
@@ -89,21 +161,27 @@ def read(source: Path, form: str, skip_difficult: bool) -> Annotations:
     return read_coco(source) if form == "coco" else read_csv(source)
 
 
-def table(annotations: Annotations, parts: Mapping[str, Sequence[Labelled]]) -> list[str]:
-    """Pictures and boxes of each class in each part."""
+def table(
+    annotations: Sequence[Annotations],
+    class_names: Sequence[str],
+    parts: Mapping[str, Sequence[Labelled]],
+) -> list[str]:
+    """Pictures and boxes of each class in each part, below the form of the sources."""
     counts = {
         part: Counter(row[0] for picture in pictures for row in picture.rows)
         for part, pictures in parts.items()
     }
-    width = max(len(name) for name in ["background", *annotations.class_names])
-    unit = ", boxes as fractions" if annotations.fractions else ""
-    lines = [f"{annotations.form}{unit}", f"{'':<{width}}{'train':>9}{'val':>9}"]
+    width = max(len(name) for name in ["background", *class_names])
+    forms = dict.fromkeys(
+        source.form + (", boxes as fractions" if source.fractions else "") for source in annotations
+    )
+    lines = [" and ".join(forms), f"{'':<{width}}{'train':>9}{'val':>9}"]
     for name, number in (
         ("pictures", [len(pictures) for pictures in parts.values()]),
         ("background", [sum(not p.rows for p in pictures) for pictures in parts.values()]),
         *(
             (name, [count[class_id] for count in counts.values()])
-            for class_id, name in enumerate(annotations.class_names)
+            for class_id, name in enumerate(class_names)
         ),
     ):
         lines.append(f"{name:<{width}}" + "".join(f"{n:>9}" for n in number))

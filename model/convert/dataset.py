@@ -3,7 +3,7 @@
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -57,10 +57,17 @@ def split(
     return train, [picture for picture in labelled if first[picture.file] in chosen]
 
 
+def copies_in(train: Sequence[Labelled], val: Sequence[Labelled]) -> list[Labelled]:
+    """The pictures of `train` that are in `val` too, by their bytes."""
+    known = {picture.file for picture in val}
+    first = originals([picture.file for picture in (*val, *train)])
+    return [picture for picture in train if first[picture.file] in known]
+
+
 def write(
     parts: dict[str, list[Labelled]],
     class_names: Sequence[str],
-    root: Path,
+    roots: Mapping[str, Path],
     output: Path,
     *,
     link: bool,
@@ -70,16 +77,16 @@ def write(
     Args:
         parts: the pictures of "train" and "val".
         class_names: by class id.
-        root: the folder that the pictures are below; folders become part of a picture's name
-            where names would meet.
+        roots: of each part the folder that its pictures are below; folders become part of a
+            picture's name where names of the part would meet.
         output: the folder of the data set.
         link: link to the pictures instead of copying them.
     """
-    names = unique_names([picture.file for part in parts.values() for picture in part], root)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
         made = Path(scratch, "made")
         for part, pictures in parts.items():
+            names = unique_names([picture.file for picture in pictures], roots[part])
             (made / "images" / part).mkdir(parents=True)
             (made / "labels" / part).mkdir(parents=True)
             for picture in pictures:

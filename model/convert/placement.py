@@ -1,6 +1,7 @@
 """Brings the annotations of a data set onto its pictures."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -50,11 +51,31 @@ class Notes:
         return lines
 
 
-def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Notes]:
-    """The pictures that are there, in order of their paths, with their boxes as YOLO has them.
+@dataclass
+class Placed:
+    """A source's annotations on its pictures.
+
+    Attributes:
+        labelled: the pictures that are there, in order of their paths.
+        named: all files that the annotations name, the unreadable too.
+        notes: of what was left out or changed.
+    """
+
+    labelled: list[Labelled]
+    named: set[Path]
+    notes: Notes
+
+
+def place(annotations: Annotations, class_names: Sequence[str], folder: Folder) -> Placed:
+    """The pictures that are there, with their boxes as YOLO has them.
 
     Sizes come from the pictures and not from the annotations. A missing or unreadable picture is
     left out; boxes are clipped to their picture, and left out when nothing remains.
+
+    Args:
+        annotations: of one source.
+        class_names: by class id; all that the boxes have.
+        folder: where the pictures are.
 
     Raises:
         ValueError: none of the pictures is in the folder; a name in the annotations leads out of
@@ -63,7 +84,7 @@ def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Not
     notes = Notes()
     for reason, count in annotations.left_out.items():
         notes.add(f"{reason}, left out", times=count)
-    class_ids = {name: class_id for class_id, name in enumerate(annotations.class_names)}
+    class_ids = {name: class_id for class_id, name in enumerate(class_names)}
     labelled: dict[Path, Labelled] = {}
     named: dict[Path, PurePosixPath] = {}
     for picture in annotations.pictures:
@@ -97,16 +118,20 @@ def place(annotations: Annotations, folder: Folder) -> tuple[list[Labelled], Not
         first = annotations.pictures[0].names[0] if annotations.pictures else "no picture at all"
         raise ValueError(
             f"{folder.root}: holds none of the {len(annotations.pictures)} pictures that the "
-            f"annotations name ({first}, ...): --images is the folder with them"
+            f"annotations name ({first}, ...): --images is the folder with them, --val-images with "
+            f"those of --val"
         )
     if not any(picture.rows for picture in labelled.values()):
         left = "; ".join(notes.lines())
-        raise ValueError(f"no picture has a box in it{f' ({left})' if left else ''}")
-    if strangers := len(set(folder.files) - named.keys()):
-        notes.add(
-            "pictures of the folder that the annotations don't name, left out", times=strangers
-        )
-    return [labelled[file] for file in sorted(labelled)], notes
+        why = f" ({left})" if left else ""
+        raise ValueError(f"{annotations.source}: no picture has a box in it{why}")
+    return Placed([labelled[file] for file in sorted(labelled)], set(named), notes)
+
+
+def count_strangers(folders: Sequence[Folder], placed: Sequence[Placed]) -> int:
+    """How many pictures of the folders no source names; folders may be one, or overlap."""
+    files = {file.absolute() for folder in folders for file in folder.files}
+    return len(files - {file.absolute() for part in placed for file in part.named})
 
 
 def is_as_stored(picture: Picture, size: Size, file: Path, notes: Notes) -> bool:

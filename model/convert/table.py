@@ -65,7 +65,7 @@ def read_csv(path: Path) -> Annotations:
     boxes = [box for picture in pictures.values() for box in picture.boxes]
     names = in_order(box.class_name for box in boxes)
     fractions = bool(boxes) and largest <= 1
-    return Annotations("CSV", names, list(pictures.values()), fractions=fractions)
+    return Annotations(path, "CSV", names, list(pictures.values()), fractions=fractions)
 
 
 def cell_at(row: Sequence[str], place: int) -> str:

@@ -35,7 +35,7 @@ def read_voc(path: Path, *, skip_difficult: bool = False) -> Annotations:
     left_out: Counter[str] = Counter()
     pictures = [read_picture(file, folder, left_out, skip_difficult) for file in files]
     names = in_order(box.class_name for picture in pictures for box in picture.boxes)
-    return Annotations("Pascal VOC", names, pictures, left_out)
+    return Annotations(path, "Pascal VOC", names, pictures, left_out)
 
 
 def read_picture(file: Path, folder: Path, left_out: Counter[str], skip_difficult: bool) -> Picture:

@@ -101,11 +101,11 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ","
     return path
 
 
-def read_back(output: Path) -> Truth:
+def read_back(output: Path, parts: Iterable[str] = ("train", "val")) -> Truth:
     """What ultralytics reads from a data set, in pixels, without the parts' folders."""
     table = check_det_dataset(str(output / "data.yaml"))
     found: Truth = {}
-    for part in ("train", "val"):
+    for part in parts:
         for image in sorted(Path(table[part]).iterdir()):
             label = Path(str(image.parent).replace("images", "labels"), f"{image.stem}.txt")
             checked = verify_image_label(
@@ -334,9 +334,10 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
         picture(tmp_path / "pictures" / name)
     (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
     convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "out")
-    found = read_back(tmp_path / "out")
-    assert len({Path(name).stem.casefold() for name in found}) == 3
-    boxes = sorted(box for boxes in found.values() for box in boxes)
+    parts = [read_back(tmp_path / "out", [part]) for part in ("train", "val")]
+    for part, count in zip(parts, (2, 1), strict=True):
+        assert len({Path(name).stem.casefold() for name in part}) == count
+    boxes = sorted(box for part in parts for boxes in part.values() for box in boxes)
     assert_same({"all": boxes}, {"all": [box for boxes in truth.values() for box in boxes]})
 
     bare: Truth = {"a.jpg": truth["left/a.jpg"]}
@@ -390,6 +391,174 @@ def test_copies_of_a_picture_are_not_in_both_parts(tmp_path: Path, images: Path)
         ]
         assert [len(part) for part in parts] == [3, 2]
         assert not parts[0] & parts[1]
+
+
+TRAIN: Truth = {name: TRUTH[name] for name in sorted(TRUTH)[:3]}
+VAL: Truth = {name: TRUTH[name] for name in sorted(TRUTH)[3:]}
+
+
+def write_source(path: Path, truth: Truth, form: str) -> Path:
+    """Annotations of a form, at the path with its ending."""
+    if form == "voc":
+        write_voc(path, truth)
+    elif form == "coco":
+        path = path.with_suffix(".json")
+        path.write_text(json.dumps(coco_of(truth)))
+    else:
+        path = write_csv(path.with_suffix(".csv"), rows_of(truth, "fxyXYc"))
+    return path
+
+
+@pytest.mark.parametrize("form", ["coco", "voc", "csv"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_that_is_given_is_kept(form: str, seed: int, tmp_path: Path, images: Path) -> None:
+    train = write_source(tmp_path / "train", TRAIN, form)
+    val = write_source(tmp_path / "val", VAL, form)
+    picture(images / "stranger.jpg")
+    summary = convert(train, images, tmp_path / "out", val=val, seed=seed)
+    assert_same(read_back(tmp_path / "out", ["train"]), TRAIN)
+    assert_same(read_back(tmp_path / "out", ["val"]), VAL)
+    # Those of the one part are no strangers to the other.
+    assert "that the annotations don't name, left out: 1\n" in summary
+
+
+@pytest.mark.parametrize("form", ["voc", "csv"])
+def test_classes_of_both_parts_have_one_list(form: str, tmp_path: Path, images: Path) -> None:
+    names = list(TRUTH)
+    box = (1, 2, 30, 40)
+    truth: list[Truth] = [
+        {names[0]: [("a", box), ("c", box)]},
+        {names[1]: [("b", box), ("c", box), ("d", box)], names[2]: [("b", box)]},
+    ]
+    train, val = (write_source(tmp_path / f"{i}", part, form) for i, part in enumerate(truth))
+    summary = convert(train, images, tmp_path / "out", val=val)
+    assert list(check_det_dataset(str(tmp_path / "out" / "data.yaml"))["names"].values()) == [
+        *"abcd"
+    ]
+    assert_same(read_back(tmp_path / "out", ["train"]), truth[0])
+    assert_same(read_back(tmp_path / "out", ["val"]), truth[1])
+    assert "classes of val without a box in train: 2 (b, d)\n" in summary
+
+
+def test_classes_of_two_coco_files_are_joined_by_name_and_not_by_id(
+    tmp_path: Path, images: Path
+) -> None:
+    """Of the same id are RBC and, in val, WBC; val has one that train lacks, and not all."""
+    made = coco_of(VAL)
+    renumbered = {"RBC": 3, "WBC": 12, "Platelets": 1}
+    old = {category["id"]: category["name"] for category in made["categories"]}
+    for annotation in made["annotations"]:
+        annotation["category_id"] = renumbered[old[annotation["category_id"]]]
+    made["categories"] = [{"id": n, "name": name} for name, n in renumbered.items()]
+    made["categories"].append({"id": 2, "name": "Blast"})
+    (tmp_path / "val.json").write_text(json.dumps(made))
+    train = write_source(tmp_path / "train", TRAIN, "coco")
+    convert(train, images, tmp_path / "out", val=tmp_path / "val.json")
+    assert_same(read_back(tmp_path / "out", ["train"]), TRAIN)
+    assert_same(read_back(tmp_path / "out", ["val"]), VAL)
+    names = check_det_dataset(str(tmp_path / "out" / "data.yaml"))["names"]
+    assert list(names.values()) == ["WBC", "RBC", "Platelets", "Blast"]
+
+
+@pytest.mark.parametrize("below", ["train", "."])  # side by side, and one in the other
+def test_the_parts_may_have_folders_of_their_own_and_keep_their_names(
+    below: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts: dict[str, Truth] = {
+        "train": {"1.jpg": [("RBC", (1, 2, 30, 40))], "2.jpg": [("WBC", (5, 6, 70, 70))]},
+        "val": {"1.jpg": [("WBC", (9, 9, 40, 40))], "3.jpg": []},
+    }
+    for part, truth in parts.items():
+        for name in truth:
+            picture(Path("photos", part, name))
+        named = (
+            {f"{part}/{name}": boxes for name, boxes in truth.items()} if below == "." else truth
+        )
+        write_source(Path(part), named, "coco")
+    # The same folder may be told in two ways.
+    folders = ["--images", f"photos/{below}", "--val-images", f"{tmp_path}/photos/val"]
+    assert main(["convert", "train.json", "--val", "val.json", *folders, "--output", "out"]) == 0
+    assert "that the annotations don't name" not in capsys.readouterr().out
+    assert_same(read_back(tmp_path / "out", ["train"]), parts["train"])
+    assert_same(read_back(tmp_path / "out", ["val"]), parts["val"])
+
+
+def test_a_picture_of_both_parts_is_left_out_of_train_and_told(
+    tmp_path: Path, images: Path
+) -> None:
+    names = sorted(TRUTH)
+    (images / "copy.jpg").write_bytes((images / names[3]).read_bytes())
+    (images / "again.jpg").write_bytes((images / names[0]).read_bytes())
+    # One under another name, one named by both, and a pair within train, which may stay.
+    leaky = TRAIN | {"copy.jpg": TRUTH[names[3]], "again.jpg": TRUTH[names[0]]}
+    leaky[names[4]] = TRUTH[names[4]]
+    train = write_source(tmp_path / "train", leaky, "coco")
+    val = write_source(tmp_path / "val", VAL, "coco")
+    summary = convert(train, images, tmp_path / "out", val=val)
+    told = f"pictures of train that are in val too, left out of train: 2 ({names[4]}, copy.jpg)\n"
+    assert told in summary
+    assert_same(read_back(tmp_path / "out", ["val"]), VAL)
+    assert_same(read_back(tmp_path / "out", ["train"]), TRAIN | {"again.jpg": TRUTH[names[0]]})
+
+
+def test_notes_say_of_which_part_they_are(tmp_path: Path, images: Path) -> None:
+    train = write_source(tmp_path / "train", TRAIN | {"gone.jpg": []}, "coco")
+    val = write_source(tmp_path / "val", VAL | {"lost.jpg": []}, "coco")
+    summary = convert(train, images, tmp_path / "out", val=val)
+    assert "train: pictures missing, left out: 1 (gone.jpg)\n" in summary
+    assert "val: pictures missing, left out: 1 (lost.jpg)\n" in summary
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--val", "val.json", "--val-fraction", "0.2"], "--val-fraction draws a split and --val"),
+        (["--val-images", "pictures"], "--val-images has the pictures of --val, which is not"),
+        (["--val", "none.json"], "none.json: there is no such file or folder"),
+        (["--val", "val.json", "--val-images", "none"], "none: there is no such folder"),
+        (["--val", "train.json"], "train.json: no box is left to train on without the 3 pictures"),
+        (["--val", "bare.json"], "bare.json: no picture has a box in it"),
+        (["--val", "val.csv"], "val.csv: not JSON"),
+        (["--val", "pictures"], "pictures: is a folder; coco annotations are one file"),
+    ],
+)
+def test_a_split_that_can_not_be_kept_is_one_line_and_nothing_is_written(
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_source(Path("train"), TRAIN, "coco")
+    write_source(Path("val"), VAL, "coco")
+    write_source(Path("val"), VAL, "csv")
+    write_source(Path("bare"), {name: [] for name in VAL}, "coco")
+    before = sorted(tmp_path.iterdir())
+    command = ["convert", "train.json", "--images", images.name, "--output", "out"]
+    assert main([*command, *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_output_that_holds_the_validation_source_is_not_replaced(
+    tmp_path: Path, images: Path
+) -> None:
+    train = write_source(tmp_path / "train", TRAIN, "coco")
+    val = write_source(tmp_path / "val", VAL, "coco")
+    output = tmp_path / "out"
+    convert(train, images, output, val=val)
+    inside = output / "images" / "val"
+    with pytest.raises(ValueError, match=r"out holds .*images/val, which is read"):
+        convert(train, images, output, val=val, val_images=inside, force=True)
+    assert_same(read_back(output), TRUTH)
 
 
 def test_a_picture_is_found_by_a_name_in_other_unicode(tmp_path: Path, images: Path) -> None:
