@@ -21,7 +21,11 @@ def buckets(imgsz: int, stride: int) -> tuple[tuple[int, int], ...]:
         ModelUnsupported: when the size is not a positive multiple of the stride.
     """
     if imgsz < stride or imgsz % stride:
-        raise ModelUnsupported(f"--imgsz {imgsz} is not a multiple of the stride, {stride}")
+        below = max(imgsz // stride, 1) * stride
+        raise ModelUnsupported(
+            f"--imgsz {imgsz} is not a positive multiple of the stride, {stride}: take {below} or "
+            f"{below + stride}"
+        )
     shorts = [math.ceil(imgsz * short / long / stride) * stride for short, long in ASPECT_RATIOS]
     shapes = [(imgsz, imgsz)]
     shapes += [(short, imgsz) for short in shorts] + [(imgsz, short) for short in shorts]

@@ -132,6 +132,8 @@ def refuse_at_once(request: Request) -> None:
         raise OutputExists(f"{request.output} is a folder; the artifact is a file")
     if request.output.resolve() == request.origin.path.resolve():
         raise OutputExists(f"{request.output} is the source; the artifact is another file")
+    if request.output.suffix != ".onnx":
+        raise ModelUnsupported(f"-o {request.output}: the name of an artifact ends in .onnx")
     if os.path.lexists(request.output) and not request.force:
         raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
     folder = next(each for each in request.output.absolute().parents if each.exists())

@@ -46,7 +46,7 @@ def certificate_rows(certificate: Certificate) -> dict[str, str]:
         f"{certificate.detections_compared} the same, "
         f"boxes within {certificate.detections_max_box_diff_px:.2g} px, "
         f"scores within {certificate.detections_max_score_diff:.2g}",
-        "accuracy": "not measured: no labelled pictures were given (--data DATA.yaml)",
+        "accuracy": "not measured; labels are read where --data is a data set's YAML",
     }
     if accuracy := certificate.accuracy:
         gate = certificate.accuracy_gate

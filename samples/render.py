@@ -99,14 +99,19 @@ def write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
         raise OSError(f"cannot write {path}")
 
 
-def write_dataset(out: Path, count: int, seed: int) -> None:
-    """Write `count` smears in YOLO form: images/, labels/ and data.yaml."""
+def write_dataset(out: Path, count: int, seed: int, held_out: int = 0) -> None:
+    """Write `count` smears in YOLO form: images/, labels/ and data.yaml.
+
+    The last `held_out` of them are for validation only; with 0 all are for both.
+    """
     for folder in ("images", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    written = []
     for k in range(seed, seed + count):
         picture, truth = render_smear(k)
         height, width = picture.shape[:2]
         write_jpeg(out / "images" / f"smear_{k:06d}.jpg", picture)
+        written.append(f"./images/smear_{k:06d}.jpg\n")
         lines = [
             f"{class_id} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
             f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}\n"
@@ -114,7 +119,12 @@ def write_dataset(out: Path, count: int, seed: int) -> None:
         ]
         (out / "labels" / f"smear_{k:06d}.txt").write_text("".join(lines))
     names = ", ".join(f"{class_id}: {name}" for class_id, name in enumerate(CLASS_NAMES))
-    (out / "data.yaml").write_text(f"train: images\nval: images\nnames: {{{names}}}\n")
+    train, val = "images", "images"
+    if held_out:
+        train, val = "train.txt", "val.txt"
+        (out / train).write_text("".join(written[:-held_out]))
+        (out / val).write_text("".join(written[-held_out:]))
+    (out / "data.yaml").write_text(f"train: {train}\nval: {val}\nnames: {{{names}}}\n")
 
 
 def write_samples(out: Path) -> None:
@@ -135,13 +145,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw blood smears with exact truth.")
     parser.add_argument("--count", type=int, default=200, help="pictures in the data set")
     parser.add_argument("--seed", type=int, default=1, help="seed of the first picture")
+    parser.add_argument(
+        "--held-out", type=int, default=0, help="pictures of them for validation only; default: all"
+    )
     parser.add_argument("--out", type=Path, help="folder of the data set")
     parser.add_argument("--samples", action="store_true", help="write the committed samples")
     arguments = parser.parse_args()
     if arguments.samples:
         write_samples(Path(__file__).resolve().parent)
     elif arguments.out:
-        write_dataset(arguments.out, arguments.count, arguments.seed)
+        if not 0 <= arguments.held_out < arguments.count:
+            parser.error(f"--held-out {arguments.held_out} of {arguments.count}: leave some")
+        write_dataset(arguments.out, arguments.count, arguments.seed, arguments.held_out)
     else:
         parser.error("give --out DIR or --samples")
 

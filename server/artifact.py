@@ -263,8 +263,9 @@ def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
         raise ArtifactInvalid(f"{path}: not a complete ONNX file: {error}") from None
     if METADATA_KEY not in values:
         raise ArtifactInvalid(
-            f"{path}: an ONNX file without {METADATA_KEY!r} metadata; artifacts are made "
-            "from checkpoints: `python -m export MODEL.pt -o OUT.onnx`"
+            f"{path}: an ONNX file, and no artifact, as it has no {METADATA_KEY!r} metadata; one "
+            f"is made of ultralytics' ONNX files and checkpoints: `python -m export {path} -o "
+            "OUT.onnx`"
         )
     try:
         metadata = Metadata.model_validate_json(values[METADATA_KEY])

@@ -60,9 +60,6 @@ def reverify(
     if material.labelled is None and now.verdict == "loss_accepted":
         words = f"{now.images}; the verdict is of {then.created}, no labels were given to repeat it"
         now = now.model_copy(update={"verdict": then.verdict, "images": words})
-    unchanged = {
-        "calibration": then.calibration,
-        "latency": then.latency,
-        "file_bytes": file.stat().st_size,
-    }
+    # Latency is not measured again: what fp32 took is only known where it was made.
+    unchanged = {"calibration": then.calibration, "file_bytes": file.stat().st_size}
     return now.model_copy(update=unchanged)

@@ -127,6 +127,8 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
     cases = {
         "--force": [str(checkpoint), "-o", str(existing)],
         "--imgsz 0 is not": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--imgsz", "0"],
+        "ends in .onnx": [str(checkpoint), "-o", str(tmp_path / "best.pth")],
+        "take 96 or 128": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--imgsz", "100"],
         "is the source": [str(checkpoint), "-o", str(checkpoint), "--force"],
         "there is a file already": [str(checkpoint), "-o", str(dangling)],
         f"{existing} is a file; the artifact needs a folder": [

@@ -57,7 +57,7 @@ def test_an_onnx_file_of_another_maker_is_refused_with_the_way_out(path: Path) -
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.save(model, path)
-    with pytest.raises(ArtifactInvalid, match=rf"without '{METADATA_KEY}'.*python -m export"):
+    with pytest.raises(ArtifactInvalid, match=rf"no '{METADATA_KEY}' metadata.*python -m export"):
         read_metadata(path)
 
 

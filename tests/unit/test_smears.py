@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from export.verification.yolo_dataset import split_images
 from samples.layout import ANGLES, PLATELET, RBC, WBC, Blob, Floats, outline, visible_truth
 from samples.paint import draw_platelet, draw_red, draw_white
-from samples.render import CLASS_NAMES, SAMPLES, render_smear
+from samples.render import CLASS_NAMES, SAMPLES, render_smear, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = [3, 6, 39]
@@ -137,6 +138,15 @@ def test_the_command_writes_a_data_set_in_yolo_form(tmp_path: Path) -> None:
             assert int(fields[0]) == class_id
             corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
             np.testing.assert_allclose(corners * [640, 480, 640, 480], box, atol=1e-2)
+
+
+def test_pictures_can_be_held_out_for_validation(tmp_path: Path) -> None:
+    write_dataset(tmp_path, count=3, seed=7, held_out=1)
+    _, train = split_images(tmp_path / "data.yaml", "train")
+    _, val = split_images(tmp_path / "data.yaml", "val")
+    assert [path.name for path in train] == ["smear_000007.jpg", "smear_000008.jpg"]
+    assert [path.name for path in val] == ["smear_000009.jpg"]
+    assert all(path.is_file() for path in (*train, *val))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
