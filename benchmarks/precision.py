@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.verification.latency import cpu_name
+from export.verification.latency import WARM_UP_BATCH, cpu_name
 from server.artifact import Artifact, load_artifact
 from server.cpus import available_cpus
 from server.errors import ServerError
 from server.session import Session
-
-# A server has run batches before. Until it has, glibc gives memory back to the kernel after every
-# run and fetches it anew, which cost int8 a fifth of its time and float32 a fiftieth.
-WARM_UP_BATCH = 8
 
 
 def shared_bucket(artifacts: Sequence[Artifact], wanted: str | None) -> tuple[int, int]:

@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
     arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
 
-    from export.errors import ExportError
-    from export.sources.unpickle import printable
+    from export.errors import ExportError, printable
     from server.errors import ServerError
 
     try:

@@ -36,3 +36,8 @@ class VerificationFailed(ExportError):
 
 class AccuracyLost(ExportError):
     """A reduced precision was not shown to keep the accuracy of its source."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text of a file that nobody vouches for, without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from server.artifact import Artifact, Certificate, Metadata, Verdict
+from server.artifact import Artifact, Metadata
+from server.certificate import Certificate, Verdict
 
 VERDICTS: Mapping[Verdict, str] = {
     "draft": "NOT VERIFIED",

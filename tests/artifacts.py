@@ -19,7 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from server.artifact import METADATA_KEY, SCHEMA_VERSION, Certificate, Metadata, graph_sha256
+from server.artifact import METADATA_KEY, SCHEMA_VERSION, Metadata, graph_sha256
+from server.certificate import Certificate
 
 CELL = 32
 CLASS_NAMES = ("RBC", "WBC", "Platelets")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import C2f
 from ultralytics.nn.tasks import DetectionModel
 
-from export.errors import CheckpointRefused, ModelUnsupported
+from export.errors import CheckpointRefused, ModelUnsupported, printable
 from export.sources.checkpoint import Checkpoint, architecture_name, checked, state_in
 from export.sources.foreign import attention_of, bottleneck, c2f
 from export.sources.layer_table import ATTENTIONS, LayerTable, read_layer_table
-from export.sources.unpickle import named_globals, printable, read, unpickle
+from export.sources.unpickle import named_globals, read, unpickle
 from model.blocks import C2fFLA
 from model.checkpoint import is_plain
 from model.registration import in_place_of, register

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from export.errors import CheckpointRefused
+from export.errors import CheckpointRefused, printable
 from model.checkpoint import MAX_EXPANSION, expands
 
 Shells = Mapping[type, tuple[str, type]]
@@ -169,11 +169,6 @@ def asks_for(name: str) -> str:
 def calls(name: str) -> str:
     """The line for a call, of whatever."""
     return f"refused: it calls {name}; nothing of it was run"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Text of a file that nobody vouches for, without what would steer a terminal."""
-    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
 
 
 def other_file(content: bytes) -> str | None:

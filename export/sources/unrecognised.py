@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from export.errors import CheckpointRefused, ExportError, ModelUnsupported
+from export.errors import CheckpointRefused, ExportError, ModelUnsupported, printable
 from export.sources.class_map import bare
 from export.sources.foreign import ForeignLayer
-from export.sources.unpickle import asks_for, named_globals, printable, shells_for, unpickle
+from export.sources.unpickle import asks_for, named_globals, shells_for, unpickle
 
 TASKS = {
     "SegmentationModel": "segmentation",

@@ -7,9 +7,11 @@ average precision. That nothing but the precision differs was shown before, in f
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
+from export.verification.answers import answers, batch_of, down_to
 from export.verification.compare import (
     DIFFERENT,
     Difference,
@@ -18,12 +20,8 @@ from export.verification.compare import (
     nearest_difference,
 )
 from export.verification.pictures import Image
-from export.verification.reference import BATCH_SIZES, Case, make_cases, reference_detections
-from export.verification.verify import down_to, run_batch, threshold
+from export.verification.reference import Case, reference_detections
 from server.artifact import Artifact
-from server.detector import finish
-from server.postprocess import DetectParameters
-from server.session import Session
 
 
 def measure_agreement(
@@ -45,27 +43,22 @@ def measure_agreement(
     Raises:
         VerificationFailed: a candidate is NaN or infinite, or a batch has another shape.
     """
-    session = Session.open(artifact, device="cpu")
     tensors = detections = Difference()
     pairs, total, lowest_conf = 0, 0, 1.0
-    try:
-        for bucket_hw in artifact.metadata.buckets:
-            cases = make_cases(source, artifact.metadata, images, bucket_hw)
-            for size in BATCH_SIZES:
-                tensors |= compare_tensors(artifact, session, cases[:size])
-            parameters = DetectParameters(conf=threshold(cases))
-            lowest_conf = min(lowest_conf, parameters.conf)
-            batch = session.run(np.stack([case.prepared.canvas for case in cases]))
-            for candidates, case in zip(batch, cases, strict=True):
-                ours = finish(candidates, case.prepared, artifact.metadata, parameters)
-                rows = reference_detections(case, parameters)
-                difference, matched, both = matched_difference(ours, rows)
-                detections |= difference
-                pairs += matched
-                total += both
-            report(f"{bucket_hw[0]}x{bucket_hw[1]}, {total // 2} detections so far")
-    finally:
-        session.close()
+    for answered in answers(artifact, source, images):
+        cases = answered.cases
+        for batch in answered.batches:
+            tensors |= compare_tensors(batch, cases[: len(batch)])
+        parameters, found = answered.detections()
+        lowest_conf = min(lowest_conf, parameters.conf)
+        for case, ours in zip(cases, found, strict=True):
+            rows = reference_detections(case, parameters)
+            difference, matched, both = matched_difference(ours, rows)
+            detections |= difference
+            pairs += matched
+            total += both
+        height, width = cases[0].prepared.bucket_hw
+        report(f"{height}x{width}, {total // 2} detections so far")
     if total == 0:
         raise VerificationFailed(f"no detection to compare in {description}: give others (--data)")
     return Parity(
@@ -77,17 +70,16 @@ def measure_agreement(
     )
 
 
-def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case]) -> Difference:
-    """Runs the cases as one batch and compares their candidates.
+def compare_tensors(batch: NDArray[np.float32], cases: Sequence[Case]) -> Difference:
+    """Compares the candidates (B, K, 6) of one run of the cases.
 
     Raises:
-        VerificationFailed: another shape, or a value that is no number.
+        VerificationFailed: a value is no number.
     """
-    batch, where = run_batch(artifact, session, cases)
     worst = Difference()
     for candidates, case in zip(batch, cases, strict=True):
         difference = nearest_difference(candidates, case.predictions)
         if difference == DIFFERENT:
-            raise VerificationFailed(f"{where}: a candidate is NaN or infinite")
+            raise VerificationFailed(f"{batch_of(cases)}: a candidate is NaN or infinite")
         worst |= difference
     return worst

@@ -14,7 +14,8 @@ from export.verification.coco_figures import coco_accuracy
 from export.verification.pictures import MAX_PIXELS, Image, in_words
 from export.verification.reference import make_case, reference_detections
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
-from server.artifact import Accuracy, Artifact
+from server.artifact import Artifact
+from server.certificate import Accuracy
 from server.detector import Detector
 from server.errors import BadInput
 from server.image import decode

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from server.artifact import Artifact, Latency
+from server.artifact import Artifact
+from server.certificate import Latency
 from server.cpus import available_cpus
 from server.session import Session
 
 ROUNDS = 15
+# A server has run batches before. Until it has, glibc gives memory back to the kernel after every
+# run and fetches it anew, which cost int8 a fifth of its time and float32 a fiftieth.
 WARM_UP_BATCH = 8
 LIMIT_S = 10.0  # for all rounds; a large network gets fewer of them
 FEWEST_ROUNDS = 3
@@ -33,8 +36,6 @@ def measure_latency(artifact: Artifact, fp32: Artifact) -> Latency:
     started = time.perf_counter()
     try:
         for session in sessions:
-            # A batch as a server meets them: before its first, the C library gives the memory of
-            # every run back to the system and fetches it again, which is half of int8's gain.
             session.run(np.repeat(images, WARM_UP_BATCH, axis=0))
             session.run(images)
         for round_ in range(ROUNDS):

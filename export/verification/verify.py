@@ -10,6 +10,7 @@ from ultralytics.utils.ops import xyxy2xywh
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
+from export.verification.answers import answers, batch_of, down_to
 from export.verification.compare import (
     Difference,
     Parity,
@@ -17,11 +18,10 @@ from export.verification.compare import (
     detection_difference,
 )
 from export.verification.pictures import Image
-from export.verification.reference import BATCH_SIZES, Case, make_cases, reference_detections
+from export.verification.reference import BATCH_SIZES, Case, reference_detections
 from server.artifact import Artifact
-from server.detector import ImageDetections, finish
+from server.detector import ImageDetections
 from server.postprocess import DetectParameters
-from server.session import Session
 
 # Of nine in ten candidates of a picture; boxes for an input of up to 320 px, in proportion above.
 MOST_BOX_LIMIT_PX, MOST_SCORE_LIMIT = 1e-2, 5e-5
@@ -29,7 +29,6 @@ MOST_BOX_LIMIT_PX, MOST_SCORE_LIMIT = 1e-2, 5e-5
 # Scores also relative, because the last of a thousand candidates scores next to nothing.
 TENSOR_BOX_LIMIT_PX, TENSOR_SCORE_LIMIT, RELATIVE_SCORE_LIMIT = 5e-2, 1e-3, 1e-2
 BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
-FEW = 20  # candidates above the default threshold, below which it is lowered to see more
 ROUNDING = 1e-4  # of an overlap, or of a score relatively: so close, rounding decides
 
 
@@ -52,28 +51,23 @@ def verify(
     Raises:
         VerificationFailed: the message says what differs, where, by how much, and the limit.
     """
-    session = Session.open(artifact, device="cpu")
     tensors = detections = Difference()
     compared, decided_by_rounding, lowest_conf = 0, 0, 1.0
-    try:
-        for bucket_hw in artifact.metadata.buckets:
-            cases = make_cases(source, artifact.metadata, images, bucket_hw)
-            for size in BATCH_SIZES:
-                tensors |= compare_tensors(artifact, session, cases[:size])
-            parameters = DetectParameters(conf=threshold(cases))
-            lowest_conf = min(lowest_conf, parameters.conf)
-            batch = session.run(np.stack([case.prepared.canvas for case in cases]))
-            for candidates, case in zip(batch, cases, strict=True):
-                ours = finish(candidates, case.prepared, artifact.metadata, parameters)
-                try:
-                    detections |= compare_detections(case, ours, parameters)
-                except VerificationFailed:
-                    confirm_by_candidates(candidates, case, ours, parameters)
-                    decided_by_rounding += 1
-                compared += len(ours.detections.scores)
-            report(f"{bucket_hw[0]}x{bucket_hw[1]}, {compared} detections so far")
-    finally:
-        session.close()
+    for answered in answers(artifact, source, images):
+        cases = answered.cases
+        for batch in answered.batches:
+            tensors |= compare_tensors(batch, cases[: len(batch)])
+        parameters, found = answered.detections()
+        lowest_conf = min(lowest_conf, parameters.conf)
+        for candidates, case, ours in zip(batch, cases, found, strict=True):
+            try:
+                detections |= compare_detections(case, ours, parameters)
+            except VerificationFailed:
+                confirm_by_candidates(candidates, case, ours, parameters)
+                decided_by_rounding += 1
+            compared += len(ours.detections.scores)
+        height, width = cases[0].prepared.bucket_hw
+        report(f"{height}x{width}, {compared} detections so far")
     if compared == 0:
         raise VerificationFailed(f"no detection to compare in {description}: give others (--data)")
     description = down_to(lowest_conf, description)
@@ -88,35 +82,12 @@ def verify(
     )
 
 
-def down_to(conf: float, description: str) -> str:
-    """The description of what was compared, with the threshold where it is not the default."""
-    if conf < DetectParameters().conf:
-        description += f", compared down to a confidence of {conf:.2g}"
-    return description
-
-
-def threshold(cases: Sequence[Case]) -> float:
-    """The default confidence threshold, or a lower one where it would leave little to compare.
-
-    The lower one lies in the widest gap between scores, where rounding decides least.
-    """
-    default = DetectParameters().conf
-    scores = np.sort(np.concatenate([case.predictions[4:].max(0) for case in cases]))[::-1]
-    if (scores > default).sum() >= FEW:
-        return default
-    below = scores[FEW : 20 * FEW]
-    widest = int((below[:-1] - below[1:]).argmax())
-    # Weighted towards the lower side: where all scores are the same, that is below them.
-    return float(0.45 * below[widest] + 0.54 * below[widest + 1])
-
-
-def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case]) -> Difference:
-    """Runs the cases as one batch and compares their candidates, each by its anchor point.
+def compare_tensors(batch: NDArray[np.float32], cases: Sequence[Case]) -> Difference:
+    """Compares the candidates (B, K, 6) of one run of the cases, each by its anchor point.
 
     Raises:
-        VerificationFailed: another shape, or beyond one of the limits of candidates.
+        VerificationFailed: beyond one of the limits of candidates.
     """
-    batch, where = run_batch(artifact, session, cases)
     worst = Difference()
     for candidates, case in zip(batch, cases, strict=True):
         worst |= candidate_difference(candidates, case.predictions)
@@ -130,26 +101,9 @@ def compare_tensors(artifact: Artifact, session: Session, cases: Sequence[Case])
     ):
         if not difference <= limit:
             raise VerificationFailed(
-                f"{where}: {what} differ by {difference:.3g}, the limit is {limit:.3g}"
+                f"{batch_of(cases)}: {what} differ by {difference:.3g}, the limit is {limit:.3g}"
             )
     return worst
-
-
-def run_batch(
-    artifact: Artifact, session: Session, cases: Sequence[Case]
-) -> tuple[NDArray[np.float32], str]:
-    """The candidates of all cases from one run, (B, K, 6), and in words which run it was.
-
-    Raises:
-        VerificationFailed: another shape.
-    """
-    batch = session.run(np.stack([case.prepared.canvas for case in cases]))
-    bucket_hw = cases[0].prepared.bucket_hw
-    where = f"batch {len(cases)} at {bucket_hw[0]}x{bucket_hw[1]}"
-    rows = min(artifact.metadata.max_candidates, artifact.metadata.anchors(bucket_hw))
-    if batch.shape != (len(cases), rows, 6):
-        raise VerificationFailed(f"{where}: the output is {batch.shape}, with {rows} rows expected")
-    return batch, where
 
 
 def compare_detections(

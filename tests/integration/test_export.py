@@ -15,7 +15,8 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from export.__main__ import main
 from export.optimize import FORBIDDEN_OPERATORS
 from model.registration import architecture, register
-from server.artifact import Certificate, Metadata, load_artifact
+from server.artifact import Metadata, load_artifact
+from server.certificate import Certificate
 from server.detector import Detector
 from server.postprocess import DetectParameters
 from server.session import Session
@@ -186,6 +187,16 @@ def test_an_artifact_says_what_it_is(artifact: Path, capsys: pytest.CaptureFixtu
     assert "accuracy    not measured" in text
     assert main(["inspect", str(artifact), "--json"]) == 0
     assert Metadata.model_validate_json(capsys.readouterr().out) == load_artifact(artifact).metadata
+
+
+def test_inspecting_needs_no_training_library(artifact: Path, repo_dir: Path) -> None:
+    """They take seconds to load."""
+    code = (
+        "import sys; from export.__main__ import main; main(['inspect', sys.argv[1]]); "
+        "sys.exit(bool({'torch', 'ultralytics', 'onnx'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(artifact)]
+    assert subprocess.run(command, cwd=repo_dir, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_verification_can_be_repeated_and_changes_nothing(

@@ -15,7 +15,8 @@ import torch
 
 from export.__main__ import main
 from model.registration import register
-from server.artifact import METADATA_KEY, Certificate, load_artifact
+from server.artifact import METADATA_KEY, load_artifact
+from server.certificate import Certificate
 from server.detector import Detector
 from server.image import decode
 from server.postprocess import DetectParameters

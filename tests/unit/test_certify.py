@@ -14,7 +14,8 @@ from export.verification.compare import DIFFERENT, matched_difference, nearest_d
 from export.verification.evaluation import read_labelled
 from export.verification.latency import cpu_name
 from export.verification.pictures import calibration_canvases, in_words, listed
-from server.artifact import Accuracy, Precision, load_artifact
+from server.artifact import load_artifact
+from server.certificate import Accuracy, Precision
 from server.detector import ImageDetections
 from server.postprocess import Detections
 from tests.artifacts import tiny_artifact

@@ -14,6 +14,7 @@ from export.buckets import buckets
 from export.errors import VerificationFailed
 from export.sources.checkpoint import Checkpoint, load_checkpoint
 from export.stamp import stamp
+from export.verification.answers import run_batch, threshold
 from export.verification.compare import DIFFERENT, candidate_difference
 from export.verification.pictures import MIN_SIDE, Image, cropped_to, pictures
 from export.verification.reference import Case, make_cases
@@ -23,7 +24,6 @@ from export.verification.verify import (
     TENSOR_SCORE_LIMIT,
     compare_detections,
     compare_tensors,
-    threshold,
     verify,
     within_rounding,
 )
@@ -165,23 +165,24 @@ def test_a_little_off_everywhere_is_found_though_no_candidate_is_far_off(
     artifact: Artifact, case: Case
 ) -> None:
     session = Session.open(artifact, device="cpu")
+    batch = run_batch(artifact, session, [case])
+    session.close()
     off = case.predictions.copy()
     off[0] += 0.02
     with pytest.raises(VerificationFailed, match="most candidate boxes"):
-        compare_tensors(artifact, session, [replace(case, predictions=off)])
+        compare_tensors(batch, [replace(case, predictions=off)])
     off = case.predictions.copy()
     off[4:] += 1e-4
     with pytest.raises(VerificationFailed, match="most candidate scores"):
-        compare_tensors(artifact, session, [replace(case, predictions=off)])
-    session.close()
+        compare_tensors(batch, [replace(case, predictions=off)])
 
 
 def test_too_few_candidates_are_found(artifact: Artifact, case: Case) -> None:
     expecting_more = artifact.metadata.model_copy(update={"max_candidates": 2000})
     session = Session.open(artifact, device="cpu")
-    compare_tensors(artifact, session, [case])
+    compare_tensors(run_batch(artifact, session, [case]), [case])
     with pytest.raises(VerificationFailed, match=r"\(1, 1000, 6\), with 2000 rows expected"):
-        compare_tensors(replace(artifact, metadata=expecting_more), session, [case])
+        run_batch(replace(artifact, metadata=expecting_more), session, [case])
     session.close()
 
 
