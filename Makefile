@@ -96,6 +96,6 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(VENV)/.ready-*; \
 	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
 	$(VENV)/bin/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; \
-	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export]" --group dev; \
+	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export,otel]" --group dev; \
 	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
 	touch $@

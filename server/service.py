@@ -102,7 +102,7 @@ class Service:
         self.batcher = Batcher[Prepared, Candidates](
             self._infer,
             bucket=lambda prepared: prepared.bucket_hw,
-            max_batch_size=settings.max_batch_size,
+            max_batch_size=settings.max_batch_size or 8,
             max_queue_delay_s=settings.max_queue_delay_s,
             max_queue_images=settings.max_queue_images,
         )
@@ -275,7 +275,7 @@ class Service:
     def _open_warm(self) -> OpenSession:
         session = self._open_session()
         try:
-            session.warm_up(range(1, self.settings.max_batch_size + 1))
+            session.warm_up(range(1, (self.settings.max_batch_size or 8) + 1))
         except InferenceFailed as error:
             message = f"{self.artifact.path}: the warm-up failed: {error.__cause__ or error}"
             raise ArtifactInvalid(message) from error

@@ -26,7 +26,14 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    model: Path = Field(DEFAULT_MODEL, description="The artifact (ONNX file) to serve.")
+    model: Path = Field(
+        DEFAULT_MODEL,
+        description="The artifact (ONNX file), or a folder of one model in several precisions.",
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto",
+        description="Which file of the folder: auto (the best for the device), fp32, fp16 or int8.",
+    )
     device: str = Field(
         "auto",
         description="Where the model runs: auto, cpu, cuda, cuda:N or tensorrt.",
@@ -35,15 +42,18 @@ class Settings(BaseSettings):
     port: int = Field(
         8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
     )
-    max_batch_size: int = Field(
-        8, ge=1, le=256, description="Images that one model call takes at most."
+    max_batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Images that one model call takes at most; unset: 8 on a GPU, 1 on a CPU.",
     )
     max_queue_delay_s: float = Field(
-        0.002,
+        0.0,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Seconds that an image waits at most for others to share its batch.",
+        description="Seconds that an image waits for others though the model is idle.",
     )
     max_queue_images: int = Field(
         128, ge=1, le=100_000, description="Images that may wait; past it requests get a 503."
@@ -51,14 +61,31 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, le=2**31 - 1, description="Bytes of one request's body at most."
     )
+    max_upload_bytes: int = Field(
+        256 * 2**20,
+        ge=1,
+        le=2**40,
+        description="Bytes of all bodies in memory at once; past it requests get a 503.",
+    )
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=2**30, description="Pixels (width x height) of one image at most."
     )
     max_images_per_request: int = Field(
-        32,
+        64,
         ge=1,
         le=1000,
         description="Images in one request at most; not over the images that may wait.",
+    )
+    jpeg_reduced_decoding: bool = Field(
+        True,
+        description="Decode JPEGs of over twice the input size at reduced scale: true or false.",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that a request's headers may take to arrive.",
     )
     request_timeout_s: float = Field(
         30.0,
@@ -74,8 +101,24 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds that accepted requests have to finish after SIGTERM.",
     )
+    stuck_after_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that one model call may take; past it `/health/live` fails.",
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Comma-separated keys that /detect and /model ask for; empty asks for none."
+        (), description="Comma-separated keys that all but health and metrics ask for; empty: none."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A file of more keys, one a line, read again at a reload."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated origins whose pages may call this server; `*` for all."
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="Where OpenTelemetry traces go (OTLP over HTTP); needs the extra `otel`."
     )
     log_format: Literal["json", "console"] = Field(
         "json", description="Log lines as JSON, or as text for people: json or console."
@@ -84,12 +127,15 @@ class Settings(BaseSettings):
         None, ge=1, le=256, description="Threads that decode images; unset: one per CPU."
     )
     intra_op_threads: int | None = Field(
-        None, ge=1, le=256, description="Threads of one model call; unset: one per CPU."
+        None,
+        ge=1,
+        le=256,
+        description="Threads of a model call; unset: all CPUs for a lone one, 1 where several run.",
     )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(key.strip() for key in value.split(",") if key.strip())
