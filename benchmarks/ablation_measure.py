@@ -97,7 +97,7 @@ def latencies(
     image = decode(picture.read_bytes(), max_pixels=MAX_PIXELS)
     runs = []
     for arch, artifact in artifacts.items():
-        session = Session.open(artifact, device="cpu", intra_op_threads=threads)
+        session = Session.open(artifact, device="cpu", threads=threads)
         canvas = prepare_image(image, artifact.metadata).canvas[None]
         for _ in range(WARM_UP_RUNS):
             session.run(canvas)

@@ -69,9 +69,7 @@ def measure(
     # Noise: on a plain picture float32 would meet more zeros than in use.
     images = np.random.default_rng(0).integers(0, 256, (1, *bucket_hw, 3), np.uint8)
     # They can live side by side: the threads of the serving session don't spin when idle.
-    sessions = [
-        Session.open(artifact, device="cpu", intra_op_threads=threads) for artifact in artifacts
-    ]
+    sessions = [Session.open(artifact, device="cpu", threads=threads) for artifact in artifacts]
     try:
         for session in sessions:
             session.run(images.repeat(WARM_UP_BATCH, axis=0))

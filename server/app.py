@@ -40,7 +40,7 @@ from server.openapi import detect_request, picture_response, problem_responses
 from server.parameters import read_parameters
 from server.schemas import Alive, DetectResponse, Health, ModelDescription, Problem
 from server.service import Found, OpenSession, Service
-from server.session import Session
+from server.session import Session, open_on_first
 from server.settings import Settings
 
 # One row per kind of fault; the first class that matches wins.
@@ -231,8 +231,9 @@ def create_app(
 
 def open_onnx_session(artifact: Artifact, settings: Settings) -> OpenSession:
     """Loads the artifact into ONNX Runtime."""
-    return Session.open(
-        artifact, device=settings.device, intra_op_threads=settings.intra_op_threads
+    return open_on_first(
+        settings.device,
+        lambda device: Session.open(artifact, device=device, threads=settings.intra_op_threads),
     )
 
 

@@ -3,36 +3,92 @@
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
-from server.cpus import available_cpus
+from server.cpus import available_cpus, integer_instructions
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
 from server.letterbox import PAD_VALUE
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+INSTALL_GPU = (
+    "in a checkout say `make serve EXTRA=gpu`; elsewhere `pip uninstall -y onnxruntime "
+    "onnxruntime-gpu` and then `pip install 'yolov8-fla[gpu]'`"
+)
 
 # A GPU session may leave shape arithmetic on the CPU, but none of these.
 _HEAVY_OPERATORS = frozenset({"Conv", "FusedConv", "QLinearConv", "Gemm", "MatMul", "FusedMatMul"})
 
+Opened = TypeVar("Opened")
+
 _log = logging.getLogger(__name__)
+
+
+class Node(NamedTuple):
+    """One node of the graph that runs, as ONNX Runtime's optimisation left it."""
+
+    name: str
+    operator: str
+
+
+def devices_to_try(device: str) -> tuple[str, ...]:
+    """The devices that a setting stands for, best first, each one that `Session.open` takes.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", "tensorrt", or "auto": CUDA where it works, else the CPU.
+
+    Raises:
+        SettingsInvalid: there is no such device name.
+    """
+    if device == "auto":
+        return ("cuda:0", "cpu")
+    if re.fullmatch(r"cpu|tensorrt|cuda(:[0-9]+)?", device) is None:
+        raise SettingsInvalid(
+            f"device is {device!r}, it must be auto, cpu, cuda, cuda:N or tensorrt"
+        )
+    return ("cuda:0" if device == "cuda" else device,)
+
+
+def open_on_first(device: str, open_on: Callable[[str], Opened]) -> Opened:
+    """Opens something on the first device that works of those that a setting stands for.
+
+    A GPU that is there and left unused is a logged warning.
+
+    Args:
+        device: as `devices_to_try` takes it.
+        open_on: opens on exactly that device.
+
+    Raises:
+        ProviderUnavailable: none of them works.
+        SettingsInvalid: there is no such device name.
+    """
+    *before, last = devices_to_try(device)
+    for each in before:
+        try:
+            return open_on(each)
+        except ProviderUnavailable as error:
+            if gpu_visible():
+                _log.warning("a GPU is visible but NOT used, the model runs on the CPU: %s", error)
+            else:
+                _log.info("no GPU is visible, the model runs on the CPU")
+    return open_on(last)
 
 
 class Session:
     """A model that is loaded on one device. Made with `Session.open`.
 
-    `run` is safe to call from one thread at a time; more threads bring no speed.
+    `run` may be called from several threads at once. On a CPU with `threads=1` such calls run side
+    by side; with more threads, and on a GPU, they bring no speed.
 
     Attributes:
         provider: the execution provider that really runs the model.
         device: "cpu" or "cuda:N".
-        nodes_by_provider: how many graph nodes each provider was given.
+        nodes: the graph's nodes by the provider that each was given to.
     """
 
     def __init__(self, artifact: Artifact, session: Any, device: str) -> None:
@@ -40,54 +96,42 @@ class Session:
         self._metadata = artifact.metadata
         self.provider: str = session.get_providers()[0]
         self.device = device
-        self.nodes_by_provider = {
-            provider: nodes.total() for provider, nodes in _assignment(session).items()
-        }
+        self.nodes = _nodes_by_provider(session)
+
+    @property
+    def nodes_by_provider(self) -> dict[str, int]:
+        """How many graph nodes each provider was given."""
+        return {provider: len(nodes) for provider, nodes in self.nodes.items()}
 
     @classmethod
     def open(
-        cls, artifact: Artifact, *, device: str = "auto", intra_op_threads: int | None = None
+        cls, artifact: Artifact, *, device: str, threads: int | None = None, spinning: bool = False
     ) -> Self:
-        """Loads a model.
+        """Loads a model on exactly this device.
 
         Args:
             artifact: what to load.
-            device: "cpu", "cuda", "cuda:N", "tensorrt", or "auto": CUDA where it works, else
-                the CPU, with a logged warning when a GPU is left unused.
-            intra_op_threads: CPU threads of one run, >= 1; by default every CPU that affinity
-                and the container's quota leave.
+            device: "cpu", "cuda", "cuda:N" or "tensorrt".
+            threads: CPU threads of one run, >= 1; by default every CPU that affinity and the
+                container's quota leave.
+            spinning: the threads of one run busily wait for each other: faster where nothing else
+                wants the CPUs during a run, slower where something does. Only on a CPU.
 
         Raises:
-            ProviderUnavailable: the model does not run on the device that was asked for.
+            ProviderUnavailable: the model does not run on that device.
             ArtifactInvalid: ONNX Runtime cannot load the model, or its input or output are not
                 those of an artifact.
-            SettingsInvalid: there is no such device name.
+            SettingsInvalid: there is no such device name, or it is not one device ("auto").
         """
-        match = re.fullmatch(r"(auto|cpu|tensorrt|cuda(?::(\d+))?)", device)
-        if match is None:
-            raise SettingsInvalid(
-                f"device is {device!r}, it must be auto, cpu, cuda, cuda:N or tensorrt"
-            )
-        threads = intra_op_threads or available_cpus()
+        device, *others = devices_to_try(device)
+        if others:
+            raise SettingsInvalid("device is 'auto', which stands for several: `open_on_first`")
+        threads = threads or available_cpus()
         if device == "cpu":
-            return cls._on_cpu(artifact, threads)
-        gpu = int(match[2] or 0)
-        provider = TENSORRT if device == "tensorrt" else CUDA
-        try:
-            return cls._on_gpu(artifact, threads, provider, gpu)
-        except ProviderUnavailable as error:
-            if device != "auto":
-                raise
-            if _gpu_visible():
-                _log.warning("a GPU is visible but NOT used, the model runs on the CPU: %s", error)
-            else:
-                _log.info("no GPU is visible, the model runs on the CPU")
-        return cls._on_cpu(artifact, threads)
-
-    @classmethod
-    def _on_cpu(cls, artifact: Artifact, threads: int) -> Self:
-        session = _load(artifact, threads, [(CPU, {})])
-        return cls(artifact, session, "cpu")
+            options = _cpu_options(artifact, threads, spinning=spinning)
+            return cls(artifact, _load(artifact, options, [(CPU, {})]), "cpu")
+        gpu = int(device.partition(":")[2] or 0)
+        return cls._on_gpu(artifact, threads, TENSORRT if device == "tensorrt" else CUDA, gpu)
 
     @classmethod
     def _on_gpu(cls, artifact: Artifact, threads: int, provider: str, gpu: int) -> Self:
@@ -103,23 +147,25 @@ class Session:
         providers: list[tuple[str, dict[str, Any]]] = [(CUDA, cuda_options), (CPU, {})]
         if provider == TENSORRT:
             providers.insert(0, (TENSORRT, {"device_id": gpu}))
-        ort = _onnxruntime()
+        ort = onnxruntime()
         if provider not in ort.get_available_providers():
             raise ProviderUnavailable(
-                f"this onnxruntime is built without {provider}; uninstall `onnxruntime` and "
-                "install `yolov8-fla[gpu]` (the two must not be installed together)"
+                f"this onnxruntime is built without {provider}, and the build with it must not be "
+                f"installed beside it: {INSTALL_GPU}"
             )
         ort.preload_dlls(directory="")
-        session = _load(artifact, threads, providers)
-        on_cpu = _assignment(session).get(CPU, Counter())
-        heavy = sorted(_HEAVY_OPERATORS & on_cpu.keys())
-        if session.get_providers()[0] != provider or heavy:
+        loaded = _load(artifact, _options(threads), providers)
+        session = cls(artifact, loaded, f"cuda:{gpu}")
+        on_cpu = {node.operator for node in session.nodes.get(CPU, ())}
+        heavy = sorted(_HEAVY_OPERATORS & on_cpu)
+        if session.provider != provider or heavy:
             raise ProviderUnavailable(
                 f"{provider} was asked for on GPU {gpu}, but ONNX Runtime runs "
-                f"{', '.join(heavy) if heavy else 'the model'} on the CPU; install "
-                "`yolov8-fla[gpu]` with its CUDA 13 and cuDNN 9 libraries, driver R580 or newer"
+                f"{', '.join(heavy) if heavy else 'the model'} on the CPU; it needs driver R580 or "
+                "newer, CUDA 13 and cuDNN 9 (`python -m server doctor` says what is missing): "
+                f"{INSTALL_GPU}"
             )
-        return cls(artifact, session, f"cuda:{gpu}")
+        return session
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Infers one batch.
@@ -160,7 +206,8 @@ class Session:
         self._session = None
 
 
-def _onnxruntime() -> Any:
+def onnxruntime() -> Any:
+    """The library, loaded when it is first needed, without its telemetry."""
     # Before the library is loaded: its Linux wheels send telemetry from the first session on.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -168,19 +215,43 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _load(artifact: Artifact, threads: int, providers: list[tuple[str, dict[str, Any]]]) -> Any:
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
+def gpu_visible(devices: Path = Path("/dev")) -> bool:
+    """Whether the system shows this process an NVIDIA GPU, usable or not."""
+    # The second is a GPU under WSL.
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime().SessionOptions()
     options.log_severity_level = 3  # errors; warnings about shape nodes on the CPU are expected
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads burn the quota that decoding needs (onnxruntime#7207, #10113).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # An arena would keep the memory of the largest batch ever run: after a batch of 8 at 640 x 640
-    # YOLOv8n held 272 MB with it and 163 MB without, at the same speed.
-    options.enable_cpu_mem_arena = False
+    # Planned for one shape, and a batch of another has none.
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    return options
+
+
+def _cpu_options(artifact: Artifact, threads: int, *, spinning: bool) -> Any:
+    options = _options(threads)
+    options.enable_cpu_mem_arena = True
+    if spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        # Only during a run: between two, nobody burns the CPUs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Work is handed out in shrinking pieces, so that no thread waits for the slowest.
+        options.add_session_config_entry("session.dynamic_block_base", "4")
+    if artifact.metadata.precision == "int8" and not integer_instructions():
+        # Without them pairs of products saturate in 16 bits, and detections change. Slower.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _load(artifact: Artifact, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> Any:
+    ort = onnxruntime()
     try:
         session = ort.InferenceSession(str(artifact.path), options, providers=providers)
     except Exception as error:  # ONNX Runtime has no common base of its exceptions
@@ -196,15 +267,9 @@ def _load(artifact: Artifact, threads: int, providers: list[tuple[str, dict[str,
     return session
 
 
-def _assignment(session: Any) -> dict[str, Counter[str]]:
-    """Counts the graph's operators by the provider that ONNX Runtime gave them to."""
-    counts: dict[str, Counter[str]] = {}
+def _nodes_by_provider(session: Any) -> dict[str, tuple[Node, ...]]:
+    nodes: dict[str, tuple[Node, ...]] = {}
     for subgraph in session.get_provider_graph_assignment_info():
-        operators = counts.setdefault(subgraph.ep_name, Counter())
-        operators.update(node.op_type for node in subgraph.get_nodes())
-    return counts
-
-
-def _gpu_visible(devices: Path = Path("/dev")) -> bool:
-    # The second is a GPU under WSL.
-    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+        found = tuple(Node(node.name, node.op_type) for node in subgraph.get_nodes())
+        nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, ()) + found
+    return nodes

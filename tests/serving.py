@@ -74,7 +74,7 @@ class HeldSession:
     """The real session behind a gate; remembers the size of every batch that came to it."""
 
     def __init__(self, artifact: Artifact, settings: Settings) -> None:
-        self._session = Session.open(artifact, device="cpu", intra_op_threads=1)
+        self._session = Session.open(artifact, device="cpu", threads=1)
         self.gate = threading.Event()
         self.batch_sizes: list[int] = []
 

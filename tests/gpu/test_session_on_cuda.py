@@ -6,7 +6,7 @@ import pytest
 
 from server.artifact import Artifact, load_artifact
 from server.errors import ProviderUnavailable
-from server.session import Session
+from server.session import Session, open_on_first
 from tests.artifacts import tiny_artifact, tiny_candidates
 
 pytestmark = [
@@ -25,7 +25,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
 def test_the_model_runs_on_the_gpu(artifact: Artifact, device: str) -> None:
-    session = Session.open(artifact, device=device)
+    session = open_on_first(device, lambda each: Session.open(artifact, device=each))
     assert (session.provider, session.device) == ("CUDAExecutionProvider", "cuda:0")
     assert session.nodes_by_provider["CUDAExecutionProvider"] > 0
     session.warm_up([1, 2, 3])

@@ -74,7 +74,7 @@ async def test_the_answer_is_that_of_the_detector_without_a_server(
     client: httpx.AsyncClient, artifact: Path
 ) -> None:
     loaded = load_artifact(artifact)
-    detector = Detector(loaded, Session.open(loaded, device="cpu", intra_op_threads=1))
+    detector = Detector(loaded, Session.open(loaded, device="cpu", threads=1))
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*hw, 3), np.uint8) for hw in [(64, 64), (90, 41), (30, 200)]]
     files = [("image", (f"{i}.png", encode(image))) for i, image in enumerate(images)]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cpus import available_cpus
+from server.cpus import available_cpus, integer_instructions
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -30,3 +30,26 @@ def test_a_version_1_quota_limits_the_cpus(tmp_path: Path, quota: str, cpus: int
 
 def test_without_control_groups_affinity_counts(tmp_path: Path) -> None:
     assert available_cpus(tmp_path) == AFFINITY
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bitalg", "AVX512-VNNI"),
+        ("flags\t\t: fpu avx2 avx_vnni", "AVX-VNNI"),
+        ("flags\t\t: avx512_vnni amx_bf16 amx_int8", "AMX-INT8"),
+        ("Features\t: fp asimd asimdhp asimddp", "dot products"),
+        ("flags\t\t: fpu avx2 avx512f", None),
+        ("model name\t: says avx512_vnni", None),
+    ],
+)
+def test_the_flags_of_a_cpu_say_how_it_multiplies_integers(
+    tmp_path: Path, line: str, name: str | None
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n")
+    assert integer_instructions(cpuinfo) == name
+
+
+def test_nothing_is_promised_of_an_unknown_cpu(tmp_path: Path) -> None:
+    assert integer_instructions(tmp_path / "missing") is None

@@ -16,7 +16,7 @@ ARTIFACT_HW = (64, 64)
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     artifact = load_artifact(tiny_artifact(tmp_path_factory.mktemp("model") / "tiny.onnx"))
-    session = Session.open(artifact, device="cpu", intra_op_threads=1)
+    session = Session.open(artifact, device="cpu", threads=1)
     return Detector(artifact, session, max_batch_size=2)
 
 

@@ -1,4 +1,5 @@
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from server.artifact import Artifact, load_artifact
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
-from server.session import Session, _gpu_visible
+from server.session import Session, devices_to_try, gpu_visible, open_on_first
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
 
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -22,7 +23,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def session(artifact: Artifact) -> Session:
-    return Session.open(artifact, device="cpu", intra_op_threads=1)
+    return Session.open(artifact, device="cpu", threads=1)
 
 
 def noise(batch: int, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -42,7 +43,9 @@ def test_images_become_candidates(session: Session, batch: int, hw: tuple[int, i
 def test_what_really_runs_is_said(session: Session) -> None:
     assert (session.provider, session.device) == ("CPUExecutionProvider", "cpu")
     assert set(session.nodes_by_provider) == {"CPUExecutionProvider"}
-    assert session.nodes_by_provider["CPUExecutionProvider"] > 10
+    nodes = session.nodes["CPUExecutionProvider"]
+    assert session.nodes_by_provider == {"CPUExecutionProvider": len(nodes)}
+    assert {"TopK", "GatherElements"} <= {node.operator for node in nodes}
 
 
 def test_the_default_number_of_threads_works(artifact: Artifact) -> None:
@@ -69,10 +72,41 @@ def test_a_closed_session_does_not_run(session: Session) -> None:
         session.run(noise(1, 64, 64))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("spinning", [False, True])
+def test_calls_side_by_side_have_their_own_answers(
+    artifact: Artifact, threads: int, spinning: bool
+) -> None:
+    session = Session.open(artifact, device="cpu", threads=threads, spinning=spinning)
+    batches = [noise(batch, 64, 64) for batch in (1, 2, 3, 1)] * 10
+    with ThreadPoolExecutor(4) as callers:
+        for images, candidates in zip(batches, callers.map(session.run, batches), strict=True):
+            np.testing.assert_allclose(candidates, tiny_candidates(images, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "devices"),
+    [
+        ("auto", ("cuda:0", "cpu")),
+        ("cpu", ("cpu",)),
+        ("cuda", ("cuda:0",)),
+        ("cuda:3", ("cuda:3",)),
+        ("tensorrt", ("tensorrt",)),
+    ],
+)
+def test_a_setting_stands_for_devices_in_order(setting: str, devices: tuple[str, ...]) -> None:
+    assert devices_to_try(setting) == devices
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", "", "tensorrt:1"])
 def test_an_unknown_device_is_refused(artifact: Artifact, device: str) -> None:
     with pytest.raises(SettingsInvalid, match="it must be auto, cpu, cuda, cuda:N or tensorrt"):
         Session.open(artifact, device=device)
+
+
+def test_a_session_is_on_one_device(artifact: Artifact) -> None:
+    with pytest.raises(SettingsInvalid, match="stands for several"):
+        Session.open(artifact, device="auto")
 
 
 @without_cuda
@@ -80,7 +114,7 @@ def test_an_unknown_device_is_refused(artifact: Artifact, device: str) -> None:
 def test_a_gpu_that_cannot_be_used_is_an_error_that_says_what_to_install(
     artifact: Artifact, device: str
 ) -> None:
-    with pytest.raises(ProviderUnavailable, match=r"install `yolov8-fla\[gpu\]`"):
+    with pytest.raises(ProviderUnavailable, match=r"make serve EXTRA=gpu.*'yolov8-fla\[gpu\]'"):
         Session.open(artifact, device=device)
 
 
@@ -89,11 +123,35 @@ def test_auto_takes_the_cpu_and_says_so(
     artifact: Artifact, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="server.session"):
-        session = Session.open(artifact, device="auto")
+        session = open_on_first("auto", lambda device: Session.open(artifact, device=device))
     assert session.device == "cpu"
     (record,) = caplog.records
-    assert record.levelno == (logging.WARNING if _gpu_visible() else logging.INFO)
+    assert record.levelno == (logging.WARNING if gpu_visible() else logging.INFO)
     assert "runs on the CPU" in record.getMessage()
+
+
+def test_auto_takes_the_gpu_where_it_works() -> None:
+    assert open_on_first("auto", lambda device: device) == "cuda:0"
+
+
+def test_a_device_that_was_asked_for_is_not_replaced() -> None:
+    def refuse(device: str) -> str:
+        raise ProviderUnavailable(device)
+
+    with pytest.raises(ProviderUnavailable, match="cuda:1"):
+        open_on_first("cuda:1", refuse)
+
+
+def test_another_error_than_a_missing_provider_is_not_hidden_by_auto() -> None:
+    tried = []
+
+    def refuse(device: str) -> str:
+        tried.append(device)
+        raise ArtifactInvalid(device)
+
+    with pytest.raises(ArtifactInvalid, match="cuda:0"):
+        open_on_first("auto", refuse)
+    assert tried == ["cuda:0"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +163,7 @@ def test_a_gpu_is_visible_by_its_device_file(
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
-    assert _gpu_visible(tmp_path) is visible
+    assert gpu_visible(tmp_path) is visible
 
 
 def test_a_model_that_onnx_runtime_cannot_load_is_an_invalid_artifact(artifact: Artifact) -> None:
