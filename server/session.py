@@ -1,7 +1,6 @@
 """One ONNX Runtime session, and the proof of where it runs."""
 
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from server.artifact import Artifact
 from server.cpus import available_cpus, integer_instructions
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
 from server.letterbox import PAD_VALUE
+from server.runtime import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 INSTALL_GPU = (
@@ -204,15 +204,6 @@ class Session:
     def close(self) -> None:
         """Releases the model's memory; `run` is an error afterwards."""
         self._session = None
-
-
-def onnxruntime() -> Any:
-    """The library, loaded when it is first needed, without its telemetry."""
-    # Before the library is loaded: its Linux wheels send telemetry from the first session on.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
 
 
 def gpu_visible(devices: Path = Path("/dev")) -> bool:
