@@ -1,8 +1,10 @@
 """Images to detections: the pipeline that the server and verification share.
 
-image ─prepare_image─► Prepared ─session─► candidates ─finish─► ImageDetections
+image ─prepare_image─┐
+bytes ─prepare_encoded─► Prepared ─session─► candidates ─finish─► ImageDetections
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact, Metadata
-from server.letterbox import Letterbox, choose_bucket, full_size, letterbox
+from server.image import decode, decode_reduced
+from server.letterbox import Frame, Letterbox, choose_bucket, full_size, letterbox
 from server.postprocess import Detections, DetectParameters, nms
 from server.session import Session
 
@@ -46,11 +49,52 @@ class ImageDetections:
     truncated: bool
 
 
-def prepare_image(image: NDArray[np.uint8], metadata: Metadata) -> Prepared:
-    """Letterboxes an (H, W, 3) uint8 RGB image into the smallest bucket that holds it."""
-    bucket_hw = choose_bucket((image.shape[0], image.shape[1]), metadata.buckets)
-    canvas, placed = letterbox(image, bucket_hw, full_hw=full_size(metadata.buckets))
+def prepare_image(
+    image: NDArray[np.uint8], metadata: Metadata, *, frame: Frame | None = None
+) -> Prepared:
+    """Letterboxes an image into the smallest bucket that holds it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, upright.
+        metadata: of the model that it is prepared for.
+        frame: where the image lies in the original, if it was decoded at reduced scale.
+    """
+    frame = frame or Frame.whole(image)
+    bucket_hw = choose_bucket(frame.original_hw, metadata.buckets)
+    canvas, placed = letterbox(image, bucket_hw, full_hw=full_size(metadata.buckets), frame=frame)
     return Prepared(canvas, placed, bucket_hw)
+
+
+def prepare_encoded(
+    data: bytes, metadata: Metadata, *, max_pixels: int, reduced: bool
+) -> tuple[Prepared, dict[str, float]]:
+    """Decodes and letterboxes an image file.
+
+    Args:
+        data: a whole JPEG, PNG, WebP, BMP or TIFF file.
+        metadata: of the model that it is prepared for.
+        max_pixels: pixels, >= 1; checked before decoding begins.
+        reduced: a large JPEG may be decoded at reduced scale, which is faster and changes the
+            pixels that the model sees a little; boxes come in original pixels all the same.
+
+    Returns:
+        The image, ready for a batch; and the seconds of the stages "decode" and "letterbox".
+
+    Raises:
+        BadInput: as `server.image.decode` does.
+    """
+    started = time.perf_counter()
+    frame: Frame | None = None
+    if reduced:
+        image, frame = decode_reduced(
+            data, max_pixels=max_pixels, full_hw=full_size(metadata.buckets)
+        )
+    else:
+        image = decode(data, max_pixels=max_pixels)
+    decoded = time.perf_counter()
+    prepared = prepare_image(image, metadata, frame=frame)
+    placed = time.perf_counter()
+    return prepared, {"decode": decoded - started, "letterbox": placed - decoded}
 
 
 def finish(
@@ -65,6 +109,11 @@ def finish(
     boxes = prepared.placed.to_original(detections.boxes)
     height, width = prepared.placed.original_hw
     return ImageDetections(replace(detections, boxes=boxes), width, height, truncated)
+
+
+def stacked(canvases: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Canvases of one bucket as a batch (B, H, W, 3); one alone is not copied."""
+    return canvases[0][None] if len(canvases) == 1 else np.stack(canvases)
 
 
 class Detector:
@@ -99,7 +148,7 @@ class Detector:
         prepared = [prepare_image(image, self._metadata) for image in images]
         found: dict[int, ImageDetections] = {}
         for batch in self._batches(prepared):
-            candidates = self._session.run(np.stack([prepared[i].canvas for i in batch]))
+            candidates = self._session.run(stacked([prepared[i].canvas for i in batch]))
             for i, rows in zip(batch, candidates, strict=True):
                 found[i] = finish(rows, prepared[i], self._metadata, parameters)
         return [found[i] for i in range(len(prepared))]

@@ -1,13 +1,17 @@
 """From the bytes of an image file to upright RGB pixels, limits first."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import TooLarge, UndecodableImage
+from server.exif import jpeg_orientation
 from server.image_header import ImageHeader, read_header
+from server.letterbox import Frame, resized_hw
 
-__all__ = ["ImageHeader", "decode", "quiet_codecs", "read_header"]
+__all__ = ["ImageHeader", "decode", "decode_reduced", "quiet_codecs", "read_header"]
 
 
 def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
@@ -31,6 +35,66 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         ultralytics 8.4.190 `ultralytics.utils.patches.imread`, pixel for pixel: the model was
         trained on what that returns. (So 8-bit TIFF colours come multiplied with alpha.)
     """
+    return _decode_exactly(data, _header_within(data, max_pixels))
+
+
+def decode_reduced(
+    data: bytes, *, max_pixels: int, full_hw: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Frame]:
+    """Decodes as `decode` does, but a large JPEG at a half, a quarter or an eighth of its size.
+
+    libjpeg then averages 2 x 2, 4 x 4 or 8 x 8 pixels, and skips most of the work for them.
+
+    Args:
+        data: a whole JPEG, PNG, WebP, BMP or TIFF file.
+        max_pixels: original pixels, >= 1; checked before decoding begins.
+        full_hw: the input that the picture will be scaled for, (height, width) in pixels: it
+            stays at least twice as large on both sides as it will be there.
+
+    Returns:
+        (h, w, 3) uint8 as from `decode`; and where these pixels lie in the original.
+
+    Raises:
+        UnsupportedImage, TooLarge, UndecodableImage: as `decode` does.
+    """
+    header = _header_within(data, max_pixels)
+    if header.format == "JPEG" and (orientation := jpeg_orientation(data)) is not None:
+        stored_hw = header.height, header.width
+        original_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
+        reduction = _reduction(original_hw, full_hw)
+        if reduction > 1:
+            pixels = _imdecode(data, header, _REDUCED_RGB[reduction])
+            height, width = pixels.shape[:2]
+            covered_hw = height * reduction, width * reduction
+            over_h, over_w = covered_hw[0] - original_hw[0], covered_hw[1] - original_hw[1]
+            if 0 <= over_h < reduction and 0 <= over_w < reduction:  # else turned otherwise
+                above = over_h if orientation in _FROM_THE_BOTTOM else 0
+                left = over_w if orientation in _FROM_THE_RIGHT else 0
+                return pixels, Frame(original_hw, covered_hw, (above, left))
+    pixels = _decode_exactly(data, header)
+    return pixels, Frame.whole(pixels)
+
+
+# IMREAD_REDUCED_COLOR_*, whose BGR excludes RGB; in RGB, these give colours too.
+_REDUCED_RGB = {
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
+# EXIF orientations that put the stored last row or column above, or left of, the stored first.
+_FROM_THE_BOTTOM, _FROM_THE_RIGHT = (3, 4, 7, 8), (2, 3, 6, 7)
+
+
+def _reduction(original_hw: tuple[int, int], full_hw: tuple[int, int]) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves twice the pixels that the input will have."""
+    sides = list(zip(original_hw, resized_hw(original_hw, full_hw), strict=True))
+    return max(
+        (each for each in _REDUCED_RGB if all(side >= 2 * each * small for side, small in sides)),
+        default=1,
+    )
+
+
+def _header_within(data: bytes, max_pixels: int) -> ImageHeader:
     header = read_header(data)
     if header.pixels > max_pixels:
         raise TooLarge(
@@ -38,19 +102,29 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
             f"max_image_pixels is {max_pixels}",
             code="too_many_pixels",
         )
-    # OpenCV 5 returns None for a file that is cut off anywhere, in all five formats, and turns
-    # the picture upright. For TIFF it does so whatever the flags, and IMREAD_COLOR would round
+    return header
+
+
+def _decode_exactly(data: bytes, header: ImageHeader) -> NDArray[np.uint8]:
+    # For TIFF, OpenCV turns the picture upright whatever the flags, and IMREAD_COLOR would round
     # 16 bits where training cuts them off.
-    flags = cv2.IMREAD_UNCHANGED if header.format == "TIFF" else cv2.IMREAD_COLOR_RGB
+    tiff = header.format == "TIFF"
+    pixels = _imdecode(data, header, cv2.IMREAD_UNCHANGED if tiff else cv2.IMREAD_COLOR_RGB)
+    if sorted(pixels.shape[:2]) != sorted((header.height, header.width)):
+        raise UndecodableImage(f"the {header.format} image is not of the size its header says")
+    return _rgb_of_tiff(pixels) if tiff else pixels.astype(np.uint8, copy=False)
+
+
+def _imdecode(data: bytes, header: ImageHeader, flags: int) -> NDArray[Any]:
+    # OpenCV 5 returns None for a file that is cut off anywhere, in all five formats, and turns
+    # the picture upright.
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise UndecodableImage(f"the {header.format} image is cut off or corrupt")
-    if sorted(pixels.shape[:2]) != sorted((header.height, header.width)):
-        raise UndecodableImage(f"the {header.format} image is not of the size its header says")
-    return _rgb_of_tiff(pixels) if header.format == "TIFF" else pixels.astype(np.uint8, copy=False)
+    return pixels
 
 
 def _rgb_of_tiff(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -69,8 +69,8 @@ _BMP_HEADER_SIZES = frozenset(struct.pack("<I", size) for size in (12, 40, 52, 5
 
 
 def _jpeg(data: bytes) -> tuple[int, ...]:
-    for marker, position in _jpeg_segments(data):
-        if marker == _START_OF_SCAN:
+    for marker, position in jpeg_segments(data):
+        if marker == START_OF_SCAN:
             break
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             _limit_scans(data)
@@ -79,13 +79,13 @@ def _jpeg(data: bytes) -> tuple[int, ...]:
     raise IndexError("no frame header before the pixels")
 
 
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MAX_SCANS, _MAX_SEGMENTS = 100, 10_000
 # 0x00 is a 0xFF among the pixels, 0x01 and 0xD0..0xD8 stand alone, 0xFF is a fill byte.
 _SEGMENT_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yields each marker and where its segment starts, up to the end of the first image."""
     position = 2
     for _ in range(_MAX_SEGMENTS):
@@ -103,8 +103,8 @@ def _limit_scans(data: bytes) -> None:
     A progressive file of 105 KB with 209 scans took 2.8 s to decode; usual are 10.
     """
     # Most files hold so few of these byte pairs that nothing needs to be walked.
-    if data.count(bytes((0xFF, _START_OF_SCAN))) > _MAX_SCANS:
-        scans = sum(marker == _START_OF_SCAN for marker, _ in _jpeg_segments(data))
+    if data.count(bytes((0xFF, START_OF_SCAN))) > _MAX_SCANS:
+        scans = sum(marker == START_OF_SCAN for marker, _ in jpeg_segments(data))
         if scans > _MAX_SCANS:
             raise UndecodableImage(f"the JPEG image has {scans} scans, the limit is {_MAX_SCANS}")
 
