@@ -56,8 +56,8 @@ def read_parameters(
         values[name] = value
     default = DetectParameters()
     detect = DetectParameters(
-        conf=_number("conf", values.get("conf", default.conf)),
-        iou=_number("iou", values.get("iou", default.iou)),
+        conf=number("conf", values.get("conf", default.conf)),
+        iou=number("iou", values.get("iou", default.iou)),
         max_det=_integer("max_det", values.get("max_det", default.max_det)),
         classes=tuple(dict.fromkeys(classes)) if "classes" in values else None,
         agnostic_nms=_boolean("agnostic_nms", values.get("agnostic_nms", default.agnostic_nms)),
@@ -65,7 +65,8 @@ def read_parameters(
     return RequestParameters(detect, _format(values.get("format", "json")))
 
 
-def _number(name: str, value: object) -> float:
+def number(name: str, value: object) -> float:
+    """A number that is given as such or as text; raises `InvalidParameter` for anything else."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
