@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.verification.latency import WARM_UP_BATCH, cpu_name
+from export.verification.latency import WARM_UP_BATCH
 from server.artifact import Artifact, load_artifact
-from server.cpus import available_cpus
+from server.cpus import available_cpus, cpu_name
 from server.errors import ServerError
 from server.session import Session
 

@@ -2,7 +2,12 @@
 
 import math
 import os
+import platform
 from pathlib import Path
+
+from server.cgroup import MOUNT, OWN, cpu_quota
+
+CPUINFO = Path("/proc/cpuinfo")
 
 # What x86 and Arm call instructions that sum products of int8 in 32 bits, best first.
 _INTEGER_FLAGS = {
@@ -14,20 +19,26 @@ _INTEGER_FLAGS = {
 }
 
 
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_cpus(cgroup: Path = MOUNT, own: Path = OWN) -> int:
     """Counts the CPUs that affinity and the container's quota leave, at least 1.
 
     A container limited to 2 of 64 CPUs sees all 64; with 64 threads it would be throttled.
 
     Args:
-        cgroup: where the process's own control group is mounted, version 2 or 1.
+        cgroup: where control groups are mounted.
+        own: the file that says which groups the process is in.
     """
-    quota = _quota_v2(cgroup / "cpu.max") or _quota_v1(cgroup / "cpu")
+    quota = cpu_quota(cgroup, own)
     affinity = len(os.sched_getaffinity(0))
     return max(1, min(affinity, math.ceil(quota))) if quota else affinity
 
 
-def integer_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+def cpu_name(cpuinfo: Path = CPUINFO) -> str:
+    """The processor's name as the kernel tells it, or its architecture."""
+    return _value(cpuinfo, "model name") or platform.machine()
+
+
+def integer_instructions(cpuinfo: Path = CPUINFO) -> str | None:
     """The name of the best instructions that this CPU has for int8, such as "AVX512-VNNI".
 
     Args:
@@ -36,33 +47,18 @@ def integer_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     Returns:
         None where the CPU has none of them, or where it is not known.
     """
-    flags: set[str] = set()
-    for line in _lines(cpuinfo):
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags.update(value.split())
-            break  # every CPU of a machine says the same
+    flags = (_value(cpuinfo, "flags") or _value(cpuinfo, "Features")).split()
     return next((name for flag, name in _INTEGER_FLAGS.items() if flag in flags), None)
 
 
-def _lines(path: Path) -> list[str]:
+def _value(cpuinfo: Path, wanted: str) -> str:
+    """What the kernel says of the first CPU; "" where it says nothing."""
     try:
-        return path.read_text(errors="replace").splitlines()
+        lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
-        return []
-
-
-def _quota_v2(path: Path) -> float | None:
-    try:
-        quota, period = path.read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
-        return None
+        return ""
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == wanted:
+            return value.strip()
+    return ""

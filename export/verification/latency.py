@@ -1,15 +1,13 @@
 """How long one picture takes on this machine's CPU."""
 
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
 from server.artifact import Artifact
 from server.certificate import Latency
-from server.cpus import available_cpus
+from server.cpus import available_cpus, cpu_name
 from server.session import Session
 
 ROUNDS = 15
@@ -56,13 +54,3 @@ def measure_latency(artifact: Artifact, fp32: Artifact) -> Latency:
         median_ms=round(medians_ms[0], 3),
         fp32_median_ms=round(medians_ms[-1], 3),
     )
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name as the kernel tells it, or its architecture."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -12,7 +12,6 @@ from export.table import certificate_rows, table
 from export.verification.certify import GATES, judge
 from export.verification.compare import DIFFERENT, matched_difference, nearest_difference
 from export.verification.evaluation import read_labelled
-from export.verification.latency import cpu_name
 from export.verification.pictures import calibration_canvases, in_words, listed
 from server.artifact import load_artifact
 from server.certificate import Accuracy, Precision
@@ -212,10 +211,3 @@ def test_a_certificate_reads_as_what_it_says(tmp_path: Path) -> None:
     assert "NOT SHOWN" in text
     assert "mAP50-95 0.5800, source 0.6000" in text
     assert "may lose 0.005" in text
-
-
-def test_the_processor_has_a_name(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor: 0\nmodel name\t: Some CPU @ 3 GHz\nflags: a\nmodel name: B\n")
-    assert cpu_name(cpuinfo) == "Some CPU @ 3 GHz"
-    assert cpu_name(tmp_path / "missing")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cpus import available_cpus, integer_instructions
+from server.cpus import available_cpus, cpu_name, integer_instructions
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -53,3 +53,10 @@ def test_the_flags_of_a_cpu_say_how_it_multiplies_integers(
 
 def test_nothing_is_promised_of_an_unknown_cpu(tmp_path: Path) -> None:
     assert integer_instructions(tmp_path / "missing") is None
+
+
+def test_the_processor_has_a_name(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor: 0\nmodel name\t: Some CPU @ 3 GHz\nflags: a\nmodel name: B\n")
+    assert cpu_name(cpuinfo) == "Some CPU @ 3 GHz"
+    assert cpu_name(tmp_path / "missing")

@@ -9,7 +9,7 @@ import pytest
 
 from server.artifact import Artifact, load_artifact
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
-from server.session import Session, devices_to_try, gpu_visible, open_on_first
+from server.session import Session, cpu_options, devices_to_try, gpu_visible, open_on_first
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
 
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -181,3 +181,27 @@ def test_a_model_of_another_signature_is_an_invalid_artifact(artifact: Artifact)
     onnx.save(model, artifact.path)
     with pytest.raises(ArtifactInvalid, match="an artifact maps images"):
         Session.open(artifact, device="cpu")
+
+
+SPINNING = "session.intra_op.allow_spinning"
+SLOW_EXACT = "session.x64quantprecision"
+
+
+@pytest.mark.parametrize(("spinning", "shown"), [(False, "0"), (True, "1")])
+def test_threads_spin_only_where_that_is_asked_for(spinning: bool, shown: str) -> None:
+    options = cpu_options("fp32", 2, spinning=spinning)
+    assert options.get_session_config_entry(SPINNING) == shown
+
+
+@pytest.mark.parametrize(
+    ("precision", "exact_integers", "slow"),
+    [("int8", False, True), ("int8", True, False), ("fp32", False, False)],
+)
+def test_int8_is_exact_on_a_cpu_whose_fast_instructions_saturate(
+    precision: str, exact_integers: bool, slow: bool
+) -> None:
+    options = cpu_options(precision, 1, exact_integers=exact_integers)
+    try:
+        assert (options.get_session_config_entry(SLOW_EXACT) == "1") is slow
+    except RuntimeError:  # which says that it is not set
+        assert not slow
