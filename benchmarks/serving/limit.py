@@ -1,0 +1,167 @@
+"""The limit: the server's own decode, letterbox, model calls and NMS in one process without HTTP.
+
+    python -m benchmarks.serving.limit --model MODEL.onnx --pictures FOLDER --lone
+
+Prints one JSON object: images/s by arrangement, or the median latency of one image at a time. An
+arrangement is LANESxTHREADSxBATCHxFEEDERS: model calls side by side, threads and images of each,
+and threads that decode, call and finish. Where feeders are more than lanes, the model waits for
+no decoder.
+"""
+
+import argparse
+import itertools
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from benchmarks.serving.load import percentile
+from server.artifact import load_artifact
+from server.cpus import available_cpus
+from server.detector import Prepared, finish, prepare_image
+from server.image import decode
+from server.postprocess import DetectParameters
+from server.session import Session
+
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LimitArrangement:
+    """See the module; all >= 1."""
+
+    lanes: int
+    threads: int
+    batch: int
+    feeders: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads what `str` gives."""
+        lanes, threads, batch, feeders = map(int, text.split("x"))
+        return cls(lanes, threads, batch, feeders)
+
+    def __str__(self) -> str:
+        """Such as 2x1x1x2."""
+        return f"{self.lanes}x{self.threads}x{self.batch}x{self.feeders}"
+
+
+def arrangements(cpus: int) -> list[LimitArrangement]:
+    """Those worth a trial: one-thread lanes for all CPUs or one lane with all threads, batches."""
+    all_lanes = [
+        LimitArrangement(cpus, 1, batch, cpus + more) for batch in (1, 2, 4) for more in (0, 1)
+    ]
+    one_lane = [LimitArrangement(1, cpus, batch, 2) for batch in (1, 2, 4)]
+    return all_lanes + one_lane
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Encoded images to detections, with some sessions' threads.
+
+    Attributes:
+        model: the artifact's file.
+        images: encoded; used in turn.
+        parameters: of the NMS.
+    """
+
+    model: Path
+    images: Sequence[bytes]
+    parameters: DetectParameters
+
+    def images_per_s(self, arrangement: LimitArrangement, seconds: float, warm_s: float) -> float:
+        """How many images pass in the window after `warm_s`."""
+        artifact = load_artifact(self.model)
+        session = Session.open(artifact, device="cpu", threads=arrangement.threads)
+        session.warm_up([arrangement.batch])
+        lanes = threading.Semaphore(arrangement.lanes)
+        next_image = itertools.cycle(self.images).__next__
+        taking = threading.Lock()
+        begin_s = time.perf_counter() + warm_s
+        end_s = begin_s + seconds
+        done = [0] * arrangement.feeders
+        # Images of one bucket share a batch; with batches of 1 none ever waits here.
+        waiting: dict[tuple[int, int], list[Prepared]] = {}
+
+        def next_batch() -> list[Prepared]:
+            while True:
+                with taking:
+                    encoded = next_image()
+                prepared = prepare_image(decode(encoded, max_pixels=MAX_PIXELS), artifact.metadata)
+                with taking:
+                    same = waiting.setdefault(prepared.bucket_hw, [])
+                    same.append(prepared)
+                    if len(same) == arrangement.batch:
+                        return waiting.pop(prepared.bucket_hw)
+
+        def feed(i: int) -> None:
+            while time.perf_counter() < end_s:
+                batch = next_batch()
+                stacked = np.stack([each.canvas for each in batch])
+                with lanes:
+                    candidates = session.run(stacked)
+                for rows, each in zip(candidates, batch, strict=True):
+                    finish(rows, each, artifact.metadata, self.parameters)
+                if begin_s <= time.perf_counter() < end_s:
+                    done[i] += len(batch)
+
+        threads = [threading.Thread(target=feed, args=(i,)) for i in range(arrangement.feeders)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(done) / seconds
+
+    def lone_ms(self, seconds: float, warm_s: float, *, spinning: bool) -> float:
+        """Median milliseconds from an image's bytes to its detections, one at a time."""
+        artifact = load_artifact(self.model)
+        session = Session.open(artifact, device="cpu", threads=available_cpus(), spinning=spinning)
+        session.warm_up([1])
+        times_ms: list[float] = []
+        begin_s = time.perf_counter() + warm_s
+        for encoded in itertools.cycle(self.images):
+            started_s = time.perf_counter()
+            if started_s >= begin_s + seconds:
+                break
+            prepared = prepare_image(decode(encoded, max_pixels=MAX_PIXELS), artifact.metadata)
+            (candidates,) = session.run(prepared.canvas[None])
+            finish(candidates, prepared, artifact.metadata, self.parameters)
+            if started_s >= begin_s:
+                times_ms.append(1e3 * (time.perf_counter() - started_s))
+        return percentile(sorted(times_ms), 50)
+
+
+def main() -> None:
+    """Prints the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--arrangement", type=LimitArrangement.parse, action="append")
+    parser.add_argument("--lone", action="store_true", help="latency of one image at a time")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--warm-s", type=float, default=1.0)
+    parser.add_argument("--conf", type=float, default=0.25)
+    parser.add_argument("--max-det", type=int, default=300)
+    arguments = parser.parse_args()
+    images = [path.read_bytes() for path in sorted(arguments.pictures.glob("*.jpg"))]
+    parameters = DetectParameters(conf=arguments.conf, max_det=arguments.max_det)
+    pipeline = Pipeline(arguments.model, images, parameters)
+    seconds, warm_s = arguments.seconds, arguments.warm_s
+    if arguments.lone:
+        figures = {
+            "spinning": pipeline.lone_ms(seconds / 2, warm_s, spinning=True),
+            "not spinning": pipeline.lone_ms(seconds / 2, warm_s, spinning=False),
+        }
+    else:
+        tried = arguments.arrangement or arrangements(available_cpus())
+        figures = {str(each): pipeline.images_per_s(each, seconds, warm_s) for each in tried}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The pictures that are sent, and how many boxes the answer to each must hold."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.serving.contestants import Thresholds
+from benchmarks.serving.http_client import Answer, Request, image_request
+from server.artifact import load_artifact
+from server.detector import finish, prepare_image
+from server.image import decode
+from server.postprocess import DetectParameters
+from server.session import Session
+
+JPEG_QUALITY = 90
+WIDE = 16 / 9
+MAX_PIXELS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One JPEG file.
+
+    Attributes:
+        name: for messages.
+        data: the file.
+        hw: (height, width) in pixels.
+    """
+
+    name: str
+    data: bytes
+    hw: tuple[int, int]
+
+
+def read_pictures(folder: Path, most: int) -> list[Picture]:
+    """The first JPEGs of a folder that are 640 x 480, by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    pictures = []
+    for path in sorted(folder.glob("*.jpg")):
+        data = path.read_bytes()
+        if decode(data, max_pixels=MAX_PIXELS).shape[:2] == (480, 640):
+            pictures.append(Picture(path.name, data, (480, 640)))
+        if len(pictures) == most:
+            break
+    if not pictures:
+        raise ValueError(f"{folder} holds no JPEG of 640 x 480")
+    return pictures
+
+
+def widened(picture: Picture) -> Picture:
+    """The middle of a picture at 16:9, encoded anew."""
+    image = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    height, width = image.shape[:2]
+    kept = round(width / WIDE)
+    top = (height - kept) // 2
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    data = cv2.imencode(".jpg", image[top : top + kept], quality)[1].tobytes()
+    return Picture(picture.name, data, (kept, width))
+
+
+def box_counts(artifact: Path, pictures: Sequence[Picture], thresholds: Thresholds) -> list[int]:
+    """How many boxes the pipeline without a server finds in each picture."""
+    model = load_artifact(artifact)
+    session = Session.open(model, device="cpu", threads=1)
+    parameters = DetectParameters(conf=thresholds.conf, max_det=thresholds.max_det)
+    counts = []
+    for picture in pictures:
+        prepared = prepare_image(decode(picture.data, max_pixels=MAX_PIXELS), model.metadata)
+        (candidates,) = session.run(prepared.canvas[None])
+        found = finish(candidates, prepared, model.metadata, parameters)
+        counts.append(len(found.detections.scores))
+    return counts
+
+
+def requests(
+    path: str, pictures: Sequence[Picture], counts: Sequence[int], slack: float
+) -> list[Request]:
+    """A request for each picture, whose answer has to hold as many boxes as were counted.
+
+    Args:
+        path: with the query.
+        pictures: to be sent.
+        counts: boxes of each.
+        slack: by which share of the boxes an answer may be off.
+    """
+    return [
+        image_request(path, picture.data, counted(count, slack), picture.name)
+        for picture, count in zip(pictures, counts, strict=True)
+    ]
+
+
+def counted(count: int, slack: float) -> Callable[[Answer], str | None]:
+    """A check on the number of boxes, at no JSON parser's cost."""
+    most_off = slack * count
+
+    def check(answer: Answer) -> str | None:
+        boxes = answer.body.count(b'"class_id"')
+        return None if abs(boxes - count) <= most_off else "other number of boxes"
+
+    return check
