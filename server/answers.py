@@ -1,10 +1,10 @@
 """From what was found to the bytes of an answer."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from server.annotate import annotate, encode_picture
 from server.artifact import Artifact
@@ -57,7 +57,7 @@ def detections_json(
         ],
         "timings_ms": timings_ms,
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return orjson.dumps(body)
 
 
 def annotated_picture(
@@ -77,6 +77,8 @@ def _result(outcome: Found | BadInput, class_names: Sequence[str]) -> dict[str, 
             "width": None, "height": None, "truncated": False, "error": error, "detections": empty,
         }  # fmt: skip
     found = outcome.detections
+    if not np.isfinite(found.detections.boxes).all():  # orjson would write null
+        raise ValueError("the model gave a box that is no number")
     # In float64: a float32 0.912 would be printed as 0.9120000004768372.
     boxes = found.detections.boxes.astype(np.float64).round(2).tolist()
     scores = found.detections.scores.astype(np.float64).round(5).tolist()

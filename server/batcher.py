@@ -1,11 +1,12 @@
-"""Dynamic batching: images that wait at the same time become one model call."""
+"""Dynamic batching: a bounded, fair queue in front of model calls that run side by side."""
 
 import asyncio
+import heapq
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
@@ -28,20 +29,29 @@ class Answer(Generic[Result]):
     inference_s: float
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(order=True, slots=True)
 class _Entry(Generic[Item, Result]):
-    item: Item
-    submitted: float  # seconds of the event loop's clock, as `deadline`
-    deadline: float
-    future: asyncio.Future[Answer[Result]]
+    # What the queue is ordered by: see `Slots`.
+    turn: float
+    arrival: int
+    item: Item = field(compare=False)
+    submitted: float = field(compare=False)  # seconds of the event loop's clock, as `deadline`
+    deadline: float = field(compare=False)
+    future: asyncio.Future[Answer[Result]] = field(compare=False)
 
 
 @dataclass(slots=True)
 class Slots(Generic[Item, Result]):
-    """Places in the queue that one request holds for its images until it submits them."""
+    """Places in the queue that one request holds for its images until it submits them.
+
+    Requests take turns: each item of a request goes one turn after the one before it, the first at
+    the turn that is being served. So a single image waits for one image of each request that is
+    before it, and not for all 64 of one (start-time fair queueing, Goyal et al. 1996).
+    """
 
     _batcher: "Batcher[Item, Result]"
     _held: int
+    _next_turn: float = 0.0
 
     async def submit(self, item: Item, deadline: float = math.inf) -> Answer[Result]:
         """Puts an item into one of the places and waits for its own result.
@@ -51,12 +61,14 @@ class Slots(Generic[Item, Result]):
             deadline: seconds of the event loop's clock; later the item is not run any more.
 
         Raises:
-            InferenceFailed: the batch that held the item failed.
+            InferenceFailed: the model failed on the item.
             DeadlineExceeded: the deadline passed while the item waited.
         """
         assert self._held > 0, "more items than reserved places"
         self._held -= 1
-        return await self._batcher._submit(item, deadline)
+        turn = max(self._next_turn, self._batcher._turn)
+        self._next_turn = turn + 1
+        return await self._batcher._submit(item, turn, deadline)
 
     def give_back(self) -> None:
         """Frees one place whose image will not be submitted."""
@@ -65,63 +77,67 @@ class Slots(Generic[Item, Result]):
         self._batcher._free(1)
 
 
-@dataclass(slots=True)
-class _Rate:
-    """Items a second of recent batches, as a moving average; 0 before the first."""
-
-    per_s: float = field(default=0.0)
-
-    def observe(self, items: int, seconds: float) -> None:
-        now = items / max(seconds, 1e-6)
-        self.per_s = now if self.per_s == 0 else 0.8 * self.per_s + 0.2 * now
-
-
 class Batcher(Generic[Item, Result]):
-    """Groups waiting items of one bucket and hands them to `run_batch`, one batch at a time.
+    """Groups waiting items of one bucket and hands them to `run_batch`.
 
-    A batch starts as soon as the model is free and one of these holds: a bucket has
-    `max_batch_size` items; its oldest item has waited `max_queue_delay_s`; or nobody holds a
+    A batch starts as soon as one of the lanes is free and one of these holds: a bucket has
+    `max_batch_size` items; its first item has waited `max_queue_delay_s`; or nobody holds a
     reserved place, so that waiting longer could bring no company (a lone client never pays the
-    delay). Among buckets that may start, the one with the oldest item goes first.
+    delay). Among buckets that may start, the one whose first item's turn it is goes first. What
+    waits is spread over the free lanes before batches grow.
+
+    A batch of several that fails is run again item by item, once, so that one bad item takes no
+    other along.
 
     Args:
-        run_batch: takes 1..max_batch_size items of one bucket, returns as many results in order.
+        run_batch: takes 1..max_batch_size items of one bucket, and whether nothing else runs,
+            waits or is on its way; returns as many results in order.
         bucket: the items of one batch have equal values of it.
-        max_batch_size: items, >= 1.
         max_queue_delay_s: seconds, >= 0; 0 batches only what already waits.
         max_queue_images: items that may be reserved or wait, >= 1; past it `reserve` raises.
+        lanes: batches that may run at the same time, >= 1; may be changed.
+        max_batch_size: items, >= 1; may be changed.
     """
 
     def __init__(
         self,
-        run_batch: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        run_batch: Callable[[Sequence[Item], bool], Awaitable[Sequence[Result]]],
         *,
         bucket: Callable[[Item], Hashable],
-        max_batch_size: int,
         max_queue_delay_s: float,
         max_queue_images: int,
+        lanes: int = 1,
+        max_batch_size: int = 1,
     ) -> None:
+        self.lanes = lanes
+        self.max_batch_size = max_batch_size
         self._run_batch = run_batch
         self._bucket = bucket
-        self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue_images = max_queue_images
-        self._waiting: dict[Hashable, deque[_Entry[Item, Result]]] = {}
+        self._waiting: dict[Hashable, list[_Entry[Item, Result]]] = {}  # heaps
+        self._arrivals = count()
+        self._turn = 0.0  # of the last item that left the queue
         self._reserved = 0
+        self._in_lanes: list[list[_Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
         self._ended = False
-        self._rate = _Rate()
+        self._item_s = 0.0  # moving average of a lane's seconds per item; 0 before the first
 
     @property
     def queue_images(self) -> int:
-        """Items that are reserved or wait for a batch; those in the running batch don't count."""
+        """Items that are reserved or wait for a batch; those in running batches don't count."""
         return self._reserved + sum(len(entries) for entries in self._waiting.values())
+
+    @property
+    def running_batches(self) -> int:
+        """Lanes that are busy."""
+        return len(self._in_lanes)
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
-        if self._rate.per_s == 0:
-            return 1
-        return max(1, min(60, math.ceil(self.queue_images / self._rate.per_s)))
+        empty_in_s = self.queue_images * self._item_s / self.lanes
+        return max(1, min(60, math.ceil(empty_in_s)))
 
     def refuse_when_full(self) -> None:
         """Raises `QueueFull` when not even one more item would find a place."""
@@ -151,15 +167,25 @@ class Batcher(Generic[Item, Result]):
         Raises:
             SessionLost: `run_batch` raised it, and so would every later batch.
         """
+        fault: BaseException | None = None
         try:
-            while True:
-                await self._run(await self._next_batch())
+            async with asyncio.TaskGroup() as lanes:
+                while True:
+                    batch = await self._next_batch()
+                    alone = not self._in_lanes and len(batch) == 1 and self.queue_images == 0
+                    self._in_lanes.append(batch)
+                    lanes.create_task(self._run(batch, alone))
+        except BaseExceptionGroup as faults:
+            fault = faults.exceptions[0]
         finally:
             self._ended = True
-            for entries in self._waiting.values():
+            # In the lanes, too: a task that is cancelled before it begins never runs its batch.
+            for entries in (*self._waiting.values(), *self._in_lanes):
                 for entry in entries:
                     _fail(entry, "the batch loop has ended")
             self._waiting.clear()
+        assert fault is not None, "only a fault ends the loop"
+        raise fault  # out here, so that the group is not its context
 
     def _refuse(self, images: int) -> None:
         waiting = self.queue_images
@@ -173,22 +199,26 @@ class Batcher(Generic[Item, Result]):
         self._reserved -= images
         self._changed.set()
 
-    async def _submit(self, item: Item, deadline: float) -> Answer[Result]:
+    async def _submit(self, item: Item, turn: float, deadline: float) -> Answer[Result]:
         if self._ended:
             self._free(1)
             raise InferenceFailed("the batch loop has ended")
         loop = asyncio.get_running_loop()
-        entry = _Entry[Item, Result](item, loop.time(), deadline, loop.create_future())
+        entry = _Entry[Item, Result](
+            turn, next(self._arrivals), item, loop.time(), deadline, loop.create_future()
+        )
         bucket = self._bucket(item)
-        self._waiting.setdefault(bucket, deque()).append(entry)
+        heapq.heappush(self._waiting.setdefault(bucket, []), entry)
         self._free(1)
         try:
             return await entry.future
-        finally:
+        except asyncio.CancelledError:
             # A client that gave up leaves the queue now, so that its place is free.
-            entries = self._waiting.get(bucket)
-            if entries and entry in entries:
+            entries = self._waiting.get(bucket, [])
+            if entry in entries:
                 entries.remove(entry)
+                heapq.heapify(entries)
+            raise
 
     async def _next_batch(self) -> list[_Entry[Item, Result]]:
         """Waits until a batch may start, and takes it out of the queue."""
@@ -196,60 +226,85 @@ class Batcher(Generic[Item, Result]):
         while True:
             self._drop_late(loop.time())
             startable_s = {
-                bucket: self._startable_at(entries)
-                for bucket, entries in self._waiting.items()
-                if entries
+                bucket: self._startable_at(entries) for bucket, entries in self._waiting.items()
             }
             ready = [bucket for bucket, at_s in startable_s.items() if at_s <= loop.time()]
-            if ready:
-                oldest = min(ready, key=lambda bucket: self._waiting[bucket][0].submitted)
-                entries = self._waiting[oldest]
-                return [entries.popleft() for _ in range(min(len(entries), self._max_batch_size))]
+            if ready and len(self._in_lanes) < self.lanes:
+                return self._take(min(ready, key=lambda bucket: self._waiting[bucket][0]))
             self._changed.clear()
+            # With every lane busy only the end of a batch can help, and that is a change.
+            wake_s = min(startable_s.values(), default=None) if not ready else None
             try:
-                async with asyncio.timeout_at(min(startable_s.values(), default=None)):
+                async with asyncio.timeout_at(wake_s):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
-    def _startable_at(self, entries: deque[_Entry[Item, Result]]) -> float:
+    def _startable_at(self, entries: list[_Entry[Item, Result]]) -> float:
         """When a batch of one bucket may start, in seconds of the event loop's clock."""
-        if len(entries) >= self._max_batch_size or self._reserved == 0:
+        if len(entries) >= self.max_batch_size or self._reserved == 0:
             return -math.inf
         return entries[0].submitted + self._max_queue_delay_s
 
-    def _drop_late(self, now: float) -> None:
-        for bucket, entries in self._waiting.items():
-            kept: deque[_Entry[Item, Result]] = deque()
-            for entry in entries:
-                if entry.future.done():
-                    continue
-                if entry.deadline > now:
-                    kept.append(entry)
-                    continue
-                late = DeadlineExceeded("the deadline passed while the image waited")
-                entry.future.set_exception(late)
-            self._waiting[bucket] = kept
+    def _take(self, bucket: Hashable) -> list[_Entry[Item, Result]]:
+        entries = self._waiting[bucket]
+        share = math.ceil(len(entries) / (self.lanes - len(self._in_lanes)))
+        batch = [heapq.heappop(entries) for _ in range(min(share, self.max_batch_size))]
+        if not entries:
+            del self._waiting[bucket]  # a bucket may hold a model that is being replaced
+        self._turn = batch[0].turn
+        return batch
 
-    async def _run(self, batch: list[_Entry[Item, Result]]) -> None:
+    def _drop_late(self, now: float) -> None:
+        for bucket in list(self._waiting):
+            entries = self._waiting[bucket]
+            if any(entry.deadline <= now or entry.future.done() for entry in entries):
+                for entry in entries:
+                    if entry.deadline <= now and not entry.future.done():
+                        late = DeadlineExceeded("the deadline passed while the image waited")
+                        entry.future.set_exception(late)
+                entries[:] = [entry for entry in entries if not entry.future.done()]
+                heapq.heapify(entries)
+            if not entries:
+                del self._waiting[bucket]
+
+    async def _run(self, batch: list[_Entry[Item, Result]], alone: bool) -> None:
+        try:
+            if not await self._attempt(batch, alone):
+                for entry in batch:
+                    if not entry.future.done():
+                        await self._attempt([entry], False)
+        finally:
+            self._in_lanes = [each for each in self._in_lanes if each is not batch]
+            self._changed.set()
+
+    async def _attempt(self, batch: list[_Entry[Item, Result]], alone: bool) -> bool:
+        """Runs a batch; false when it failed and its items should be tried one by one."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         size = len(batch)
         try:
-            results = await self._run_batch([entry.item for entry in batch])
+            results = await self._run_batch([entry.item for entry in batch], alone)
             if len(results) != size:
                 raise ValueError(f"{size} items gave {len(results)} results")
         except BaseException as error:
+            fatal = isinstance(error, SessionLost) or not isinstance(error, Exception)
+            if not fatal and size > 1:
+                return False
             while batch:  # emptied, as the error's traceback holds this frame
                 _fail(batch.pop(), f"the batch of {size} failed", error)
-            if isinstance(error, SessionLost) or not isinstance(error, Exception):
+            if fatal:
                 raise
-            return
+            return True
         took_s = loop.time() - started
-        self._rate.observe(size, took_s)
+        self._observe(took_s / size)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
                 entry.future.set_result(Answer(result, started - entry.submitted, took_s))
+        return True
+
+    def _observe(self, item_s: float) -> None:
+        self._item_s = item_s if self._item_s == 0 else 0.8 * self._item_s + 0.2 * item_s
 
 
 def _fail(entry: _Entry[Any, Any], message: str, cause: BaseException | None = None) -> None:

@@ -1,13 +1,14 @@
 """Reading a detection request: its images and its parameters, within limits, as they stream in."""
 
 import asyncio
-import base64
 import binascii
-import json
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+import orjson
+
+from server.byte_budget import Share
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
 from server.multipart import MultipartReader
 from server.parameters import NAMES, shown
@@ -17,6 +18,10 @@ JSON = "application/json"
 RAW = "application/octet-stream"
 # Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
 MAX_JSON_COMMAS = 10_000
+# What a JSON body takes beside its own bytes, in their multiples, while it is read: its texts and
+# then the images in them. A text with one character outside Latin-1 takes four bytes for each.
+JSON_COPIES = 2
+WIDE_JSON_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,11 @@ class Limits:
 
 
 async def read_form(
-    headers: Mapping[str, str], stream: AsyncIterator[bytes], limits: Limits, pool: Executor
+    headers: Mapping[str, str],
+    stream: AsyncIterator[bytes],
+    limits: Limits,
+    share: Share,
+    pool: Executor,
 ) -> Form:
     """Reads a body in any of the three forms that are served.
 
@@ -75,6 +84,8 @@ async def read_form(
         headers: the request's, names in lower case or without regard to case.
         stream: the body, in pieces; not read further than a limit allows.
         limits: checked while reading, before anything is kept.
+        share: of the memory for all bodies; taken from while reading, and given back by whoever
+            made it, when the images are not needed any more.
         pool: where JSON is parsed; the event loop only waits.
 
     Raises:
@@ -82,24 +93,22 @@ async def read_form(
         NoImage: a readable body without an image.
         TooLarge: too many bytes or images.
         UnsupportedImage: a content type or encoding that is not served.
+        UploadsFull: other requests' bodies are in the memory that this one needs.
     """
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedImage(
-            f"Content-Encoding {headers['content-encoding']!r} is not served; send it unencoded"
-        )
-    limits.check_bytes(_announced_bytes(headers))
+    refuse_by_headers(headers, limits, share)
     content_type = headers.get("content-type", RAW)
     match media_type := content_type.split(";")[0].strip().lower():
         case "multipart/form-data":
-            form = await _read_multipart(content_type, stream, limits)
+            form = await _read_multipart(content_type, stream, limits, share)
         case "application/json":
-            body = await _read_whole(stream, limits)
+            body = await read_whole(stream, limits, share)
+            share.take(len(body) * json_copies(body))
             loop = asyncio.get_running_loop()
             form = await loop.run_in_executor(pool, parse_json, body, limits)
         case "application/octet-stream":
-            form = _raw(await _read_whole(stream, limits))
+            form = _raw(await read_whole(stream, limits, share))
         case _ if media_type.startswith("image/"):
-            form = _raw(await _read_whole(stream, limits))
+            form = _raw(await read_whole(stream, limits, share))
         case _:
             raise UnsupportedImage(
                 f"Content-Type {media_type!r} is not served; send {MULTIPART}, {JSON}, image/* "
@@ -108,6 +117,43 @@ async def read_form(
     if not form.images:
         raise NoImage(f"the request holds no image{_likely_mistake(form, media_type)}")
     return form
+
+
+def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) -> None:
+    """Refuses a body that could not be read, before all of it is sent in vain.
+
+    Raises:
+        TooLarge, UploadsFull: it is announced to have too many bytes.
+        UnsupportedImage: it is encoded.
+    """
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedImage(
+            f"Content-Encoding {headers['content-encoding']!r} is not served; send it unencoded"
+        )
+    announced_bytes = _announced_bytes(headers)
+    limits.check_bytes(announced_bytes)
+    share.check(announced_bytes)
+
+
+async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytes:
+    """A whole body, as it is.
+
+    Raises:
+        TooLarge, UploadsFull: before the piece that would be too much is kept.
+    """
+    # Not a list of pieces: of one byte each, they would take forty times their size.
+    body = bytearray()
+    async for chunk in stream:
+        limits.check_bytes(len(body) + len(chunk))
+        share.take(len(chunk))
+        body += chunk
+    return bytes(body)
+
+
+def json_copies(body: bytes) -> int:
+    """How many times its own size a JSON body takes in memory beside itself, at most."""
+    wide = b"\\u" in body or not body.isascii()
+    return WIDE_JSON_COPIES if wide else JSON_COPIES
 
 
 def parse_json(body: bytes, limits: Limits) -> Form:
@@ -120,8 +166,8 @@ def parse_json(body: bytes, limits: Limits) -> Form:
     if body.count(b",") > MAX_JSON_COMMAS:
         raise MalformedRequest(f"the JSON body has more than {MAX_JSON_COMMAS} values")
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):  # ValueError: JSON, UTF-8 and overlong numbers
+        document = orjson.loads(body)
+    except ValueError:  # also of depth, of UTF-8, and of numbers that no float can hold
         raise MalformedRequest("the body is not valid JSON") from None
     if not isinstance(document, dict):
         raise MalformedRequest('the JSON body must be an object like {"images": ["<base64>"]}')
@@ -139,17 +185,21 @@ def _from_base64(text: object, index: int) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
+        # Not base64.b64decode: it would make a copy of the text.
+        return binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
         raise MalformedRequest(f"images[{index}] is not valid base64") from None
 
 
-async def _read_multipart(content_type: str, stream: AsyncIterator[bytes], limits: Limits) -> Form:
+async def _read_multipart(
+    content_type: str, stream: AsyncIterator[bytes], limits: Limits, share: Share
+) -> Form:
     reader = MultipartReader(content_type, on_file=limits.check_images)
     body_bytes = 0
     async for chunk in stream:
         body_bytes += len(chunk)
         limits.check_bytes(body_bytes)
+        share.take(len(chunk))
         reader.feed(chunk)
     parts = reader.finish()
     images = [Upload(part.filename or None, part.data) for part in parts if part.is_file]
@@ -157,16 +207,6 @@ async def _read_multipart(content_type: str, stream: AsyncIterator[bytes], limit
         (part.name, part.text()) for part in parts if not part.is_file
     ]
     return Form(images, fields)
-
-
-async def _read_whole(stream: AsyncIterator[bytes], limits: Limits) -> bytes:
-    chunks = []
-    body_bytes = 0
-    async for chunk in stream:
-        body_bytes += len(chunk)
-        limits.check_bytes(body_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _raw(body: bytes) -> Form:

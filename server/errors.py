@@ -8,11 +8,15 @@ ServerError
 │   ├── UnsupportedImage     not a format that is served
 │   ├── UndecodableImage     a served format, but empty, cut off or corrupt
 │   └── InvalidParameter     a threshold, class or option out of range
+├── NotFound                 no model of that name or version
 ├── Unauthorized             keys are configured and no valid one came
+├── Forbidden                what was asked for needs a key, and none is configured
 ├── Unavailable              the server cannot take the request now; later it may
 │   ├── QueueFull
+│   ├── UploadsFull
 │   ├── NotReady
 │   └── Draining
+├── ReloadFailed             the new model files can't be served; the old ones go on
 ├── DeadlineExceeded         the request's time was over before its images were inferred
 ├── InferenceFailed          the server took the images and failed
 ├── SessionLost              no batch can succeed any more; ends the process
@@ -21,7 +25,7 @@ ServerError
     ├── ProviderUnavailable
     └── SettingsInvalid
 
-This module knows nothing of HTTP; `server.app` maps each class to one status.
+This module knows nothing of HTTP; `server.problems` maps each class to one status.
 """
 
 from typing import ClassVar
@@ -92,10 +96,22 @@ class InvalidParameter(BadInput):
     code = "invalid_parameter"
 
 
+class NotFound(ServerError):
+    """There is no model of the name or version that was asked for; the message names both."""
+
+    code = "not_found"
+
+
 class Unauthorized(ServerError):
     """API keys are configured, and the request brought none or a wrong one."""
 
     code = "unauthorized"
+
+
+class Forbidden(ServerError):
+    """What was asked for is only for those with a key, and the server has no keys configured."""
+
+    code = "keys_not_configured"
 
 
 class Unavailable(ServerError):
@@ -110,6 +126,12 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class UploadsFull(Unavailable):
+    """The bodies in memory have as many bytes as `max_upload_bytes` allows."""
+
+    code = "uploads_full"
+
+
 class NotReady(Unavailable):
     """The model is not loaded and warmed up yet, or has failed for good."""
 
@@ -120,6 +142,12 @@ class Draining(Unavailable):
     """The server is shutting down and takes no new requests."""
 
     code = "draining"
+
+
+class ReloadFailed(ServerError):
+    """The model files as they are now can't be served; what was served before goes on."""
+
+    code = "reload_failed"
 
 
 class DeadlineExceeded(ServerError):

@@ -1,40 +1,122 @@
-"""Lets a request through when it brings one of the configured keys."""
+"""The API keys: those of the settings, and those of a file that a reload reads again."""
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 
 from fastapi import Request
 from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import SecretStr
 
-from server.errors import Unauthorized
-from server.settings import Settings
+from server.errors import Forbidden, SettingsInvalid, Unauthorized
 
-
-def key_schemes() -> list[HTTPBearer | APIKeyHeader]:
-    """Where a key may stand, for OpenAPI; `key_check` is what decides."""
-    return [HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)]
+MAX_FILE_BYTES = 1024 * 1024
 
 
-def key_check(settings: Settings) -> Callable[[Request], Awaitable[None]]:
-    """Makes the dependency that lets a request through when it brings one of the keys."""
-    # Digests have one length, so a comparison tells nothing about the key's.
-    digests = [_digest(key.get_secret_value().encode()) for key in settings.api_keys]
+class Keys:
+    """Knows the keys by their digests; without any, everybody is let through.
 
-    async def check(request: Request) -> None:
-        if not digests:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        sent = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        given = _digest(sent.encode("latin-1"))  # as Starlette decodes headers, whatever they are
+    Args:
+        given: keys of the settings.
+        file: more of them, one a line; blank lines and those that begin with # don't count.
+
+    Raises:
+        SettingsInvalid: the file can't be read, or holds no key.
+    """
+
+    def __init__(self, given: Sequence[SecretStr], file: Path | None = None) -> None:
+        self._given = [key.get_secret_value() for key in given]
+        self._file = file
+        self._digests: list[bytes] = []
+        self.reload()
+
+    @property
+    def configured(self) -> bool:
+        """Whether a request needs a key."""
+        return bool(self._digests)
+
+    def reload(self) -> None:
+        """Reads the file again.
+
+        Raises:
+            SettingsInvalid: it can't be read, or holds no key; the keys of before stay.
+        """
+        keys = self._given + (_keys_of(self._file) if self._file else [])
+        # Digests have one length, so a comparison tells nothing about the key's.
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def allows(self, text: str) -> bool:
+        """Whether a text is one of the keys; always, without any."""
+        return self._allow(text.encode("utf-8", "surrogatepass"))
+
+    def _allow(self, sent: bytes) -> bool:
+        given = _digest(sent)
         # All are compared, also after a match: the time must not say which one it was.
-        matches = [hmac.compare_digest(given, digest) for digest in digests]
-        if not any(matches):
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return any(matches) or not matches
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Lets a request through, or not.
+
+        Args:
+            headers: names without regard to case, values as Latin-1, as Starlette has them.
+
+        Raises:
+            Unauthorized: keys are configured, and no right one came.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        sent = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not self._allow(sent.encode("latin-1")):
             raise Unauthorized(
                 "this server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY"
             )
 
-    return check
+    def require(self, headers: Mapping[str, str]) -> None:
+        """As `check`, for what nobody may do on a server without keys.
+
+        Raises:
+            Forbidden: no keys are configured.
+            Unauthorized: no right one came.
+        """
+        if not self.configured:
+            raise Forbidden(
+                "this needs a key, and the server has none: set api_keys or api_keys_file"
+            )
+        self.check(headers)
+
+
+def key_schemes() -> list[HTTPBearer | APIKeyHeader]:
+    """Where a key may stand, for OpenAPI; `Keys` is what decides."""
+    return [HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)]
+
+
+def key_check(
+    check: Callable[[Mapping[str, str]], None],
+) -> Callable[[Request], Awaitable[None]]:
+    """A FastAPI dependency out of `Keys.check` or `Keys.require`."""
+
+    async def dependency(request: Request) -> None:
+        check(request.headers)
+
+    return dependency
+
+
+def _keys_of(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_FILE_BYTES + 1).decode()
+    except OSError as error:
+        raise SettingsInvalid(f"api_keys_file {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsInvalid(f"api_keys_file {file} is not UTF-8 text") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise SettingsInvalid(f"api_keys_file {file} has over {MAX_FILE_BYTES} bytes")
+    lines = [line.strip() for line in text.splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise SettingsInvalid(f"api_keys_file {file} holds no key")
+    return keys
 
 
 def _digest(key: bytes) -> bytes:

@@ -12,6 +12,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
@@ -27,11 +28,22 @@ class Metrics:
     """Counts and times of one app.
 
     Args:
-        queue_images: asked at each scrape for the number of images that wait.
         rejection_reasons: error codes that start at 0, so that a first rejection is a rate too.
+        queue_images: asked at each scrape for the number of images that wait.
+        upload_bytes: asked for the bytes that requests' bodies have in memory.
+        lanes: asked for the model calls that may run side by side.
+        busy_lanes: asked for those that run.
     """
 
-    def __init__(self, queue_images: Callable[[], int], rejection_reasons: Iterable[str]) -> None:
+    def __init__(
+        self,
+        rejection_reasons: Iterable[str],
+        *,
+        queue_images: Callable[[], int],
+        upload_bytes: Callable[[], int],
+        lanes: Callable[[], int],
+        busy_lanes: Callable[[], int],
+    ) -> None:
         # `_created` series double the output and say nothing that Prometheus uses.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -71,7 +83,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "detector_rejected",
-            "Detection requests refused or failed, by error code.",
+            "Detection requests refused or failed, and connections refused, by error code.",
             ["reason"],
             registry=self.registry,
         )
@@ -82,11 +94,22 @@ class Metrics:
             "HTTP requests being answered.",
             registry=self.registry,
         )
-        Gauge(
-            "detector_queue_images",
-            "Images accepted and not yet in a model call.",
+        self.reloads = Counter(
+            "detector_reloads",
+            "Reloads of model and keys: ok, or failed and the old ones went on.",
+            ["outcome"],
             registry=self.registry,
-        ).set_function(queue_images)
+        )
+        for outcome in ("ok", "failed"):
+            self.reloads.labels(outcome)
+        for name, ask, documentation in (
+            ("queue_images", queue_images, "Images accepted and not yet in a model call."),
+            ("upload_bytes", upload_bytes, "Bytes that requests' bodies have in memory."),
+            ("lanes", lanes, "Model calls that may run side by side."),
+            ("busy_lanes", busy_lanes, "Model calls that run."),
+        ):
+            gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
+            gauge.set_function(ask)
         self._model = Info("detector_model", "The model that runs.", registry=self.registry)
 
     def set_model(
@@ -102,6 +125,10 @@ class Metrics:
                 "device": device,
             }
         )
+
+    def register(self, collector: Collector) -> None:
+        """Adds what a collector reads at each scrape, such as a GPU's."""
+        self.registry.register(collector)
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -1,4 +1,4 @@
-"""What surrounds every HTTP request: its id, its log lines, its metrics, its last resort."""
+"""What surrounds every HTTP request: its id, log line, metrics, trace, and its last resort."""
 
 import re
 import time
@@ -11,12 +11,19 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from server.byte_budget import ByteBudget, Share
 from server.logs import get_logger
 from server.metrics import Metrics
+from server.security_headers import completed
+from server.tracing import Tracing
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
 PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# The tag of the routes that take images: their refusals and their times are counted.
+DETECTION = "detection"
+# Where an answer is out before the body is in, a connection that lives on has to take the rest.
+MAX_KEPT_REST_BYTES = 1024 * 1024
 
 logger = get_logger(__name__)
 
@@ -26,19 +33,23 @@ class RequestRecord:
     """What becomes known of one request on its way; kept in the scope's state.
 
     Attributes:
+        share: of the memory for all bodies; given back when the request is over.
         stage_ms: finished stages, for the Server-Timing header.
         code: the error code, when the answer is an error.
         images: how many came.
+        version: of the model that answers.
     """
 
     request_id: str
+    share: Share
     started: float = field(default_factory=time.perf_counter)
     stage_ms: dict[str, float] = field(default_factory=dict)
     code: str | None = None
     images: int | None = None
+    version: str | None = None
 
     def elapsed_s(self) -> float:
-        """Seconds since the request's first byte."""
+        """Seconds since the request's headers were read."""
         return time.perf_counter() - self.started
 
 
@@ -55,81 +66,157 @@ class RequestScope:
     Args:
         app: what answers.
         metrics: where requests are counted.
+        uploads: the memory that bodies may take.
         unexpected: makes the answer to an exception that nobody caught.
+        tracing: where spans go, if anywhere.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, unexpected: Callable[[RequestRecord], Response]
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        uploads: ByteBudget,
+        unexpected: Callable[[RequestRecord], Response],
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._uploads = uploads
         self._unexpected = unexpected
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(Headers(scope=scope)))
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers), self._uploads.share())
         scope.setdefault("state", {})["record"] = record
-        answer = _Answer(send, record)
-        with (
-            bound_contextvars(request_id=record.request_id),
-            self._metrics.inflight_requests.track_inprogress(),
-        ):
+        exchange = _Exchange(receive, send, record, headers)
+        bound = {"request_id": record.request_id}
+        span = self._tracing.begin(headers) if self._tracing else None
+        if span is not None:
+            bound["trace_id"] = span.trace_id
+        with bound_contextvars(**bound), self._metrics.inflight_requests.track_inprogress():
             try:
-                await self._app(scope, receive, answer.send)
+                await self._app(scope, exchange.receive, exchange.send)
             except Exception:
                 logger.exception("unexpected_error")
-                if answer.status is None:
-                    await self._unexpected(record)(scope, receive, answer.send)
+                if exchange.status is None:
+                    await self._unexpected(record)(scope, exchange.receive, exchange.send)
             finally:
-                self._account(scope, record, answer.status)
+                record.share.give_back()
+                route = _route_template(scope)
+                status = exchange.status or 499  # 499: the client left, or was cut off, unanswered
+                self._account(scope, record, route, status)
+                if span is not None:
+                    span.end(scope["method"], route, status, record.stage_ms, {
+                        "detector.images": record.images,
+                        "detector.model_version": record.version,
+                        "error.type": record.code,
+                    })  # fmt: skip
 
-    def _account(self, scope: Scope, record: RequestRecord, status: int | None) -> None:
-        route = _route_template(scope)
-        shown = str(status or 499)  # 499: the client left, or was cut off, without an answer
-        self._metrics.requests.labels(route, shown).inc()
-        if route == "/detect":
-            self._metrics.request_seconds.observe(record.elapsed_s())
-        log = logger.debug if route in PROBES and status == 200 else logger.info
+    def _account(self, scope: Scope, record: RequestRecord, route: str, status: int) -> None:
+        metrics = self._metrics
+        metrics.requests.labels(route, str(status)).inc()
+        if DETECTION in getattr(scope.get("route"), "tags", ()) and scope["method"] == "POST":
+            metrics.request_seconds.observe(record.elapsed_s())
+            if record.code:
+                metrics.rejected.labels(record.code).inc()
+        if route in PROBES and status == 200:
+            return
         client = scope.get("client")
-        log(
+        known = {"code": record.code, "images": record.images, **_rounded(record.stage_ms)}
+        logger.info(
             "request",
             method=scope["method"],
             path=scope["path"],
-            status=status or 499,
+            status=status,
             duration_ms=round(record.elapsed_s() * 1000, 3),
             client=client[0] if client else None,
-            **{k: v for k, v in (("code", record.code), ("images", record.images)) if v},
+            **{name: value for name, value in known.items() if value is not None},
         )
 
 
-class _Answer:
-    """Remembers the status of one answer, and adds the headers that every answer has."""
+class _Exchange:
+    """One request's messages: remembers what matters of them, and completes the answer's head."""
 
-    def __init__(self, send: Send, record: RequestRecord) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, record: RequestRecord, headers: Headers
+    ) -> None:
         self.status: int | None = None
+        self._receive = receive
         self._send = send
         self._record = record
+        self._expects_continue = "expect" in headers
+        self._rest_bytes = _announced_bytes(headers)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._expects_continue = False
+            self._rest_bytes -= len(message.get("body", b""))
+        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._record.request_id
+            headers = MutableHeaders(raw=list(message["headers"]))
             stages = self._record.stage_ms | {"total": self._record.elapsed_s() * 1000}
             headers["Server-Timing"] = ", ".join(
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
+            if self._rest_bytes > MAX_KEPT_REST_BYTES or self._expects_continue:
+                headers["Connection"] = "close"
+            message["headers"] = completed(headers, self._record.request_id)
         await self._send(message)
+
+
+def refusal(
+    metrics: Metrics,
+    problem: Callable[[RequestRecord, int, str, str, dict[str, str]], Response],
+) -> Callable[[str | None, int, str, str], Response]:
+    """Makes `server.protocol.Refuse`: the answer to what never became a request.
+
+    Args:
+        metrics: where it is counted, and for 503 also as rejected.
+        problem: makes the body of an error, as for requests.
+    """
+    nothing = ByteBudget(0)
+
+    def refuse(client: str | None, status: int, code: str, detail: str) -> Response:
+        record = RequestRecord(uuid.uuid4().hex, nothing.share())
+        response = problem(
+            record, status, code, detail, {"Retry-After": "1"} if status == 503 else {}
+        )
+        response.raw_headers = completed(response.headers, record.request_id)
+        metrics.requests.labels("unmatched", str(status)).inc()
+        if status == 503:
+            metrics.rejected.labels(code).inc()
+        logger.info(
+            "refused", request_id=record.request_id, status=status, code=code, client=client
+        )
+        return response
+
+    return refuse
+
+
+def _rounded(stage_ms: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}_ms": round(value, 3) for stage, value in stage_ms.items()}
+
+
+def _announced_bytes(headers: Headers) -> int:
+    announced = headers.get("content-length", "0")
+    return int(announced) if announced.isascii() and announced.isdigit() else 0
 
 
 def _route_template(scope: Scope) -> str:
     """Of the route that took a request; never the path, or a scanner would make time series."""
     if "route" in scope:
         return str(scope["route"].path)
-    # Starlette's own routes, as those of /docs and /openapi.json, leave only their endpoint.
+    # Starlette's own routes, as those of /openapi.json, leave only their endpoint.
     endpoint = scope.get("endpoint")
     for route in scope["app"].routes if endpoint else ():
         if getattr(route, "endpoint", None) is endpoint:

@@ -145,7 +145,9 @@ class _Collector:
             # What a browser sends for a file input in which no file was chosen.
             self._files -= 1
             return
-        self.parts.append(Part(self._name, self._filename, self._is_file, bytes(self._data)))
+        data = bytes(self._data)
+        self._data = bytearray()  # not kept beside its copy until the next part begins
+        self.parts.append(Part(self._name, self._filename, self._is_file, data))
 
     def body_ends(self) -> None:
         self.complete = True

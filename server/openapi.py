@@ -9,6 +9,9 @@ DEFAULT = DetectParameters()
 PROBLEMS = {
     400: "Malformed multipart, JSON or base64; or no image.",
     401: "Keys are configured and none, or a wrong one, came.",
+    403: "The server has no keys configured, and this needs one.",
+    404: "No model of that name or version.",
+    409: "The model files as they are now can't be served; the model of before goes on.",
     413: "Body bytes, images or pixels over a limit, which the detail names.",
     415: "Not an image format, content type or content encoding that is served.",
     422: "Truncated or corrupt image; or a parameter that is unknown or out of range.",

@@ -92,14 +92,17 @@ class Alive(Body):
 
 
 class Health(Body):
-    """State of the server; provider and device are those that really run, null until known."""
+    """State of the server, and what really runs: null until the model is loaded."""
 
     status: Literal["starting", "ready", "draining", "failed"]
     model: str
-    version: str
-    precision: str
+    version: str | None
+    precision: str | None
+    reason: str | None = Field(description="Why this precision was chosen.")
     provider: str | None
     device: str | None
+    lanes: int | None = Field(description="Model calls that may run side by side.")
+    max_batch_size: int | None
     queue_images: int
     max_queue_images: int
 

@@ -1,32 +1,35 @@
-"""The life of a detection service: start, detect, drain, end. Knows no web framework."""
+"""The life of a detection service: start, detect, reload, drain, end. Knows no web framework."""
 
 import asyncio
 import contextvars
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.batcher import Batcher, Slots
+from server.byte_budget import ByteBudget
+from server.choice import load_model
+from server.concurrency import together
 from server.cpus import available_cpus
-from server.detector import ImageDetections, Prepared, finish, prepare_image
+from server.detector import ImageDetections, Prepared, finish, prepare_encoded
+from server.engine import Engine
 from server.errors import (
-    ArtifactInvalid,
     BadInput,
     DeadlineExceeded,
     DeploymentError,
     Draining,
-    InferenceFailed,
     NotReady,
-    SessionLost,
+    ReloadFailed,
 )
-from server.image import decode
 from server.logs import get_logger
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
@@ -37,30 +40,11 @@ Result = TypeVar("Result")
 State = Literal["starting", "ready", "draining", "failed"]
 # When the service has failed, requests under way are told so, then the process ends.
 FAILED_GRACE_S = 1.0
+# Model calls take all CPUs; refusals, health and decoding should not have to wait for their turn.
+MODEL_NICENESS = 5
 Candidates = NDArray[np.float32]
 
 logger = get_logger(__name__)
-
-
-class OpenSession(Protocol):
-    """What the service needs of `server.session.Session`."""
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that really runs."""
-
-    @property
-    def device(self) -> str:
-        """The device that really runs."""
-
-    def run(self, images: NDArray[np.uint8]) -> Candidates:
-        """(B, H, W, 3) uint8 RGB to (B, K, 6) float32."""
-
-    def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Runs every shape that will come once."""
-
-    def close(self) -> None:
-        """Releases the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +55,70 @@ class Found:
     stage_s: dict[str, float]
 
 
+class Canvas(NamedTuple):
+    """What waits for the model: one letterboxed image, and the engine that its request chose."""
+
+    engine: Engine
+    pixels: NDArray[np.uint8]  # (H, W, 3), RGB
+
+    def bucket(self) -> tuple[Engine, tuple[int, ...]]:
+        """Canvases with equal values fit into one batch."""
+        return self.engine, self.pixels.shape
+
+
 class Service:
     """One model behind a queue, with the threads it needs.
 
     Args:
         settings: limits and times.
-        artifact: the model to serve.
-        open_session: loads it; called on the session's own thread.
+        artifacts: the model to serve, in one or several precisions.
+        open_engine: loads the best of them; called on a thread of its own, again at each reload.
         on_failure: called once when the service can't go on; `failure` then says why.
         rejection_reasons: error codes for the metrics.
+        upload_bytes: asked by the metrics for the bytes that requests' bodies have in memory.
     """
 
     def __init__(
         self,
         settings: Settings,
-        artifact: Artifact,
+        artifacts: Sequence[Artifact],
         *,
-        open_session: Callable[[], OpenSession],
+        open_engine: Callable[[Sequence[Artifact]], Engine],
         on_failure: Callable[[], None],
         rejection_reasons: Sequence[str],
+        upload_bytes: Callable[[], int],
     ) -> None:
         self.settings = settings
-        self.artifact = artifact
+        self.model_name = artifacts[0].metadata.name
         self.state: State = "starting"
         self.failure: BaseException | None = None
-        self.session: OpenSession | None = None
-        self.pool = ThreadPoolExecutor(
-            settings.decode_threads or available_cpus(), thread_name_prefix="image"
-        )
-        self.batcher = Batcher[Prepared, Candidates](
+        self.engine: Engine | None = None
+        self._decode_threads = settings.decode_threads or available_cpus()
+        # Two, so that what is found needn't wait behind pictures that are still to be decoded.
+        self._decoding = ThreadPoolExecutor(self._decode_threads, "decode")
+        self.answering = ThreadPoolExecutor(self._decode_threads, "answer")
+        self._loading = ThreadPoolExecutor(1, "load", _be_nice)
+        self._calling: ThreadPoolExecutor | None = None
+        self._calls: dict[object, float] = {}  # start of each model call that runs
+        self.batcher = Batcher[Canvas, Candidates](
             self._infer,
-            bucket=lambda prepared: prepared.bucket_hw,
-            max_batch_size=settings.max_batch_size or 8,
+            bucket=Canvas.bucket,
             max_queue_delay_s=settings.max_queue_delay_s,
             max_queue_images=settings.max_queue_images,
         )
-        self.metrics = Metrics(lambda: self.batcher.queue_images, rejection_reasons)
-        self._open_session = open_session
+        self.uploads = ByteBudget(settings.max_upload_bytes)
+        self.metrics = Metrics(
+            rejection_reasons,
+            queue_images=lambda: self.batcher.queue_images,
+            upload_bytes=lambda: self.uploads.taken,
+            lanes=lambda: self.engine.lanes if self.engine else 0,
+            busy_lanes=lambda: len(self._calls),
+        )
+        self._artifacts = artifacts
+        self._open_engine = open_engine
         self._on_failure = on_failure
-        self._session_thread = ThreadPoolExecutor(1, thread_name_prefix="session")
         self._limits: set[asyncio.Timeout] = set()
+        self._reloading = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -121,12 +129,10 @@ class Service:
         finally:
             serving.cancel()
             await asyncio.wait([serving])
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            # What a lost device does when it is released is anybody's guess.
-            if self.session is not None and self.state != "failed":
-                self._session_thread.submit(self.session.close)
             # Not awaited: a call that is stuck in the provider must not hold the event loop.
-            self._session_thread.shutdown(wait=False)
+            for pool in (self._decoding, self.answering, self._loading, self._calling):
+                if pool is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
     async def accept(self) -> AsyncIterator[float]:
@@ -159,14 +165,36 @@ class Service:
         finally:
             self._limits.discard(limit)
 
+    def current(self) -> Engine:
+        """The model that serves now. A request keeps it to its end, whatever is loaded meanwhile.
+
+        Raises:
+            NotReady: none is loaded yet.
+        """
+        if self.engine is None:
+            raise NotReady("the model is being loaded")
+        return self.engine
+
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
         if self.state == "draining":
             raise Draining("the server is shutting down")
         if self.state == "starting":
             raise NotReady("the model is being loaded")
+        self.refuse_unless_alive()
+
+    def refuse_unless_alive(self) -> None:
+        """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
         if self.state == "failed":
             raise NotReady("the model has stopped")
+        oldest = min(self._calls.values(), default=None)
+        if oldest is not None:
+            running_s = time.monotonic() - oldest
+            if running_s > self.settings.stuck_after_s:
+                raise NotReady(
+                    f"a model call has been running for {running_s:.0f} s; "
+                    f"stuck_after_s is {self.settings.stuck_after_s:g}"
+                )
 
     def begin_drain(self) -> None:
         """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
@@ -181,65 +209,154 @@ class Service:
             if not limit.expired():
                 limit.reschedule(min(end, limit.when() or end))
 
-    async def detect_image(
+    async def reload(self) -> Engine:
+        """Reads, checks, loads and warms the model files anew, then serves them.
+
+        Requests that began before are finished by the model that they began with. One reload
+        follows the other.
+
+        Raises:
+            NotReady, Draining: requests are not taken now.
+            ReloadFailed: the files can't be served; the old model goes on serving.
+        """
+        async with self._reloading:
+            self.refuse_unless_ready()
+            started = time.perf_counter()
+            try:
+                engine = await self._load(lambda: load_model(self.settings.model))
+            except DeploymentError as error:
+                logger.error("reload_failed", reason=str(error))
+                self.metrics.reloads.labels("failed").inc()
+                raise ReloadFailed(f"{error}; the model of before goes on serving") from error
+            self.refuse_unless_ready()  # a signal may have come meanwhile
+            self._serve_with(engine, "reloaded", started)
+            self.metrics.reloads.labels("ok").inc()
+            return engine
+
+    async def detect(
         self,
+        engine: Engine,
+        encoded: Sequence[bytes],
+        parameters: DetectParameters,
+        deadline: float,
+    ) -> list[Found | BadInput]:
+        """Images from bytes to detections, in their order; what is wrong with one is a value.
+
+        Args:
+            engine: the model, as `current` gave it.
+            encoded: whole image files.
+            parameters: for all of them.
+            deadline: seconds of the event loop's clock; later nothing is inferred.
+
+        Raises:
+            QueueFull: at once, when there is not a place in the queue for each.
+            InferenceFailed, DeadlineExceeded: of one image, and so of the request.
+        """
+        # The threads are shared by turns, too: a request of many has few at a time.
+        turns = asyncio.Semaphore(self._decode_threads)
+        with self.batcher.reserve(len(encoded)) as slots:
+            outcomes = await together(
+                self._detect_one(engine, each, parameters, slots, turns, deadline)
+                for each in encoded
+            )
+        for outcome in outcomes:
+            label = "ok" if isinstance(outcome, Found) else outcome.code
+            self.metrics.images.labels(label).inc()
+        return outcomes
+
+    async def infer(
+        self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
+    ) -> Candidates:
+        """Letterboxed images to candidates, through the same queue.
+
+        Args:
+            engine: the model, as `current` gave it.
+            canvases: (B, H, W, 3) uint8, RGB; (H, W) one of the artifact's buckets.
+            deadline: seconds of the event loop's clock; later nothing is inferred.
+
+        Returns:
+            (B, K, 6) float32, as `Engine.run` gives it.
+
+        Raises:
+            QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
+        """
+        with self.batcher.reserve(len(canvases)) as slots:
+            answers = await together(
+                slots.submit(Canvas(engine, pixels), deadline) for pixels in canvases
+            )
+        for answer in answers:
+            self._observe({"queue": answer.queue_s, "inference": answer.inference_s})
+        self.metrics.images.labels("ok").inc(len(canvases))
+        return np.stack([answer.result for answer in answers])
+
+    async def on_thread(
+        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
+        """Runs the work of an answer on a thread, with the log context of the request."""
+        return await _on(self.answering, work, *args, **kwargs)
+
+    async def _detect_one(
+        self,
+        engine: Engine,
         encoded: bytes,
         parameters: DetectParameters,
-        slots: Slots[Prepared, Candidates],
+        slots: Slots[Canvas, Candidates],
+        turns: asyncio.Semaphore,
         deadline: float,
     ) -> Found | BadInput:
-        """One image from bytes to detections; what is wrong with the image is a value."""
+        metadata = engine.artifact.metadata
         try:
-            prepared, stage_s = await self.on_pool(self._prepare, encoded)
+            async with turns:
+                prepared, stage_s = await _on(self._decoding, self._prepare, engine, encoded)
         except BadInput as error:
             slots.give_back()
             return error
-        answer = await slots.submit(prepared, deadline)
+        answer = await slots.submit(Canvas(engine, prepared.canvas), deadline)
         started = time.perf_counter()
-        detections = await self.on_pool(
-            finish, answer.result, prepared, self.artifact.metadata, parameters
-        )
+        detections = await self.on_thread(finish, answer.result, prepared, metadata, parameters)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         stage_s["postprocess"] = time.perf_counter() - started
-        for stage, seconds in stage_s.items():
-            self.metrics.stage_seconds[stage].observe(seconds)
+        self._observe(stage_s)
         return Found(detections, stage_s)
 
-    async def on_pool(
-        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
-    ) -> Result:
-        """Runs work on the image threads, with the log context of the request."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            self.pool, lambda: context.run(work, *args, **kwargs)
+    def _observe(self, stage_s: dict[str, float]) -> None:
+        for stage, seconds in stage_s.items():
+            self.metrics.stage_seconds[stage].observe(seconds)
+
+    def _prepare(self, engine: Engine, encoded: bytes) -> tuple[Prepared, dict[str, float]]:
+        return prepare_encoded(
+            encoded,
+            engine.artifact.metadata,
+            max_pixels=self.settings.max_image_pixels,
+            reduced=self.settings.jpeg_reduced_decoding,
         )
 
-    def _prepare(self, encoded: bytes) -> tuple[Prepared, dict[str, float]]:
-        started = time.perf_counter()
-        image = decode(encoded, max_pixels=self.settings.max_image_pixels)
-        decoded = time.perf_counter()
-        prepared = prepare_image(image, self.artifact.metadata)
-        placed = time.perf_counter()
-        return prepared, {"decode": decoded - started, "letterbox": placed - decoded}
-
-    async def _infer(self, batch: Sequence[Prepared]) -> Sequence[Candidates]:
-        session = self.session
-        assert session is not None
+    async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
+        assert self._calling is not None
         self.metrics.batch_size.observe(len(batch))
+        engine = batch[0].engine
+        call = object()
+        self._calls[call] = time.monotonic()
 
         def run() -> list[Candidates]:
-            try:
-                return list(session.run(np.stack([prepared.canvas for prepared in batch])))
-            except InferenceFailed as failed:
-                refuse_a_lost_session(session, failed)
-                raise
+            pixels = [canvas.pixels for canvas in batch]
+            images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+            return list(engine.run(images, alone=alone))
 
-        return await asyncio.get_running_loop().run_in_executor(self._session_thread, run)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._calling, run)
+        finally:
+            del self._calls[call]
 
     async def _live(self) -> None:
         try:
-            await self._start()
+            started = time.perf_counter()
+            engine = await self._load(lambda: self._artifacts)
+            self._calling = ThreadPoolExecutor(engine.lanes, "model", _be_nice)
+            self._serve_with(engine, "ready", started)
+            if self.state == "starting":  # not when a signal came meanwhile
+                self.state = "ready"
             await self.batcher.serve()
         except asyncio.CancelledError:
             raise
@@ -252,46 +369,53 @@ class Service:
             self._end_requests_in(FAILED_GRACE_S)
             self._on_failure()
 
-    async def _start(self) -> None:
-        started = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        self.session = await loop.run_in_executor(self._session_thread, self._open_warm)
-        model = self.artifact.metadata
+    async def _load(self, read: Callable[[], Sequence[Artifact]]) -> Engine:
+        def open_warm() -> Engine:
+            engine = self._open_engine(read())
+            engine.warm_up()
+            return engine
+
+        return await asyncio.get_running_loop().run_in_executor(self._loading, open_warm)
+
+    def _serve_with(self, engine: Engine, event: str, started: float) -> None:
+        """Gives an engine to new requests; the one of before goes with its last request."""
+        self.engine = engine
+        self.batcher.lanes = engine.lanes
+        self.batcher.max_batch_size = engine.max_batch_size
+        model = engine.artifact.metadata
         running = {
             "name": model.name,
-            "version": self.artifact.version,
+            "version": engine.artifact.version,
             "precision": model.precision,
-            "provider": self.session.provider,
-            "device": self.session.device,
+            "provider": engine.provider,
+            "device": engine.device,
         }
         self.metrics.set_model(**running)
-        if self.state == "starting":  # not when a signal came meanwhile
-            self.state = "ready"
-        took_s = round(time.perf_counter() - started, 3)
-        logger.info("ready", requested_device=self.settings.device, load_s=took_s, **running)
+        logger.info(
+            event,
+            requested_device=self.settings.device,
+            load_s=round(time.perf_counter() - started, 3),
+            reason=engine.reason,
+            lanes=engine.lanes,
+            max_batch_size=engine.max_batch_size,
+            **running,
+        )
         if model.certificate.verdict == "loss_accepted":
             logger.warning("this model was not shown to keep its accuracy (--accept-loss)")
 
-    def _open_warm(self) -> OpenSession:
-        session = self._open_session()
-        try:
-            session.warm_up(range(1, (self.settings.max_batch_size or 8) + 1))
-        except InferenceFailed as error:
-            message = f"{self.artifact.path}: the warm-up failed: {error.__cause__ or error}"
-            raise ArtifactInvalid(message) from error
-        return session
+
+async def _on(
+    pool: ThreadPoolExecutor,
+    work: Callable[Given, Result],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
+) -> Result:
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(
+        pool, lambda: context.run(work, *args, **kwargs)
+    )
 
 
-def refuse_a_lost_session(session: OpenSession, failed: InferenceFailed) -> None:
-    """Tells a batch that failed from a device that is lost, which fails every batch to come.
-
-    A CUDA context that met an illegal access or a driver reset never recovers in its process.
-
-    Raises:
-        SessionLost: the session fails even on what it ran at the warm-up.
-    """
-    try:
-        session.warm_up([1])
-    except InferenceFailed:
-        message = f"the session on {session.device} is lost: {failed.__cause__ or failed}"
-        raise SessionLost(message) from failed
+def _be_nice() -> None:
+    """Lets the threads of the event loop and of decoding go first where CPUs are short."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEL_NICENESS)

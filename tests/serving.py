@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from server.app import create_app
 from server.artifact import Artifact
+from server.engine import Engine, OpenSession
 from server.errors import InferenceFailed
-from server.service import OpenSession, Service
+from server.service import Service
 from server.session import Session
 from server.settings import Settings
 from tests.artifacts import paint
@@ -54,9 +55,17 @@ async def served(
     given = {"model": artifact, "device": "cpu", "intra_op_threads": 1} | settings
     chosen = Settings.model_validate(given)
     failures: list[BaseException | None] = []
+
+    def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+        assert open_session is not None
+        session = open_session(artifacts[0], settings)
+        return Engine(
+            artifacts[0], "a test's", session, max_batch_size=settings.max_batch_size or 8
+        )
+
     app = create_app(
         chosen,
-        open_session=open_session,
+        open_engine=one_lane if open_session else None,
         on_failure=lambda: failures.append(app.state.service.failure),
     )
     transport = httpx.ASGITransport(app)
@@ -94,9 +103,6 @@ class HeldSession:
         assert self.gate.wait(LIMIT_S)
         return self._session.run(images)
 
-    def close(self) -> None:
-        self._session.close()
-
 
 class LosingSession(HeldSession):
     """Like a CUDA context: after one bad batch nothing runs on it any more."""
@@ -114,8 +120,10 @@ class LosingSession(HeldSession):
 
 def held(running: Served) -> HeldSession:
     """The session of an app that was served with `open_session=HeldSession`."""
-    assert isinstance(running.service.session, HeldSession)
-    return running.service.session
+    assert running.service.engine is not None
+    session = running.service.engine._session
+    assert isinstance(session, HeldSession)
+    return session
 
 
 def encode(image: NDArray[np.uint8], extension: str = ".png") -> bytes:

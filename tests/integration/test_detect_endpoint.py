@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
 from server.artifact import load_artifact
+from server.cpus import available_cpus
 from server.detector import Detector
 from server.postprocess import DetectParameters
 from server.schemas import DetectResponse, Health, ModelDescription
@@ -287,8 +288,11 @@ async def test_health_says_what_really_runs(client: httpx.AsyncClient, artifact:
         model="tiny",
         version=load_artifact(artifact).version,
         precision="fp32",
+        reason=response.json()["reason"],
         provider="CPUExecutionProvider",
         device="cpu",
+        lanes=available_cpus(),  # the fixture's calls have one thread each
+        max_batch_size=1,
         queue_images=0,
         max_queue_images=128,
     )

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.app import STATUS, rejection_reasons, status_of
 from server.artifact import Artifact
 from server.errors import DeploymentError, InferenceFailed, ServerError, SessionLost
+from server.problems import STATUS, rejection_reasons, status_of
 from server.settings import Settings
 from tests.artifacts import POISON, paint
 from tests.serving import (

@@ -26,12 +26,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
         self.started = asyncio.Event()
         self.release = asyncio.Event()
         self.release.set()
 
-    async def __call__(self, items: Sequence[int]) -> list[int]:
+    async def __call__(self, items: Sequence[int], alone: bool) -> list[int]:
         self.batches.append(list(items))
+        self.alone.append(alone)
         self.started.set()
         await self.release.wait()
         if 13 in items:
@@ -53,6 +55,7 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
         max_batch_size=int(limits.get("max_batch_size", 4)),
         max_queue_delay_s=limits.get("max_queue_delay_s", 0.0),
         max_queue_images=int(limits.get("max_queue_images", 64)),
+        lanes=int(limits.get("lanes", 1)),
     )
     task = asyncio.create_task(batcher.serve())
     try:
@@ -135,15 +138,89 @@ async def test_a_full_batch_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("unlucky", [13, 14], ids=["raises", "loses results"])
-async def test_a_failed_batch_fails_its_own_items_and_no_others(unlucky: int) -> None:
+async def test_one_bad_item_takes_no_neighbour_along(unlucky: int) -> None:
     model = Recorder()
-    async with serving(model, max_batch_size=2) as batcher:
+    async with serving(model, max_batch_size=3) as batcher:
         outcomes = await asyncio.gather(
             *(submit(batcher, i) for i in (1, unlucky, 2, 3)), return_exceptions=True
         )
-    assert [type(o) for o in outcomes[:2]] == [InferenceFailed, InferenceFailed]
-    assert outcomes[2:] == [20, 30]
+    assert isinstance(outcomes[1], InferenceFailed)
+    assert [outcomes[0], *outcomes[2:]] == [10, 20, 30]
+    assert model.batches == [[1, unlucky, 2], [1], [unlucky], [2], [3]]
+
+
+async def test_what_fails_alone_is_not_tried_again() -> None:
+    model = Recorder()
+    async with serving(model) as batcher:
+        with pytest.raises(InferenceFailed):
+            await submit(batcher, 13)
+    assert model.batches == [[13]]
+
+
+async def test_each_item_of_a_failed_batch_has_an_error_of_its_own() -> None:
+    async with serving(Recorder(), max_batch_size=2) as batcher:
+        outcomes = await asyncio.gather(
+            *(submit(batcher, i) for i in (13, 13)), return_exceptions=True
+        )
+    assert [type(o) for o in outcomes] == [InferenceFailed, InferenceFailed]
     assert outcomes[0] is not outcomes[1]
+
+
+async def test_a_single_image_does_not_wait_for_all_images_of_a_large_request() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1) as batcher:
+        with batcher.reserve(8) as slots:
+            many = [asyncio.create_task(slots.submit(i)) for i in range(20, 28)]
+            await model.started.wait()
+            single = asyncio.create_task(submit(batcher, 1))
+            await asyncio.sleep(0)
+            model.release.set()
+            assert await single == 10
+            assert [(await each).result for each in many] == [i * 10 for i in range(20, 28)]
+    assert model.batches == [[20], [1], *([i] for i in range(21, 28))]
+
+
+async def test_two_large_requests_take_turns() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1) as batcher:
+        with batcher.reserve(4) as first, batcher.reserve(3) as second:
+            tasks = [asyncio.create_task(first.submit(i)) for i in (20, 21, 22, 23)]
+            await model.started.wait()
+            tasks += [asyncio.create_task(second.submit(i)) for i in (30, 31, 32)]
+            await asyncio.sleep(0)
+            model.release.set()
+            await asyncio.gather(*tasks)
+    order = [item for (item,) in model.batches]
+    assert [i for i in order if i < 30] == [20, 21, 22, 23]
+    assert [i for i in order if i >= 30] == [30, 31, 32]
+    assert all(abs(order.index(21 + i) - order.index(30 + i)) <= 2 for i in range(3))
+
+
+async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=4, lanes=2) as batcher:
+        tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
+        for _ in range(3):  # the items are put in, the first batch starts, the second
+            await asyncio.sleep(0)
+        assert batcher.running_batches == 2
+        assert batcher.queue_images == 0
+        model.release.set()
+        assert await asyncio.gather(*tasks) == [i * 10 for i in range(6)]
+    assert model.batches == [[0, 1, 2], [3, 4, 5]]
+
+
+async def test_only_what_has_the_model_for_itself_is_said_to_be_alone() -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=1, lanes=2) as batcher:
+        await submit(batcher, 1)
+        await asyncio.gather(submit(batcher, 2), submit(batcher, 3))
+        with batcher.reserve(1):  # somebody's image is on its way
+            await submit(batcher, 4)
+    assert model.batches == [[1], [2], [3], [4]]
+    assert model.alone == [True, False, False, False]
 
 
 async def test_a_failure_keeps_its_cause_for_the_log() -> None:

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.body import Form, Limits, Upload, parse_json, read_form
+from server.byte_budget import ByteBudget, Share
 from server.errors import (
     MalformedRequest,
     NoImage,
     ServerError,
     TooLarge,
     UnsupportedImage,
+    UploadsFull,
 )
 from server.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MultipartReader
 
@@ -41,11 +43,14 @@ class Stream:
             yield chunk
 
 
-async def read(body: bytes | Stream, limits: Limits = LIMITS, **headers: str) -> Form:
+async def read(
+    body: bytes | Stream, limits: Limits = LIMITS, share: Share | None = None, **headers: str
+) -> Form:
     stream = body if isinstance(body, Stream) else Stream(body)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    share = share or ByteBudget(10_000_000).share()
     with ThreadPoolExecutor(1) as pool:
-        return await read_form(httpx.Headers(sent), aiter(stream), limits, pool)
+        return await read_form(httpx.Headers(sent), aiter(stream), limits, share, pool)
 
 
 def multipart(*parts: str | bytes) -> bytes:
@@ -166,6 +171,10 @@ async def test_malformed_multipart_is_refused(case: str) -> None:
         b'{"images": [null]}',
         b'{"conf": ' + b"9" * 10_000 + b"}",
         b'{"images": ["eA=="], "classes": [' + b"0," * 10_000 + b"0]}",
+        b'{"images": ["eA=="], "classes": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"images": ["eA=="], "conf": NaN}',
+        b'{"images": ["eA=="], "conf": 1e999}',
+        b'{"images": ["eA=="], "format": "\\ud800"}',
     ],
     ids=lambda body: body[:20].decode(errors="replace"),
 )
@@ -230,6 +239,51 @@ async def test_one_image_too_many_is_refused_before_the_rest_is_read() -> None:
     assert stream.taken <= 4 * 6000
     with pytest.raises(TooLarge):
         parse_json(json.dumps({"images": ["eA=="] * 4}).encode(), LIMITS)
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "application/json", HEAD])
+async def test_bodies_share_one_budget_and_the_rest_of_one_too_many_is_not_read(
+    content_type: str,
+) -> None:
+    budget = ByteBudget(150_000)
+    other = budget.share()
+    other.take(100_000)
+    mine = budget.share()
+    stream = Stream(multipart(file_part(b"x" * 180_000)))
+    with pytest.raises(UploadsFull, match=r"hold 100000 bytes .* max_upload_bytes is 150000"):
+        await read(stream, share=mine, content_type=content_type)
+    assert stream.taken <= 51_000
+    assert budget.taken <= budget.max_bytes
+    mine.give_back()
+    assert budget.taken == 100_000
+
+
+async def test_an_announced_body_that_does_not_fit_now_is_refused_unread_and_takes_nothing() -> (
+    None
+):
+    budget = ByteBudget(1000)
+    other = budget.share()
+    other.take(1)
+    stream = Stream(b"x" * 1000)
+    with pytest.raises(UploadsFull):
+        await read(stream, share=budget.share(), content_type="image/png", content_length="1000")
+    assert (stream.taken, budget.taken) == (0, 1)
+
+
+async def test_a_body_that_never_fits_is_too_large() -> None:
+    with pytest.raises(TooLarge, match="max_upload_bytes is 999") as refused:
+        await read(b"x" * 1000, share=ByteBudget(999).share(), content_type="image/png")
+    assert refused.value.code == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [("A" * 99, 3), ("A" * 99 + "\\ud83d\\ude00", 5), ("A" * 99 + "😀", 5)]
+)
+async def test_json_counts_for_what_it_takes_once_parsed(text: str, times: int) -> None:
+    budget = ByteBudget(10_000)
+    body = f'{{"images": ["eA=="], "conf": "{text}"}}'.encode()
+    await read(body, share=budget.share(), content_type="application/json")
+    assert budget.taken == times * len(body)
 
 
 @given(st.binary(max_size=400))

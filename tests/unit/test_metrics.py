@@ -1,4 +1,11 @@
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from server.metrics import STAGES, Metrics
 
@@ -11,12 +18,26 @@ LABELS = {
     "detector_queue_images": set(),
     "detector_rejected": {"reason"},
     "detector_inflight_requests": set(),
+    "detector_upload_bytes": set(),
+    "detector_lanes": set(),
+    "detector_busy_lanes": set(),
+    "detector_reloads": {"outcome"},
     "detector_model_info": {"name", "version", "precision", "provider", "device"},
 }
 
 
+def fresh(queue_images: int = 0) -> Metrics:
+    return Metrics(
+        ["queue_full"],
+        queue_images=lambda: queue_images,
+        upload_bytes=lambda: 6,
+        lanes=lambda: 2,
+        busy_lanes=lambda: 1,
+    )
+
+
 def used() -> Metrics:
-    metrics = Metrics(lambda: 5, ["queue_full"])
+    metrics = fresh(5)
     metrics.requests.labels("/detect", "200").inc()
     metrics.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
     return metrics
@@ -42,17 +63,55 @@ def test_no_other_metric_of_ours_is_exposed() -> None:
     assert ours == set(LABELS)
 
 
-def test_the_queue_is_asked_at_every_scrape() -> None:
+def test_gauges_are_asked_at_every_scrape() -> None:
     waiting = [3]
-    metrics = Metrics(lambda: waiting[0], [])
-    assert families(metrics)["detector_queue_images"] == {frozenset(): 3}
-    waiting[0] = 4
-    assert families(metrics)["detector_queue_images"] == {frozenset(): 4}
+    metrics = Metrics(
+        [],
+        queue_images=lambda: waiting[0],
+        upload_bytes=lambda: 10 * waiting[0],
+        lanes=lambda: 2,
+        busy_lanes=lambda: 1,
+    )
+    for waiting[0] in (3, 4):
+        exposed = families(metrics)
+        assert exposed["detector_queue_images"] == {frozenset(): waiting[0]}
+        assert exposed["detector_upload_bytes"] == {frozenset(): 10 * waiting[0]}
+    assert exposed["detector_lanes"] == {frozenset(): 2}
+    assert exposed["detector_busy_lanes"] == {frozenset(): 1}
+
+
+class OneGpu(Collector):
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("detector_gpu_utilization_ratio", "Of one.", value=0.5)
+
+
+def test_a_collector_is_asked_too() -> None:
+    metrics = used()
+    metrics.register(OneGpu())
+    assert families(metrics)["detector_gpu_utilization_ratio"] == {frozenset(): 0.5}
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    metrics = used()
+    metrics.stage_seconds["decode"].observe(0.1)
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=metrics.exposition(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 def test_stages_and_rejections_start_at_zero() -> None:
-    exposed = families(Metrics(lambda: 0, ["queue_full"]))
+    exposed = families(fresh())
     assert exposed["detector_rejected"] == {frozenset({("reason", "queue_full")}): 0}
+    zero = {frozenset({("outcome", outcome)}): 0 for outcome in ("ok", "failed")}
+    assert exposed["detector_reloads"] == zero
     stages = {dict(s).get("stage") for s in exposed["detector_stage_seconds"]}
     assert stages == set(STAGES)
 

@@ -1,0 +1,165 @@
+"""One loaded model: a file chosen for a device, and the sessions that run it.
+
+On a CPU, calls with one thread each side by side bring the most images a second (of a blood cell
+detector at 480 x 480 on two CPUs 39, and 78 in int8; one call with both threads 29 and 50), and
+batches bring none. A lone request wants all threads (30 ms instead of 51; int8 18 instead of 25).
+So there are two sessions: one for each. A GPU runs one call at a time, in batches.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.artifact import Artifact
+from server.choice import choose
+from server.cpus import available_cpus
+from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
+from server.session import Session, open_on_first
+
+GPU_BATCH_SIZE = 8
+
+
+class OpenSession(Protocol):
+    """What an engine needs of `server.session.Session`."""
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs."""
+
+    @property
+    def device(self) -> str:
+        """The device that really runs."""
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W, 3) uint8 RGB to (B, K, 6) float32."""
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Runs every shape that will come once."""
+
+
+class Engine:
+    """A model that is loaded and, after `warm_up`, ready. Released with its last reference.
+
+    Args:
+        artifact: what is loaded.
+        reason: why this file, in words.
+        session: runs batches, up to `lanes` of them at the same time.
+        lone_session: runs a batch beside which nothing else runs; by default `session`.
+        lanes: model calls that may run side by side, >= 1.
+        max_batch_size: images of one call, >= 1.
+
+    Attributes:
+        provider, device: where the model really runs.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        reason: str,
+        session: OpenSession,
+        *,
+        lone_session: OpenSession | None = None,
+        lanes: int = 1,
+        max_batch_size: int = 1,
+    ) -> None:
+        self.artifact = artifact
+        self.reason = reason
+        self.lanes = lanes
+        self.max_batch_size = max_batch_size
+        self.provider = session.provider
+        self.device = session.device
+        self._session = session
+        self._lone_session = lone_session or session
+
+    @staticmethod
+    def open(
+        artifacts: Sequence[Artifact],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        intra_op_threads: int | None = None,
+        max_batch_size: int | None = None,
+    ) -> "Engine":
+        """Loads the best of some files of one model on the first device that works.
+
+        Args:
+            artifacts: one model in one or several precisions.
+            device: as `server.session.devices_to_try` takes it.
+            precision: "fp32", "fp16", "int8", or "auto": the best for the device.
+            intra_op_threads: CPU threads of every call, >= 1; by default all for a lone call and
+                one where several run.
+            max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
+
+        Raises:
+            ArtifactInvalid: no file has that precision, or ONNX Runtime cannot load it.
+            ProviderUnavailable: the model does not run on the device that was asked for.
+            SettingsInvalid: there is no such device name.
+        """
+        cpus = available_cpus()
+
+        def open_on(one: str) -> Engine:
+            artifact, reason = choose(artifacts, one, precision)
+            if one != "cpu":
+                session = Session.open(artifact, device=one, threads=intra_op_threads or cpus)
+                size = max_batch_size or GPU_BATCH_SIZE
+                return Engine(artifact, reason, session, max_batch_size=size)
+            session = Session.open(artifact, device=one, threads=intra_op_threads or 1)
+            lone = None
+            if intra_op_threads is None and cpus > 1:
+                lone = Session.open(artifact, device=one, threads=cpus, spinning=True)
+            lanes = max(1, cpus // (intra_op_threads or 1))
+            return Engine(
+                artifact,
+                reason,
+                session,
+                lone_session=lone,
+                lanes=lanes,
+                max_batch_size=max_batch_size or 1,
+            )
+
+        return open_on_first(device, open_on)
+
+    def warm_up(self) -> None:
+        """Runs every shape that will come, so that no request meets a new one.
+
+        Raises:
+            ArtifactInvalid: the model can't run them.
+        """
+        try:
+            self._each_session(lambda session: session.warm_up(range(1, self.max_batch_size + 1)))
+        except InferenceFailed as error:
+            reason = error.__cause__ or error
+            raise ArtifactInvalid(f"{self.artifact.path}: the warm-up failed: {reason}") from error
+
+    def run(self, images: NDArray[np.uint8], *, alone: bool = False) -> NDArray[np.float32]:
+        """Infers one batch.
+
+        Args:
+            images: (B, H, W, 3) uint8, RGB, letterboxed; (H, W) one of the artifact's buckets.
+            alone: nothing else runs or is about to, so that the call may have all CPUs.
+
+        Returns:
+            (B, K, 6) float32, best first: x1, y1, x2, y2 in input pixels, score, class id.
+
+        Raises:
+            InferenceFailed: the batch failed.
+            SessionLost: it failed, and so does what ran at the warm-up: a CUDA context that met
+                an illegal access or a driver reset never recovers in its process.
+        """
+        session = self._lone_session if alone else self._session
+        try:
+            return session.run(images)
+        except InferenceFailed as failed:
+            try:
+                session.warm_up([1])
+            except InferenceFailed:
+                message = f"the session on {self.device} is lost: {failed.__cause__ or failed}"
+                raise SessionLost(message) from failed
+            raise
+
+    def _each_session(self, act: Callable[[OpenSession], None]) -> None:
+        act(self._session)
+        if self._lone_session is not self._session:
+            act(self._lone_session)

@@ -1,0 +1,145 @@
+"""Errors as HTTP answers: the one table of statuses, and the body that a door's clients expect."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from server.concurrency import ClientLeft
+from server.errors import (
+    DeadlineExceeded,
+    DeploymentError,
+    Forbidden,
+    InferenceFailed,
+    InvalidParameter,
+    MalformedRequest,
+    NoImage,
+    NotFound,
+    ReloadFailed,
+    ServerError,
+    SessionLost,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UndecodableImage,
+    UnsupportedImage,
+)
+from server.logs import get_logger
+from server.middleware import RequestRecord, record_of
+from server.schemas import Problem
+from server.service import Service
+
+# One row per kind of fault; the first class that matches wins.
+STATUS: tuple[tuple[type[ServerError], int], ...] = (
+    (MalformedRequest, 400),
+    (NoImage, 400),
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (NotFound, 404),
+    (ReloadFailed, 409),
+    (TooLarge, 413),
+    (UnsupportedImage, 415),
+    (UndecodableImage, 422),
+    (InvalidParameter, 422),
+    (Unavailable, 503),
+    (DeadlineExceeded, 504),
+    (InferenceFailed, 500),
+)
+INTERNAL_DETAIL = "the server failed; its log has the reason under this request id"
+CLIENT_LEFT = Response(status_code=499)  # for the log and the metrics: nobody reads it
+
+# (status, code, detail) -> the body of an error answer
+ErrorBody = Callable[[int, str, str], dict[str, Any]]
+
+logger = get_logger(__name__)
+
+
+def answer_errors(app: FastAPI, service: Service, bodies: Mapping[str, ErrorBody]) -> None:
+    """Turns every error of a request into an answer.
+
+    Args:
+        app: whose errors.
+        service: knows when to come again.
+        bodies: by path prefix, of doors whose clients expect another body than RFC 9457's.
+    """
+
+    def respond(
+        request: Request, status: int, code: str, detail: str, headers: dict[str, str]
+    ) -> Response:
+        record = record_of(request.scope)
+        for prefix, body in bodies.items():
+            if request.url.path == prefix or request.url.path.startswith(prefix + "/"):
+                record.code = code
+                content = json.dumps(body(status, code, detail), ensure_ascii=False)
+                return Response(content, status, headers, "application/json")
+        return problem(record, status, code, detail, headers)
+
+    @app.exception_handler(ServerError)
+    async def answer(request: Request, error: ServerError) -> Response:
+        status = status_of(error)
+        if status == 500:
+            logger.error("request_failed", code=error.code, exc_info=error)
+        headers = {}
+        if isinstance(error, Unavailable):
+            headers["Retry-After"] = str(service.batcher.retry_after_s())
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        detail = INTERNAL_DETAIL if status == 500 else str(error)
+        return respond(request, status, error.code, detail, headers)
+
+    @app.exception_handler(HTTPException)
+    async def answer_framework(request: Request, error: HTTPException) -> Response:
+        code = HTTPStatus(error.status_code).name.lower()
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return respond(request, error.status_code, code, detail, dict(error.headers or {}))
+
+    @app.exception_handler(ClientLeft)
+    @app.exception_handler(ClientDisconnect)
+    async def answer_nobody(_: Request, __: Exception) -> Response:
+        return CLIENT_LEFT
+
+
+def status_of(error: ServerError) -> int:
+    """The HTTP status of an error; 500 for one that no request should raise."""
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def rejection_reasons(kind: type[ServerError] = ServerError) -> Iterator[str]:
+    """The error codes that a request can meet."""
+    if issubclass(kind, DeploymentError | SessionLost):
+        return
+    below = kind.__subclasses__()
+    if issubclass(kind, TooLarge):
+        yield from kind.CODES
+    elif not below:
+        yield kind.code
+    for each in below:
+        yield from rejection_reasons(each)
+
+
+def problem(
+    record: RequestRecord, status: int, code: str, detail: str, headers: dict[str, str]
+) -> Response:
+    """An error as RFC 9457 describes it."""
+    record.code = code
+    body = Problem(
+        type=f"urn:yolov8-fla:{code}",
+        title=code.replace("_", " ").capitalize(),
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=record.request_id,
+    )
+    content = json.dumps(body.model_dump(), ensure_ascii=False)
+    return Response(content, status, headers, "application/problem+json")
+
+
+def answer_unexpected(record: RequestRecord) -> Response:
+    """The answer to an exception that nobody caught."""
+    return problem(record, 500, "internal_error", INTERNAL_DETAIL, {})
