@@ -1,0 +1,394 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol with bounds on what a client may cost.
+
+uvicorn and its parser bound neither the size nor the time of a request's head, answer what is not
+HTTP in plain text, and may reset a connection while its client still sends. Here:
+
+- the request line and the headers have at most `MAX_HEAD_BYTES`, and `header_timeout_s` to arrive,
+  also on a connection that never sends anything;
+- what is wrong with the HTTP itself is answered like every other error;
+- past `max_connections` a connection is told so and closed;
+- when the answer is out before the body is in (413, 503), what still comes is thrown away: little,
+  and the connection lives on; much, and it is closed so that the client can still read the answer;
+- a client that does not fetch its answer is cut off.
+"""
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import httptools
+from starlette.responses import Response
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_HEAD_BYTES = 64 * 1024  # also of chunk extensions and trailers
+MAX_HEADERS = 256
+# A chunk of one byte comes with five more; more than this a byte is no honest client's.
+MAX_CHUNK_OVERHEAD = 8
+# Thrown away after an early answer on a connection that lives on, and on one that is closed.
+MAX_KEPT_REST_BYTES = 1024 * 1024
+MAX_LINGER_BYTES = 64 * 1024 * 1024
+LINGER_S = 10.0
+KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
+# Connections past the limit that are told why; any further ones are only closed.
+TOLD_CONNECTIONS = 64
+HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+
+class Refuse(Protocol):
+    """Makes the answer to what never became a request; it is logged and counted there."""
+
+    def __call__(self, client: str | None, status: int, code: str, detail: str) -> Response:
+        """The whole answer, security headers included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What all connections share.
+
+    Attributes:
+        header_timeout_s: seconds from the first byte of a request, or from the connection's
+            begin, until its headers are complete.
+        max_connections: open at the same time.
+    """
+
+    header_timeout_s: float
+    max_connections: int
+
+
+class BadHttp(Exception):
+    """What came is not a request that is served; raised inside the parser's callbacks."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[HttpToolsProtocol]:
+    """The protocol class of one server, for uvicorn's setting `http`."""
+    return type("Bounded", (BoundedProtocol,), {"limits": limits, "refusal": staticmethod(refuse)})
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection; made by `bounded_protocol`.
+
+    Attributes:
+        limits: see there.
+        refusal: see `Refuse`.
+        ended: nothing more is sent.
+    """
+
+    limits: ConnectionLimits
+    refusal: Refuse
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.ended = False
+        self._deaf = False  # nothing more is read as HTTP
+        self._in_head = True  # what comes next belongs to a request's head
+        self._begun = False  # a request has begun to come in
+        self._messages = 0  # that came in whole
+        self._upgrading = False
+        self._wire_bytes = 0  # of this head; then of its body, with all that frames it
+        self._body_bytes = 0
+        self._rest_bytes = 0  # thrown away
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # ---- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection, or tells it that there are too many."""
+        self._socket = transport
+        super().connection_made(cast(asyncio.Transport, _Gentle(transport, self)))
+        others = len(self.connections) - 1
+        if others >= self.limits.max_connections + TOLD_CONNECTIONS:
+            transport.abort()
+        elif others >= self.limits.max_connections:
+            detail = f"{others} connections are open already"
+            self._refuse(BadHttp(503, "too_many_connections", detail))
+        else:
+            self._arm(self.limits.header_timeout_s, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends everything that waits on the connection."""
+        self._deaf = True
+        self._disarm()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads what came, within the bounds."""
+        if self._deaf:
+            self._throw_away(len(data))
+            return
+        self._unset_keepalive_if_required()
+        in_head, messages = self._in_head, self._messages
+        try:
+            self._feed(data)
+            if in_head == self._in_head and messages == self._messages:
+                self._wire_bytes += len(data)
+            self._check_bytes()
+        except BadHttp as error:
+            self._refuse(error)
+        except httptools.HttpParserError as error:
+            self._refuse(_cause(error))
+        self._wait_on()
+
+    def end(self) -> None:
+        """Closes the connection; a client that still sends can read the answer first."""
+        if self.ended:
+            return
+        self.ended = True
+        self._unset_keepalive_if_required()
+        sends = self._deaf or not self._in_head
+        self._deaf = True
+        if sends and self._socket.can_write_eof():
+            # Closed with bytes unread, a socket resets the connection, answer and all.
+            self._socket.write_eof()
+            self.flow.resume_reading()
+            self._arm(LINGER_S, self._socket.abort)
+        else:
+            self._socket.close()
+            self._arm(KEEP_ALIVE_S, self._socket.abort)  # unless all is fetched by then
+
+    def shutdown(self) -> None:
+        """Ends what is idle now and the rest after its answer, when the server ends."""
+        if self.ended:
+            self._socket.abort()
+        else:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        """The client does not fetch its answer: it has a while."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(KEEP_ALIVE_S, self._socket.abort)
+
+    def resume_writing(self) -> None:
+        """The answer was fetched."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    # ---- the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._begun = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; a trailer is dropped, as it must not pass for a header."""
+        if not self._in_head:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            raise BadHttp(431, "headers_too_large", f"there are over {MAX_HEADERS} headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the request begins."""
+        _check_head(self.parser, self.url, self.headers)
+        self._upgrading = self.parser.should_upgrade()
+        if self._upgrading:
+            return  # and again, without the upgrade, from `_feed`
+        self._in_head = False
+        self._wire_bytes = self._body_bytes = self._rest_bytes = 0
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body; thrown away when the answer is out already."""
+        self._body_bytes += len(body)
+        if self.cycle.response_complete:
+            self._rest_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has come in whole."""
+        if self._upgrading:
+            return
+        self._in_head = True
+        self._begun = False
+        self._messages += 1
+        self._wire_bytes = 0
+        self._disarm()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is out; the rest of the body, if any, has a while to come."""
+        super().on_response_complete()
+        if not self._in_head and self.cycle.response_complete and not self._deaf:
+            self._arm(LINGER_S, self.transport.close)
+
+    # ---- bounds
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # No other protocol is spoken here, so the request is read as if none was offered.
+                # The parser can't be told so, and would take its body for the other protocol's.
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self._upgrading = False
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [n + b": " + v for n, v in self.headers if n not in HOP_BY_HOP]
+        if not self.parser.should_keep_alive():
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _check_bytes(self) -> None:
+        if self._in_head:
+            if self._wire_bytes > MAX_HEAD_BYTES:
+                raise _head_too_large()
+        elif self._wire_bytes > MAX_HEAD_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes:
+            raise BadHttp(400, "bad_http", "the body has more framing than content")
+
+    def _wait_on(self) -> None:
+        """Sets the time that the client has for what it does now."""
+        if self._deaf or self.transport.is_closing():
+            return
+        answered = self.cycle is not None and self.cycle.response_complete
+        if not self._in_head:
+            if answered and self._rest_bytes > MAX_KEPT_REST_BYTES:
+                self.transport.close()
+        elif self._begun or self._wire_bytes:
+            if self._timer is None:
+                self._arm(self.limits.header_timeout_s, self._head_is_late)
+        elif answered and not self.pipeline and self.timeout_keep_alive_task is None:
+            # The rest of a body that was answered early has come: the connection is idle again.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _head_is_late(self) -> None:
+        self._timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            # We are the slow one: nothing is read while an earlier request is answered.
+            self._arm(self.limits.header_timeout_s, self._head_is_late)
+        elif not (self._begun or self._wire_bytes):
+            self.transport.close()  # a connection that never sent anything
+        else:
+            limit_s = self.limits.header_timeout_s
+            detail = f"the request's headers took over {limit_s:g} s"
+            self._refuse(BadHttp(408, "request_timeout", detail))
+
+    def _throw_away(self, count: int) -> None:
+        self._rest_bytes += count
+        if self._rest_bytes > MAX_LINGER_BYTES:
+            self._socket.abort()
+
+    def _refuse(self, error: BadHttp) -> None:
+        """Answers what is not served, in its place among the answers, and ends the connection."""
+        if self._deaf:
+            return
+        self._deaf = True
+        self._disarm()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self._in_head:
+                cycle.keep_alive = False  # its answer comes first, and is the last
+                return
+            if self.pipeline or cycle.response_started:
+                self._socket.abort()
+                return
+            # It is the body of this very request that is broken: its handler must not answer.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        client = self.client[0] if self.client else None
+        response = self.refusal(client, error.status, error.code, str(error))
+        response.headers["connection"] = "close"
+        head = [STATUS_LINE[error.status]]
+        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+            head += [name, b": ", value, b"\r\n"]
+        self.transport.write(b"".join([*head, b"\r\n", bytes(response.body)]))
+        self.transport.close()
+
+    def _arm(self, seconds: float, then: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Gentle:
+    """A transport whose end is the protocol's decision."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
+        self._transport = transport
+        # Weak: the protocol holds this one.
+        self._protocol = weakref.ref(protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's own."""
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Sends no more; the client may still read."""
+        if protocol := self._protocol():
+            protocol.end()
+
+    def is_closing(self) -> bool:
+        """Also while the client may still read."""
+        protocol = self._protocol()
+        return protocol is None or protocol.ended or self._transport.is_closing()
+
+
+def _check_head(
+    parser: httptools.HttpRequestParser, url: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    """What the parser lets pass, though two servers might read it differently."""
+    if len(url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD_BYTES:
+        raise _head_too_large()
+    version = parser.get_http_version()
+    if version not in ("1.0", "1.1"):
+        raise BadHttp(505, "http_version_not_supported", f"HTTP/{version} is not served")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (version == "1.1" and not hosts):
+        raise BadHttp(400, "bad_http", "a request has one Host header")
+    encodings = [value for name, value in headers if name == b"transfer-encoding"]
+    if encodings and (version == "1.0" or [each.lower() for each in encodings] != [b"chunked"]):
+        raise BadHttp(501, "not_implemented", "the only Transfer-Encoding served is chunked")
+    if parser.get_method() == b"CONNECT":
+        raise BadHttp(501, "not_implemented", "CONNECT is not served")
+    try:
+        path = httptools.parse_url(url).path
+    except httptools.HttpParserInvalidURLError:
+        path = None
+    if not path or not path.startswith(b"/"):
+        raise BadHttp(400, "bad_http", "the request's URL is not valid")
+
+
+def _head_too_large() -> BadHttp:
+    detail = f"the request line and the headers have over {MAX_HEAD_BYTES} bytes"
+    return BadHttp(431, "headers_too_large", detail)
+
+
+def _cause(error: httptools.HttpParserError) -> BadHttp:
+    """What was wrong, from what the parser makes of it."""
+    if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
+        if isinstance(error.__context__, BadHttp):
+            return error.__context__
+        raise error.__context__
+    return BadHttp(400, "bad_http", f"this is not a valid HTTP/1.1 request: {error}")
