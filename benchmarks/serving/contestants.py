@@ -105,13 +105,10 @@ def peer(
     return Contestant(name, str(arrangement), command, port, path, environment)
 
 
-def tutorial(
-    python: Path, checkpoint: Path, imgsz: int, thresholds: Thresholds, port: int
-) -> Contestant:
+def tutorial(python: Path, checkpoint: Path, thresholds: Thresholds, port: int) -> Contestant:
     """FastAPI that calls ultralytics with the checkpoint which the artifact was made of."""
     environment = {
         "PEER_CHECKPOINT": str(checkpoint.resolve()),
-        "PEER_IMGSZ": str(imgsz),
         "PEER_CONF": str(thresholds.conf),
         "PEER_MAX_DET": str(thresholds.max_det),
         "PEER_PORT": str(port),

@@ -29,7 +29,6 @@ def detect(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> dict[str, 
         pixels,
         conf=float(os.environ["PEER_CONF"]),
         max_det=int(os.environ["PEER_MAX_DET"]),
-        imgsz=int(os.environ["PEER_IMGSZ"]),
         verbose=False,
     )[0]
     names = result.names

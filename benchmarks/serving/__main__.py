@@ -1,0 +1,203 @@
+"""The server against its limit and against others, as ratios within one run.
+
+    python -m benchmarks.serving --pictures FOLDER --envs FOLDER --out FOLDER
+
+One contestant runs at a time. In every round all of a case take turns, in another order. Needs the
+environment for work (`make env`); the peers' environments are made in --envs at the first call.
+About 15 minutes; --rounds 1 --seconds 2 --cases saturated --peers mosec is a trial.
+"""
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import onnx
+
+from benchmarks.serving.cases import Case, Models, cases
+from benchmarks.serving.contestants import PEERS
+from benchmarks.serving.envs import ROOT
+from benchmarks.serving.measure import Bench, Row, shapes
+from benchmarks.serving.pictures import read_pictures, widened
+from benchmarks.serving.plot import draw
+from benchmarks.serving.report import by_round, claims, claims_table, page
+from export.stamp import write
+from server.artifact import read_metadata
+from server.cpus import available_cpus, cpu_name
+
+CURVE = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # of the saturated rate
+WEIGHTS = ROOT / "weights"
+
+
+def main() -> None:
+    """Writes figures.json, serving.png and serving-benchmark.md into --out; prints the ratios."""
+    arguments = _parser().parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        models = Models(
+            fp32=arguments.fp32,
+            square=square_only(arguments.fp32, Path(folder) / "square.onnx"),
+            int8=arguments.int8 if arguments.int8.exists() else None,
+            checkpoint=arguments.checkpoint,
+        )
+        if models.int8 is None:
+            print(f"{arguments.int8} is missing: no figures of int8", file=sys.stderr)
+        figures = run(arguments, models)
+    command = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
+    write_results(figures, arguments.out, command)
+    print(claims_table(claims(figures["rows"])))
+
+
+def run(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
+    """All rounds of all cases, then the open-loop curve of ours."""
+    photos = read_pictures(arguments.pictures, arguments.most_pictures)
+    bench = Bench(
+        photos,
+        [widened(photo) for photo in photos],
+        arguments.seconds,
+        arguments.warm_s,
+        arguments.envs,
+        arguments.python,
+        arguments.tutorial_python,
+    )
+    chosen = [
+        case
+        for case in cases(models, arguments.peers, arguments.clients)
+        if case.name in arguments.cases
+    ]
+    rows: list[Row] = []
+    for i in range(arguments.rounds):
+        for case in chosen:
+            rows += one_round(bench, case, i, models.fp32)
+    curve: list[Row] = []
+    rates = by_round(rows, "saturated", "ours", "images_per_s").values()
+    if rates and "saturated" in arguments.cases:
+        offered = [share * median(rates) for share in CURVE]
+        curve = bench.curve(chosen[0], chosen[0].entries[0], offered)
+    return {
+        "metadata": metadata(arguments, models, len(photos)),
+        "cases": [describe(case, bench) for case in chosen],
+        "rows": rows,
+        "curve": curve,
+    }
+
+
+def one_round(bench: Bench, case: Case, i: int, reference: Path) -> list[Row]:
+    """One window for each of a case, each time beginning with another."""
+    first = i % len(case.entries)
+    rows = []
+    for entry in case.entries[first:] + case.entries[:first]:
+        began = time.perf_counter()
+        row = bench.row(case, entry, reference)
+        rows.append({"round": i, "case": case.name, "name": entry.name} | row)
+        shown = row.get("failed") or " ".join(
+            f"{figure}={row[figure]:.1f}" for figure in ("images_per_s", "p50_ms") if figure in row
+        )
+        wrong = f" WRONG {row['wrong']}" if row.get("wrong") else ""
+        took_s = time.perf_counter() - began
+        print(f"{i} {case.name} {entry.name}: {shown}{wrong} [{took_s:.0f} s]", file=sys.stderr)
+    return rows
+
+
+def write_results(figures: dict[str, Any], folder: Path, command: str) -> None:
+    """Figures, plot and page into one folder."""
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
+    (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
+    draw(figures, folder / "serving.png")
+    content = page(figures, "serving.png", command)
+    (folder / "serving-benchmark.md").write_text(content, encoding="utf-8")
+
+
+def square_only(artifact: Path, path: Path) -> Path:
+    """A copy of an artifact that serves its largest bucket alone; returns `path`."""
+    described = read_metadata(artifact)
+    square = described.model_copy(update={"buckets": (described.input_hw,)})
+    write(onnx.load(artifact), square, path)
+    return path
+
+
+def describe(case: Case, bench: Bench) -> dict[str, Any]:
+    """A case as the page needs it, with the shapes that each model infers its pictures at."""
+    pictures = bench.wide if case.wide else bench.photos
+    by_entry = {
+        entry.name: shapes(entry.model, pictures)
+        for entry in case.entries
+        if entry.kind != "tutorial"
+    }
+    if len({json.dumps(each) for each in by_entry.values()}) == 1:
+        by_entry = {"all": next(iter(by_entry.values()))}
+    texts = [
+        f"{name}: " + ", ".join(f"{count} at {shape}" for shape, count in each.items())
+        for name, each in by_entry.items()
+    ]
+    return {
+        "name": case.name,
+        "title": case.title,
+        "clients": case.clients,
+        "thresholds": asdict(case.thresholds),
+        "shapes": "; ".join(texts),
+    }
+
+
+def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> dict[str, Any]:
+    """What the figures hold for."""
+    packages = ("onnxruntime", "numpy", "opencv-python-headless", "fastapi", "uvicorn")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": cpu_name(),
+        "cpus": available_cpus(),
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "warm_s": arguments.warm_s,
+        "clients": arguments.clients,
+        "pictures": pictures,
+        "models": {
+            "fp32": read_metadata(models.fp32).name,
+            "int8": read_metadata(models.int8).name if models.int8 else None,
+        },
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    names = ("saturated", "wide", "many_boxes", "lone")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each window")
+    parser.add_argument("--warm-s", type=float, default=1.5, help="before each window")
+    parser.add_argument("--cases", type=_some_of(names), default=names, help=",".join(names))
+    parser.add_argument("--peers", type=_some_of(PEERS), default=PEERS, help=",".join(PEERS))
+    parser.add_argument("--pictures", type=Path, default=ROOT / "samples", help="640 x 480 JPEGs")
+    parser.add_argument("--most-pictures", type=int, default=32)
+    parser.add_argument("--fp32", type=Path, default=WEIGHTS / "yolov8n-fla-bccd.onnx")
+    parser.add_argument("--int8", type=Path, default=WEIGHTS / "yolov8n-fla-bccd-int8.onnx")
+    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS / "yolov8n-fla-bccd.pt")
+    parser.add_argument("--envs", type=Path, default=ROOT / "runs" / "peers")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "serving")
+    parser.add_argument("--python", default=sys.executable, help="runs our server and the limit")
+    parser.add_argument("--tutorial-python", type=Path, help="one that has ultralytics")
+    return parser
+
+
+def _some_of(known: Sequence[str]) -> Any:
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(filter(None, text.split(",")))
+        if unknown := set(chosen) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return chosen
+
+    return parse
+
+
+if __name__ == "__main__":
+    main()

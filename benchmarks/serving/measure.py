@@ -1,0 +1,183 @@
+"""Runs one contestant of one case for one window, and puts what came out into a row."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving import contestants
+from benchmarks.serving.cases import Case, Entry
+from benchmarks.serving.contestants import Contestant, Thresholds
+from benchmarks.serving.envs import ROOT, python_of
+from benchmarks.serving.http_client import Client, Request
+from benchmarks.serving.limit import arrangements
+from benchmarks.serving.load import (
+    Load,
+    closed_loop,
+    in_turn,
+    open_loop,
+    poisson,
+    run_light,
+    summarize,
+)
+from benchmarks.serving.pictures import Picture, box_counts, requests
+from benchmarks.serving.process import DidNotStart, free_port, running
+from server.artifact import read_metadata
+from server.cpus import available_cpus
+from server.letterbox import choose_bucket
+
+Row = dict[str, Any]
+FINALISTS = 2  # arrangements of the limit that run in every round
+TRIAL_S = 1.5  # window in which they are chosen
+
+
+@dataclass
+class Bench:
+    """All that stays the same over a benchmark.
+
+    Attributes:
+        photos, wide: the pictures at 4:3 and at 16:9.
+        seconds, warm_s: of each window, and before it.
+        envs: folder of the peers' environments.
+        python: that runs our server.
+        tutorial_python: that runs the tutorial form; by default an environment of its own.
+    """
+
+    photos: Sequence[Picture]
+    wide: Sequence[Picture]
+    seconds: float
+    warm_s: float
+    envs: Path
+    python: str = sys.executable
+    tutorial_python: Path | None = None
+    _counts: dict[tuple[Path, bool, Thresholds], list[int]] = field(default_factory=dict)
+    _finalists: dict[Path, list[str]] = field(default_factory=dict)
+
+    def row(self, case: Case, entry: Entry, reference: Path) -> Row:
+        """Figures of one window; the key `failed` says why there are none.
+
+        Args:
+            case: with the entry.
+            entry: who.
+            reference: the artifact that the tutorial form has to agree with.
+        """
+        if entry.kind == "limit":
+            return self._limit(case, entry)
+        contestant = self.contestant(case, entry)
+        about = {"arrangement": contestant.arrangement}
+        asked = self.requests(case, contestant.path, self._artifact(entry, reference))
+        try:
+            with running(contestant, asked[0]) as server:
+                load = run_light(self._closed(server.url, server.pid, asked, case.clients))
+                return about | {"start_s": server.start_s} | asdict(summarize(load))
+        except DidNotStart as error:
+            return about | {"failed": str(error)}
+
+    def curve(self, case: Case, entry: Entry, rates: Sequence[float]) -> list[Row]:
+        """Open-loop figures of our server at some rates, in images/s."""
+        contestant = self.contestant(case, entry)
+        asked = self.requests(case, contestant.path, entry.model)
+        rows = []
+        with running(contestant, asked[0]) as server:
+            for seed, rate in enumerate(rates):
+                load = run_light(self._open(server.url, server.pid, asked, rate, seed))
+                rows.append({"offered_per_s": rate} | asdict(summarize(load)))
+        return rows
+
+    def contestant(self, case: Case, entry: Entry) -> Contestant:
+        """The process of an entry, tuned for what the case measures."""
+        port, thresholds = free_port(), case.thresholds
+        if entry.kind == "ours":
+            return contestants.ours(
+                entry.model, thresholds, port, name=entry.name, python=self.python
+            )
+        python = self.tutorial_python if entry.kind == "tutorial" else None
+        python = python or python_of(entry.kind, self.envs)
+        if entry.kind == "tutorial":
+            return contestants.tutorial(python, entry.model, thresholds, port)
+        cpus = available_cpus()
+        tuned = contestants.lone(cpus) if case.clients == 1 else contestants.saturated(cpus)
+        return contestants.peer(entry.kind, python, entry.model, thresholds, tuned, port)
+
+    def requests(self, case: Case, path: str, artifact: Path) -> list[Request]:
+        """The case's pictures as requests that know their answer."""
+        pictures = self.wide if case.wide else self.photos
+        key = artifact, case.wide, case.thresholds
+        if key not in self._counts:
+            self._counts[key] = box_counts(artifact, pictures, case.thresholds)
+        return requests(path, pictures, self._counts[key], case.slack)
+
+    def _artifact(self, entry: Entry, reference: Path) -> Path:
+        return reference if entry.kind == "tutorial" else entry.model
+
+    async def _closed(self, url: str, pid: int, asked: Sequence[Request], clients: int) -> Load:
+        async with Client(url) as client:
+            return await closed_loop(
+                client,
+                in_turn(asked),
+                clients=clients,
+                seconds=self.seconds,
+                warm_s=self.warm_s,
+                server_pid=pid,
+            )
+
+    async def _open(
+        self, url: str, pid: int, asked: Sequence[Request], rate: float, seed: int
+    ) -> Load:
+        async with Client(url) as client:
+            return await open_loop(
+                client,
+                in_turn(asked),
+                poisson(rate, self.warm_s + self.seconds, seed),
+                seconds=self.seconds,
+                warm_s=self.warm_s,
+                server_pid=pid,
+            )
+
+    def _limit(self, case: Case, entry: Entry) -> Row:
+        if case.clients == 1:
+            figures = self._run_limit(case, entry, self.seconds, ["--lone"])
+            waits, p50_ms = min(figures.items(), key=lambda item: item[1])
+            threads = f"{available_cpus()} thread(s), {waits}"
+            return {"arrangement": threads, "p50_ms": p50_ms, "tried": figures}
+        if entry.model not in self._finalists:
+            every = [str(each) for each in arrangements(available_cpus())]
+            trial = self._run_limit(case, entry, TRIAL_S, _arranged(every))
+            ranked = sorted(trial, key=lambda each: -trial[each])
+            self._finalists[entry.model] = ranked[:FINALISTS]
+        chosen = self._finalists[entry.model]
+        figures = self._run_limit(case, entry, self.seconds, _arranged(chosen))
+        arrangement, images_per_s = max(figures.items(), key=lambda item: item[1])
+        lanes, threads, batch, _ = arrangement.split("x")
+        words = f"{lanes} lane(s) of {threads} thread(s), batch {batch}"
+        return {"arrangement": words, "images_per_s": images_per_s, "tried": figures}
+
+    def _run_limit(
+        self, case: Case, entry: Entry, seconds: float, flags: Sequence[str]
+    ) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            for i, picture in enumerate(self.wide if case.wide else self.photos):
+                (Path(folder) / f"{i:04}.jpg").write_bytes(picture.data)
+            command = [self.python, "-m", "benchmarks.serving.limit", "--model", str(entry.model)]
+            command += ["--pictures", folder, "--seconds", str(seconds)]
+            command += ["--warm-s", str(min(self.warm_s, seconds)), *flags]
+            command += ["--conf", str(case.thresholds.conf)]
+            command += ["--max-det", str(case.thresholds.max_det)]
+            output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        figures: dict[str, float] = json.loads(output)
+        return figures
+
+
+def shapes(artifact: Path, pictures: Sequence[Picture]) -> dict[str, int]:
+    """How many pictures go to each bucket of an artifact."""
+    buckets = read_metadata(artifact).buckets
+    chosen = [choose_bucket(picture.hw, buckets) for picture in pictures]
+    return {f"{h}x{w}": chosen.count((h, w)) for h, w in dict.fromkeys(chosen)}
+
+
+def _arranged(names: Sequence[str]) -> list[str]:
+    return [flag for name in names for flag in ("--arrangement", name)]
