@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from server.body import json_copies
 from server.errors import MalformedRequest
 from server.parameters import shown
 from server.tensors import InputTensor, OutputTensor, TensorSpec
@@ -21,8 +22,9 @@ from server.tensors import InputTensor, OutputTensor, TensorSpec
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 # What the JSON may hold, counted before it is parsed, which takes Python's lock for all of it. A
 # picture of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
-# are sent as binary data. At most 110 MB are taken while a body is parsed, beside the body itself.
+# are sent as binary data.
 JSON_LIMITS = {b",": (1_500_000, "values"), b"[": (500_000, "lists"), b"{": (1_000, "objects")}
+JSON_VALUE_BYTES = 72  # that a parsed value takes, beside the characters of a text
 MAX_ID_CHARACTERS = 1_000
 
 Json = dict[str, Any]
@@ -46,13 +48,30 @@ class InferRequest:
     outputs: dict[str, bool]
 
 
+def parsed_bytes(body: bytes, json_length: str | None) -> int:
+    """Bytes that `read_infer_request` and what it reads take beside the body, at most.
+
+    Raises:
+        MalformedRequest: the JSON's length is none, or the JSON has more than `JSON_LIMITS`.
+    """
+    end = _json_end(body, json_length)
+    for mark, (limit, what) in JSON_LIMITS.items():
+        if body.count(mark, 0, end) > limit:
+            raise MalformedRequest(
+                f"the JSON has more than {limit} {what}; large tensors are sent as binary data"
+            )
+    values = 1 + body.count(b",", 0, end)
+    head = body if end == len(body) else body[:end]
+    return values * JSON_VALUE_BYTES + end * json_copies(head) + len(body) - end
+
+
 def read_infer_request(
     body: bytes, json_length: str | None, outputs: Sequence[TensorSpec]
 ) -> InferRequest:
     """Reads the body of an infer call with one input.
 
     Args:
-        body: all of it.
+        body: all of it; not more than `parsed_bytes` takes.
         json_length: the value of `JSON_LENGTH_HEADER`, if it came.
         outputs: what the model can answer; all of it where the request chooses nothing.
 
@@ -61,11 +80,6 @@ def read_infer_request(
             not served.
     """
     end = _json_end(body, json_length)
-    for mark, (limit, what) in JSON_LIMITS.items():
-        if body.count(mark, 0, end) > limit:
-            raise MalformedRequest(
-                f"the JSON has more than {limit} {what}; large tensors are sent as binary data"
-            )
     try:
         document = orjson.loads(memoryview(body)[:end])
     except orjson.JSONDecodeError as error:

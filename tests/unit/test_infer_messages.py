@@ -19,6 +19,7 @@ from server.errors import MalformedRequest
 from server.infer_messages import (
     JSON_LIMITS,
     InferRequest,
+    parsed_bytes,
     read_infer_request,
     write_infer_answer,
 )
@@ -62,6 +63,7 @@ def sent(
 
 
 def read(body: bytes, json_length: str | None = None) -> InferRequest:
+    parsed_bytes(body, json_length)
     return read_infer_request(body, json_length, OUTPUTS)
 
 

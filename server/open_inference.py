@@ -1,0 +1,201 @@
+"""`/v2/...`, the Open Inference Protocol (KServe v2) over REST, with the binary data extension.
+
+`infer` is the request path, top to bottom.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.params import Depends
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from server.answers import stage_ms
+from server.artifact import Artifact
+from server.body import Limits, Upload, read_whole, refuse_by_headers
+from server.concurrency import leaving_with_client
+from server.errors import InvalidParameter
+from server.infer_messages import (
+    JSON_LENGTH_HEADER,
+    InferRequest,
+    parsed_bytes,
+    read_infer_request,
+    write_infer_answer,
+)
+from server.infer_models import InferModel, detection_tensors, find_model, images_in
+from server.infer_openapi import (
+    InferAnswer,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+    error_responses,
+    infer_request,
+    infer_responses,
+    path_parameters,
+)
+from server.middleware import DETECTION, record_of
+from server.native import first_found
+from server.parameters import read_parameters
+from server.service import Service
+from server.tensors import OutputTensor, TensorSpec, read_files, read_pixels
+
+PREFIX = "/v2"
+
+
+def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRouter:
+    """The routes; `guards` stand before all but the probes."""
+    router = APIRouter(prefix=PREFIX)
+
+    @router.get("", responses=error_responses(401), dependencies=guards)
+    async def server_metadata() -> ServerMetadata:
+        """What serves, and which extensions of the protocol it has."""
+        return ServerMetadata(
+            name="yolov8-fla", version=_own_version(), extensions=["binary_tensor_data"]
+        )
+
+    @router.get("/health/live", responses=error_responses(503))
+    async def live() -> Live:
+        """Whether the process can do its work; if not, it should be restarted."""
+        service.refuse_unless_alive()
+        return Live(live=True)
+
+    @router.get("/health/ready", responses=error_responses(503))
+    async def ready() -> Ready:
+        """Whether requests are taken now."""
+        service.refuse_unless_ready()
+        return Ready(ready=True)
+
+    async def model_ready(request: Request) -> ModelReady:
+        """Whether requests for the model are taken now."""
+        service.refuse_unless_ready()
+        return ModelReady(name=_asked(request, service.current().artifact).name, ready=True)
+
+    async def model_metadata(request: Request) -> ModelMetadata:
+        """The tensors that a model takes and answers."""
+        model = _asked(request, service.current().artifact)
+        return ModelMetadata(
+            name=model.name,
+            versions=[model.version],
+            platform="onnx_onnxv1",
+            inputs=[_described(model.input)],
+            outputs=[_described(spec) for spec in model.outputs],
+            parameters=model.parameters,
+        )
+
+    async def infer(request: Request) -> Response:
+        """Detections in image files (NAME), or the network's candidates (NAME-raw)."""
+        record = record_of(request.scope)
+        async with service.accept() as deadline:
+            engine = service.current()
+            artifact = engine.artifact
+            model = _asked(request, artifact)
+            refuse_by_headers(request.headers, limits, record.share)
+            body = await read_whole(request.stream(), limits, record.share)
+            json_length = request.headers.get(JSON_LENGTH_HEADER)
+            record.share.take(parsed_bytes(body, json_length))
+            asked, images = await service.on_thread(
+                _read, body, json_length, model, artifact, limits
+            )
+            record.version = model.version
+            record.images = len(images)
+            async with leaving_with_client(request.receive):
+                if isinstance(images, np.ndarray):
+                    _refuse_parameters(asked, model)
+                    candidates = await service.infer(engine, images, deadline)
+                    tensors = [OutputTensor(model.outputs[0], candidates)]
+                else:
+                    given = _detection_parameters(asked)
+                    chosen = read_parameters(given, artifact.metadata.class_names)
+                    outcomes = await service.detect(engine, images, chosen.detect, deadline)
+                    record.stage_ms = stage_ms(outcomes)
+                    first_found([Upload(None, b"")] * len(images), outcomes)
+                    tensors = detection_tensors(outcomes)
+                head = {"model_name": model.name, "model_version": model.version}
+                if asked.id is not None:
+                    head["id"] = asked.id
+                content, json_length_out = await service.on_thread(
+                    write_infer_answer, head, tensors, asked.outputs
+                )
+        if json_length_out is None:
+            return Response(content, media_type="application/json")
+        headers = {JSON_LENGTH_HEADER: str(json_length_out)}
+        return Response(content, headers=headers, media_type="application/octet-stream")
+
+    for versioned in (False, True):
+        path = "/models/{name}" + ("/versions/{version}" if versioned else "")
+        parts = path_parameters(versioned=versioned)
+        described = infer_request()
+        described["parameters"] = parts + described["parameters"]
+        router.add_api_route(
+            path,
+            model_metadata,
+            responses=error_responses(401, 404, 503),
+            openapi_extra={"parameters": parts},
+            dependencies=guards,
+        )
+        router.add_api_route(
+            f"{path}/ready",
+            model_ready,
+            responses=error_responses(404, 503),
+            openapi_extra={"parameters": parts},
+        )
+        router.add_api_route(
+            f"{path}/infer",
+            infer,
+            methods=["POST"],
+            response_model=InferAnswer,
+            responses=infer_responses(),
+            openapi_extra=described,
+            dependencies=guards,
+            tags=[DETECTION],
+        )
+    return router
+
+
+def error_body(status: int, code: str, detail: str) -> dict[str, Any]:
+    """The protocol's body of an error answer."""
+    return {"error": detail}
+
+
+def _asked(request: Request, artifact: Artifact) -> InferModel:
+    parts = request.path_params
+    return find_model(artifact, parts["name"], parts.get("version"))
+
+
+def _described(spec: TensorSpec) -> TensorMetadata:
+    return TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
+
+
+def _read(
+    body: bytes, json_length: str | None, model: InferModel, artifact: Artifact, limits: Limits
+) -> tuple[InferRequest, list[bytes] | NDArray[np.uint8]]:
+    """The request, and its images as files or as one array, as the model takes them."""
+    asked = read_infer_request(body, json_length, model.outputs)
+    limits.check_images(images_in(asked.input, model, artifact.metadata))
+    return asked, read_pixels(asked.input) if model.raw else read_files(asked.input)
+
+
+def _detection_parameters(asked: InferRequest) -> list[tuple[str, object]]:
+    if "format" in asked.parameters:  # of POST /detect alone
+        raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
+    return list(asked.parameters.items())
+
+
+def _refuse_parameters(asked: InferRequest, model: InferModel) -> None:
+    for name in asked.parameters:
+        raise InvalidParameter(
+            f"{model.name} takes no parameter {name!r}: its candidates come before thresholds"
+        )
+
+
+def _own_version() -> str:
+    try:
+        return version("yolov8-fla")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
