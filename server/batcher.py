@@ -175,6 +175,7 @@ class Batcher(Generic[Item, Result]):
                     alone = not self._in_lanes and len(batch) == 1 and self.queue_images == 0
                     self._in_lanes.append(batch)
                     lanes.create_task(self._run(batch, alone))
+                    del batch  # or the last one, with its model, would stay until the next
         except BaseExceptionGroup as faults:
             fault = faults.exceptions[0]
         finally:

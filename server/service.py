@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.batcher import Batcher, Slots
-from server.byte_budget import ByteBudget
 from server.choice import load_model
 from server.concurrency import together
 from server.cpus import available_cpus
@@ -106,11 +105,10 @@ class Service:
             max_queue_delay_s=settings.max_queue_delay_s,
             max_queue_images=settings.max_queue_images,
         )
-        self.uploads = ByteBudget(settings.max_upload_bytes)
         self.metrics = Metrics(
             rejection_reasons,
             queue_images=lambda: self.batcher.queue_images,
-            upload_bytes=lambda: self.uploads.taken,
+            upload_bytes=upload_bytes,
             lanes=lambda: self.engine.lanes if self.engine else 0,
             busy_lanes=lambda: len(self._calls),
         )
@@ -351,12 +349,7 @@ class Service:
 
     async def _live(self) -> None:
         try:
-            started = time.perf_counter()
-            engine = await self._load(lambda: self._artifacts)
-            self._calling = ThreadPoolExecutor(engine.lanes, "model", _be_nice)
-            self._serve_with(engine, "ready", started)
-            if self.state == "starting":  # not when a signal came meanwhile
-                self.state = "ready"
+            await self._start()
             await self.batcher.serve()
         except asyncio.CancelledError:
             raise
@@ -368,6 +361,18 @@ class Service:
             logger.critical("service_failed", reason=str(error), exc_info=not expected)
             self._end_requests_in(FAILED_GRACE_S)
             self._on_failure()
+
+    async def _start(self) -> None:
+        started = time.perf_counter()
+        engine = await self._load(lambda: self._artifacts)
+        self._calling = ThreadPoolExecutor(
+            max(engine.lanes, available_cpus()),
+            "model",
+            _be_nice,  # a reload may bring more lanes
+        )
+        self._serve_with(engine, "ready", started)
+        if self.state == "starting":  # not when a signal came meanwhile
+            self.state = "ready"
 
     async def _load(self, read: Callable[[], Sequence[Artifact]]) -> Engine:
         def open_warm() -> Engine:
