@@ -4,32 +4,46 @@ import asyncio
 import logging
 import math
 import os
+import resource
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+import cv2
 import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.errors import DeploymentError
+from server.errors import DeploymentError, ServerError
+from server.image import quiet_codecs
 from server.logs import configure_logging, get_logger
+from server.middleware import refusal
+from server.problems import problem
+from server.protocol import KEEP_ALIVE_S, ConnectionLimits, bounded_protocol
 from server.service import Service
 from server.settings import Settings
+from server.tracing import Tracing
 
 EXIT_FAILED = 1  # the service could not go on
 EXIT_DEPLOYMENT = 2  # it could not start as it was deployed
 
 # Requests end by themselves when the drain time is over; this much later they are cut off.
 LAST_RESORT_S = 2
-KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
+# Each takes a file descriptor and some 20 KB. Ten seconds of overload make hundreds, not thousands.
+MAX_CONNECTIONS = 4096
+OTHER_FILES = 256  # libraries, devices, connections that are told that there are too many
 
 logger = get_logger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until a signal comes; returns the exit code."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
+    cv2.setNumThreads(1)  # images are decoded side by side, one thread each
+    quiet_codecs()
     try:
         settings = Settings.load(arguments, os.environ)
         configure_logging(settings.log_format)
@@ -49,6 +63,9 @@ def serve(settings: Settings) -> int:
         shown = f"[{host}]" if ":" in host else host
         logger.info("listening", url=f"http://{shown}:{port}", model=str(settings.model))
         server.run([listener])
+    tracing: Tracing | None = app.state.tracing
+    if tracing is not None:
+        tracing.close()
     if isinstance(service.failure, DeploymentError):
         raise service.failure
     return EXIT_FAILED if service.failure else 0
@@ -69,13 +86,30 @@ def listen(host: str, port: int) -> socket.socket:
         raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
 
 
+def connection_limit() -> int:
+    """How many connections may be open, after asking for as many files as they need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    if resource.RLIM_INFINITY != soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # a sandbox may forbid it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    return max(1, files - OTHER_FILES)
+
+
 class Server(uvicorn.Server):
-    """uvicorn, with a drain that the service knows of."""
+    """uvicorn, with bounded connections, a drain that the service knows of, and a reload."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        service: Service = app.state.service
+        limits = ConnectionLimits(settings.header_timeout_s, connection_limit())
         super().__init__(
             uvicorn.Config(
                 app,
+                http=bounded_protocol(limits, refusal(service.metrics, problem)),
+                ws="none",
                 log_config=None,  # its lines go through ours
                 access_log=False,  # the middleware writes one, with the request id
                 server_header=False,
@@ -84,13 +118,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + LAST_RESORT_S,
             )
         )
-        self._service: Service = app.state.service
+        self._service = service
+        self._reload: Callable[[], Awaitable[None]] = app.state.reload
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until a signal comes or the service fails."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        with self._reloading_at_sighup():
+            await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the drain at a signal; a second one ends it."""
@@ -101,6 +137,28 @@ class Server(uvicorn.Server):
         # A signal may come in the middle of anything the event loop does.
         self._loop.call_soon_threadsafe(self._service.begin_drain)
         self.stop()
+
+    @contextmanager
+    def _reloading_at_sighup(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        told = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
+
+        async def reload_when_told() -> None:
+            while True:
+                await told.wait()
+                told.clear()
+                try:
+                    await self._reload()
+                except ServerError as error:
+                    logger.error("sighup_ignored", code=error.code, reason=str(error))
+
+        reloading = loop.create_task(reload_when_told())
+        before = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(told.set))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+            reloading.cancel()
 
     def stop(self) -> None:
         """Ends the server as a signal would, without its exit code."""

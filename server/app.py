@@ -5,12 +5,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from server import native, operations, pages
+from server import deepstack, native, open_inference, operations, pages
 from server.artifact import Artifact
 from server.body import Limits
+from server.byte_budget import ByteBudget
 from server.choice import load_model
 from server.engine import Engine
-from server.errors import ReloadFailed, ServerError, SettingsInvalid
+from server.errors import ReloadFailed, SettingsInvalid
 from server.keys import Keys, key_check, key_schemes
 from server.middleware import RequestScope
 from server.problems import answer_errors, answer_unexpected, rejection_reasons
@@ -40,6 +41,7 @@ def create_app(
     """
     keys = Keys(settings.api_keys, settings.api_keys_file)
     tracing = open_tracing(settings.otlp_endpoint)
+    uploads = ByteBudget(settings.max_upload_bytes)
     service = Service(
         settings,
         load_model(settings.model),
@@ -64,22 +66,24 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.tracing = tracing  # to be closed when all is over
+    allow_origins(app, settings.cors_origins)
     app.add_middleware(
-        RequestScope, metrics=service.metrics, uploads=uploads, unexpected=answer_unexpected
+        RequestScope,
+        metrics=service.metrics,
+        uploads=uploads,
+        unexpected=answer_unexpected,
+        tracing=tracing,
     )
 
     async def reload() -> None:
         """What SIGHUP and `POST /model/reload` do."""
         try:
-            try:
-                keys.reload()
-            except SettingsInvalid as error:
-                raise ReloadFailed(f"{error}; the keys and the model of before stay") from error
-            await service.reload()
-        except ServerError:
+            keys.reload()
+        except SettingsInvalid as error:
             service.metrics.reloads.labels("failed").inc()
-            raise
-        service.metrics.reloads.labels("ok").inc()
+            raise ReloadFailed(f"{error}; the keys and the model of before stay") from error
+        await service.reload()
 
     app.state.reload = reload
     limits = Limits(settings.max_body_bytes, settings.max_images_per_request)
@@ -89,8 +93,13 @@ def create_app(
     app.include_router(native.routes(service, limits, guards))
     app.include_router(operations.routes(service, reload, guards, strict_guards))
     app.include_router(pages.routes(app.title))
-    app.include_router(pages.routes(app.title))
-    answer_errors(app, service, {})
+    app.include_router(open_inference.routes(service, limits, guards))
+    app.include_router(deepstack.routes(service, limits, keys, schemes))
+    bodies = {
+        open_inference.PREFIX: open_inference.error_body,
+        deepstack.PREFIX: deepstack.error_body,
+    }
+    answer_errors(app, service, bodies)
     return app
 
 

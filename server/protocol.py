@@ -16,7 +16,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 from starlette.responses import Response
@@ -24,12 +24,19 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-MAX_HEAD_BYTES = 64 * 1024  # also of chunk extensions and trailers
-MAX_HEADERS = 256
+from server.middleware import MAX_KEPT_REST_BYTES
+from server.request_head import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    BadHttp,
+    cause_of,
+    check_head,
+    head_too_large,
+)
+
 # A chunk of one byte comes with five more; more than this a byte is no honest client's.
 MAX_CHUNK_OVERHEAD = 8
-# Thrown away after an early answer on a connection that lives on, and on one that is closed.
-MAX_KEPT_REST_BYTES = 1024 * 1024
+# Thrown away after an early answer on a connection that is closed.
 MAX_LINGER_BYTES = 64 * 1024 * 1024
 LINGER_S = 10.0
 KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
@@ -38,11 +45,8 @@ TOLD_CONNECTIONS = 64
 HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
-class Refuse(Protocol):
-    """Makes the answer to what never became a request; it is logged and counted there."""
-
-    def __call__(self, client: str | None, status: int, code: str, detail: str) -> Response:
-        """The whole answer, security headers included."""
+# (client's address, status, code, detail) -> the whole answer to what never became a request.
+Refuse = Callable[[str | None, int, str, str], Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +61,6 @@ class ConnectionLimits:
 
     header_timeout_s: float
     max_connections: int
-
-
-class BadHttp(Exception):
-    """What came is not a request that is served; raised inside the parser's callbacks."""
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
 
 
 def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[HttpToolsProtocol]:
@@ -142,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except BadHttp as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
-            self._refuse(_cause(error))
+            self._refuse(cause_of(error))
         self._wait_on()
 
     def end(self) -> None:
@@ -199,7 +194,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there: the request begins."""
-        _check_head(self.parser, self.url, self.headers)
+        check_head(self.parser, self.url, self.headers)
         self._upgrading = self.parser.should_upgrade()
         if self._upgrading:
             return  # and again, without the upgrade, from `_feed`
@@ -258,7 +253,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _check_bytes(self) -> None:
         if self._in_head:
             if self._wire_bytes > MAX_HEAD_BYTES:
-                raise _head_too_large()
+                raise head_too_large()
         elif self._wire_bytes > MAX_HEAD_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes:
             raise BadHttp(400, "bad_http", "the body has more framing than content")
 
@@ -353,42 +348,3 @@ class _Gentle:
         """Also while the client may still read."""
         protocol = self._protocol()
         return protocol is None or protocol.ended or self._transport.is_closing()
-
-
-def _check_head(
-    parser: httptools.HttpRequestParser, url: bytes, headers: list[tuple[bytes, bytes]]
-) -> None:
-    """What the parser lets pass, though two servers might read it differently."""
-    if len(url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD_BYTES:
-        raise _head_too_large()
-    version = parser.get_http_version()
-    if version not in ("1.0", "1.1"):
-        raise BadHttp(505, "http_version_not_supported", f"HTTP/{version} is not served")
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1 or (version == "1.1" and not hosts):
-        raise BadHttp(400, "bad_http", "a request has one Host header")
-    encodings = [value for name, value in headers if name == b"transfer-encoding"]
-    if encodings and (version == "1.0" or [each.lower() for each in encodings] != [b"chunked"]):
-        raise BadHttp(501, "not_implemented", "the only Transfer-Encoding served is chunked")
-    if parser.get_method() == b"CONNECT":
-        raise BadHttp(501, "not_implemented", "CONNECT is not served")
-    try:
-        path = httptools.parse_url(url).path
-    except httptools.HttpParserInvalidURLError:
-        path = None
-    if not path or not path.startswith(b"/"):
-        raise BadHttp(400, "bad_http", "the request's URL is not valid")
-
-
-def _head_too_large() -> BadHttp:
-    detail = f"the request line and the headers have over {MAX_HEAD_BYTES} bytes"
-    return BadHttp(431, "headers_too_large", detail)
-
-
-def _cause(error: httptools.HttpParserError) -> BadHttp:
-    """What was wrong, from what the parser makes of it."""
-    if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
-        if isinstance(error.__context__, BadHttp):
-            return error.__context__
-        raise error.__context__
-    return BadHttp(400, "bad_http", f"this is not a valid HTTP/1.1 request: {error}")
