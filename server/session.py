@@ -16,10 +16,10 @@ from server.letterbox import PAD_VALUE
 from server.runtime import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-INSTALL_GPU = (
-    "in a checkout say `make serve EXTRA=gpu`; elsewhere `pip uninstall -y onnxruntime "
-    "onnxruntime-gpu` and then `pip install 'yolov8-fla[gpu]'`"
-)
+# The two builds of ONNX Runtime share their files: neither may be there when one is put in.
+GPU_BY_MAKE = "make serve EXTRA=gpu"
+GPU_BY_PIP = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'yolov8-fla[gpu]'"
+INSTALL_GPU = f"in a checkout `{GPU_BY_MAKE}`, elsewhere `{GPU_BY_PIP}`"
 
 # A GPU session may leave shape arithmetic on the CPU, but none of these.
 _HEAVY_OPERATORS = frozenset({"Conv", "FusedConv", "QLinearConv", "Gemm", "MatMul", "FusedMatMul"})
@@ -155,8 +155,7 @@ class Session:
         ort = onnxruntime()
         if provider not in ort.get_available_providers():
             raise ProviderUnavailable(
-                f"this onnxruntime is built without {provider}, and the build with it must not be "
-                f"installed beside it: {INSTALL_GPU}"
+                f"this onnxruntime is built without {provider}: {INSTALL_GPU}"
             )
         ort.preload_dlls(directory="")
         loaded = _load(artifact, _options(threads), providers)
@@ -217,13 +216,13 @@ def gpu_visible(devices: Path = Path("/dev")) -> bool:
     return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int, *, spinning: bool = False) -> Any:
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 3  # errors; warnings about shape nodes on the CPU are expected
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads burn the quota that decoding needs (onnxruntime#7207, #10113).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # A plan of the memory is made for each shape that comes, and kept.
     options.enable_mem_pattern = False
@@ -242,13 +241,12 @@ def cpu_options(
         spinning: likewise.
         exact_integers: the CPU has instructions that sum products of int8 in 32 bits.
     """
-    options = _options(threads)
+    options = _options(threads, spinning=spinning)
     # 5 to 8 % faster, and smaller: after every bucket of up to 480 x 480, one image a call from two
     # threads, YOLOv8n held 154 MB with an arena and 213 MB without (batches of 8: 295 and 557),
     # because the C library keeps what it was given back, for every thread.
     options.enable_cpu_mem_arena = True
     if spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         # Only during a run: between two, nobody burns the CPUs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # Work is handed out in shrinking pieces, so that no thread waits for the slowest.

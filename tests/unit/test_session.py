@@ -188,9 +188,12 @@ SLOW_EXACT = "session.x64quantprecision"
 
 
 @pytest.mark.parametrize(("spinning", "shown"), [(False, "0"), (True, "1")])
-def test_threads_spin_only_where_that_is_asked_for(spinning: bool, shown: str) -> None:
+def test_threads_spin_only_where_that_is_asked_for(
+    spinning: bool, shown: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = cpu_options("fp32", 2, spinning=spinning)
     assert options.get_session_config_entry(SPINNING) == shown
+    assert capfd.readouterr().err == ""  # ONNX Runtime warns there of what is set twice
 
 
 @pytest.mark.parametrize(
