@@ -42,6 +42,7 @@ class Request:
         wire: head and body as they go over the connection.
         images: images in it.
         check: says what is wrong with an answer of status 200, or None.
+        check_all: `check` looks at answers of every status.
         leave_after_s: the client vanishes after so many seconds without an answer.
         name: for whoever reads the outcomes.
     """
@@ -51,6 +52,7 @@ class Request:
     check: Callable[[Answer], str | None] | None = None
     leave_after_s: float | None = None
     name: str = ""
+    check_all: bool = False
 
 
 def request_wire(
@@ -76,14 +78,19 @@ class Client:
     Args:
         url: such as http://127.0.0.1:8000.
         timeout_s: from sending to the end of the answer.
+        max_connections: open at the same time; None for as many as there are requests.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = 60.0, max_connections: int | None = None
+    ) -> None:
         address = urlsplit(url)
         assert address.hostname, url
         assert address.port, url
         self._address = address.hostname, address.port
         self._timeout_s = timeout_s
+        self._max_connections = max_connections
+        self._opening = 0
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self.connections_made = 0
@@ -106,8 +113,8 @@ class Client:
         """Sends a request and waits for the whole answer.
 
         Raises:
-            NoAnswer: "connect", "disconnected", "malformed" or "timeout", and "left" where
-                `leave_after_s` passed.
+            NoAnswer: "connect", "disconnected", "malformed" or "timeout", "left" where
+                `leave_after_s` passed, and "no connection free": nothing was sent.
         """
         leave_s = request.leave_after_s
         limit_s = self._timeout_s if leave_s is None else min(self._timeout_s, leave_s)
@@ -129,12 +136,17 @@ class Client:
             connection = self._idle.pop()
             if connection.reusable:
                 return connection
+        if len(self._open) + self._opening == self._max_connections:
+            raise NoAnswer("no connection free")
         loop = asyncio.get_running_loop()
+        self._opening += 1
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(_Connection, *self._address)
         except OSError:  # TimeoutError is one
             raise NoAnswer("connect") from None
+        finally:
+            self._opening -= 1
         self.connections_made += 1
         self._open.add(connection)
         connection.closed.add_done_callback(lambda _: self._open.discard(connection))

@@ -228,7 +228,7 @@ async def send(client: Client, request: Request, intended_s: float) -> Outcome:
         ended_s, error = time.perf_counter(), str(no_answer)
     else:
         ended_s, status = time.perf_counter(), answer.status
-        if request.check is not None and status == 200:
+        if request.check is not None and (status == 200 or request.check_all):
             error = request.check(answer)
     return Outcome(intended_s, started_s, ended_s, status, request.images, error, request.name)
 
