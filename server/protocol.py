@@ -21,6 +21,7 @@ from typing import Any, cast
 import httptools
 from starlette.responses import Response
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -38,7 +39,6 @@ from server.request_head import (
 MAX_CHUNK_OVERHEAD = 8
 # Thrown away after an early answer on a connection that is closed.
 MAX_LINGER_BYTES = 64 * 1024 * 1024
-LINGER_S = 10.0
 KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
 # Connections past the limit that are told why; any further ones are only closed.
 TOLD_CONNECTIONS = 64
@@ -57,10 +57,14 @@ class ConnectionLimits:
         header_timeout_s: seconds from the first byte of a request, or from the connection's
             begin, until its headers are complete.
         max_connections: open at the same time.
+        linger_s: seconds in which the rest of a body may come whose answer is out.
+        fetch_s: seconds that a client may leave its answer unfetched.
     """
 
     header_timeout_s: float
     max_connections: int
+    linger_s: float = 10.0
+    fetch_s: float = KEEP_ALIVE_S
 
 
 def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[HttpToolsProtocol]:
@@ -152,10 +156,10 @@ class BoundedProtocol(HttpToolsProtocol):
             # Closed with bytes unread, a socket resets the connection, answer and all.
             self._socket.write_eof()
             self.flow.resume_reading()
-            self._arm(LINGER_S, self._socket.abort)
+            self._arm(self.limits.linger_s, self._socket.abort)
         else:
             self._socket.close()
-            self._arm(KEEP_ALIVE_S, self._socket.abort)  # unless all is fetched by then
+            self._arm(self.limits.fetch_s, self._socket.abort)  # unless all is fetched by then
 
     def shutdown(self) -> None:
         """Ends what is idle now and the rest after its answer, when the server ends."""
@@ -168,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """The client does not fetch its answer: it has a while."""
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(KEEP_ALIVE_S, self._socket.abort)
+            self._write_timer = self.loop.call_later(self.limits.fetch_s, self._socket.abort)
 
     def resume_writing(self) -> None:
         """The answer was fetched."""
@@ -225,7 +229,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """The answer is out; the rest of the body, if any, has a while to come."""
         super().on_response_complete()
         if not self._in_head and self.cycle.response_complete and not self._deaf:
-            self._arm(LINGER_S, self.transport.close)
+            self._arm(self.limits.linger_s, self.transport.close)
 
     # ---- bounds
 
@@ -310,9 +314,12 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         client = self.client[0] if self.client else None
         response = self.refusal(client, error.status, error.code, str(error))
-        response.headers["connection"] = "close"
         head = [STATUS_LINE[error.status]]
-        for name, value in (*self.server_state.default_headers, *response.raw_headers):
+        for name, value in (
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            CLOSE_HEADER,
+        ):
             head += [name, b": ", value, b"\r\n"]
         self.transport.write(b"".join([*head, b"\r\n", bytes(response.body)]))
         self.transport.close()
