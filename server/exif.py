@@ -2,7 +2,7 @@
 
 import struct
 
-from server.image_header import START_OF_SCAN, jpeg_segments
+from server.jpeg_header import START_OF_SCAN, jpeg_segments
 
 _APP1, _EXIF = 0xE1, b"Exif\0\0"
 _ORIENTATION, _SHORT = 0x0112, 3

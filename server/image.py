@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from server.errors import TooLarge, UndecodableImage
 from server.exif import jpeg_orientation
 from server.image_header import ImageHeader, read_header
+from server.jpeg_header import refuse_costly_jpeg
 from server.letterbox import Frame, resized_hw
+from server.png import essential_png
 
 __all__ = ["ImageHeader", "decode", "decode_reduced", "quiet_codecs", "read_header"]
 
@@ -102,6 +104,8 @@ def _header_within(data: bytes, max_pixels: int) -> ImageHeader:
             f"max_image_pixels is {max_pixels}",
             code="too_many_pixels",
         )
+    if header.format == "JPEG":
+        refuse_costly_jpeg(data)
     return header
 
 
@@ -118,6 +122,8 @@ def _decode_exactly(data: bytes, header: ImageHeader) -> NDArray[np.uint8]:
 def _imdecode(data: bytes, header: ImageHeader, flags: int) -> NDArray[Any]:
     # OpenCV 5 returns None for a file that is cut off anywhere, in all five formats, and turns
     # the picture upright.
+    if header.format == "PNG":
+        data = essential_png(data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
