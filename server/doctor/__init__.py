@@ -1,0 +1,1 @@
+"""`python -m server doctor`: would the server start here, on what, and if not, what to do."""
