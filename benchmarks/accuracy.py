@@ -1,9 +1,12 @@
-"""COCO accuracy of a running server, measured through its HTTP interface.
+"""COCO accuracy of a running server, measured through its HTTP interface, or of an artifact.
 
     python -m benchmarks.accuracy --url http://127.0.0.1:8000 --data DATA.yaml --split val
+    python -m benchmarks.accuracy --artifact MODEL.onnx --reduced --data DATA.yaml --split val
 
 Sends every image of a YOLO-form data set to `POST /detect` and scores the answers with pycocotools:
-mAP50-95, mAP50 and the AP of each class, boxes in pixels of the upright original image.
+mAP50-95, mAP50 and the AP of each class, boxes in pixels of the upright original image. With
+`--artifact` the same pipeline runs in this process; `--reduced` then decodes large JPEGs at reduced
+scale, as the server does by default.
 
 Two things differ from ultralytics' `val` at the same thresholds, both small: `val` lets one box
 carry several classes (multi_label), the server answers the best class of a box only; and `val`
@@ -32,6 +35,11 @@ from export.verification.coco_figures import (
     recall_at,
 )
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
+from server.artifact import load_artifact
+from server.detector import finish, prepare_encoded
+from server.errors import ServerError
+from server.postprocess import DetectParameters
+from server.session import Session
 
 MAX_TRIES = 5
 
@@ -109,8 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
         names, images = read_dataset(options.data, options.split)
-        detections, versions = detect_all(options, images, names)
-    except (AccuracyError, DatasetInvalid) as error:
+        detect_them = detect_here if options.artifact else detect_all
+        detections, versions = detect_them(options, images, names)
+    except (AccuracyError, DatasetInvalid, ServerError) as error:
         sys.exit(f"accuracy: {error}")
     accuracy = coco_accuracy(images, detections, names, options.max_det)
     recall = None
@@ -136,6 +145,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="COCO accuracy of a running server on a YOLO-form data set.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address")
+    parser.add_argument("--artifact", type=Path, help="measure this file instead of a server")
+    parser.add_argument(
+        "--reduced", action="store_true", help="with --artifact: large JPEGs at reduced scale"
+    )
     parser.add_argument("--data", type=Path, required=True, help="the data set's data.yaml")
     parser.add_argument("--split", default="val", help="key of the split in data.yaml")
     parser.add_argument("--conf", type=float, default=0.001, help="confidence threshold sent")
@@ -152,6 +165,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here too")
     options = parser.parse_args(arguments)
+    if options.reduced and options.artifact is None:
+        parser.error("--reduced goes with --artifact; a server has a setting for it")
     if options.batch < 1:
         parser.error("--batch must be at least 1")
     if options.recall_at is not None and options.recall_at < options.conf:
@@ -192,6 +207,38 @@ def detect_all(
     if truncated:
         print(f"{truncated} images had more candidates than the model gives out (truncated)")
     return found, answer["model"]
+
+
+def detect_here(
+    options: argparse.Namespace, images: Sequence[LabelledImage], names: Mapping[int, str]
+) -> tuple[list[Boxes], dict[str, str]]:
+    """Runs the artifact on all images in this process, on the CPU; returns as `detect_all`.
+
+    Raises:
+        AccuracyError: no class of the model is one of the data set's.
+        ServerError: the artifact or an image can't be read.
+    """
+    artifact = load_artifact(options.artifact)
+    metadata = artifact.metadata
+    session = Session.open(artifact, device="cpu")
+    parameters = DetectParameters(options.conf, options.iou, options.max_det)
+    ids = {name: class_id for class_id, name in names.items()}
+    if not ids.keys() & set(metadata.class_names):
+        raise AccuracyError(f"{options.data} names none of {options.artifact}'s classes")
+    theirs = np.array([ids.get(name, -1) for name in metadata.class_names])
+    found = []
+    for image in images:
+        prepared, _ = prepare_encoded(
+            image.path.read_bytes(), metadata, max_pixels=2**30, reduced=options.reduced
+        )
+        candidates = session.run(prepared.canvas[None])[0]
+        detections = finish(candidates, prepared, metadata, parameters).detections
+        class_ids = theirs[detections.class_ids]
+        known = class_ids >= 0
+        boxes = detections.boxes[known].astype(np.float64)
+        scores = detections.scores[known].astype(np.float64)
+        found.append(Boxes(boxes, class_ids[known], scores))
+    return found, {"name": metadata.name, "version": artifact.version}
 
 
 def table(accuracy: Accuracy, recall: Recall | None, images: Sequence[LabelledImage]) -> str:

@@ -1,6 +1,7 @@
 """The orientation that a JPEG's EXIF block asks for."""
 
 import struct
+from collections.abc import Iterator
 
 from server.jpeg_header import START_OF_SCAN, jpeg_segments
 
@@ -18,21 +19,24 @@ def jpeg_orientation(data: bytes) -> int | None:
         1..8, the EXIF value; 1 where the file has none. None where the block is odd in any way,
         so that two readers might see different values in it.
     """
-    blocks = []
+    try:
+        blocks = list(_exif_blocks(data))
+        if not blocks:
+            return 1
+        if len(blocks) > 1 or not blocks[0].startswith(_EXIF):
+            return None
+        return _orientation(blocks[0][len(_EXIF) :])
+    except (struct.error, IndexError):
+        return None
+
+
+def _exif_blocks(data: bytes) -> Iterator[bytes]:
     for marker, position in jpeg_segments(data):
         if marker == START_OF_SCAN:
-            break
+            return
         (length,) = struct.unpack_from(">H", data, position)
         if marker == _APP1 and data[position + 2 : position + 6] == _EXIF[:4]:
-            blocks.append(data[position + 2 : position + length])
-    if not blocks:
-        return 1
-    if len(blocks) > 1 or not blocks[0].startswith(_EXIF):
-        return None
-    try:
-        return _orientation(blocks[0][len(_EXIF) :])
-    except struct.error:
-        return None
+            yield data[position + 2 : position + length]
 
 
 def _orientation(tiff: bytes) -> int | None:

@@ -44,7 +44,7 @@ def read_header(data: bytes) -> ImageHeader:
     name, read = _recognise(data)
     try:
         width, height, *tile = read(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):  # 64-bit offsets overflow
         raise UndecodableImage(f"the {name} header is cut off or corrupt") from None
     if width < 1 or height < 1:
         raise UndecodableImage(f"the {name} header says {width} x {height} pixels")
