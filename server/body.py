@@ -18,10 +18,11 @@ JSON = "application/json"
 RAW = "application/octet-stream"
 # Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
 MAX_JSON_COMMAS = 10_000
-# What a JSON body takes beside its own bytes, in their multiples, while it is read: its texts and
-# then the images in them. A text with one character outside Latin-1 takes four bytes for each.
+# What a JSON body takes beside its own bytes, in their multiples, while it is read: the parser's
+# copy and its texts, then the texts and the images in them. A text with one character outside
+# Latin-1 takes four bytes for each.
 JSON_COPIES = 2
-WIDE_JSON_COPIES = 4
+WIDE_JSON_COPIES = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,22 +112,28 @@ def infer_responses() -> dict[int | str, Json]:
     return {200: answer} | error_responses(400, 401, 404, 413, 415, 422, 500, 503, 504)
 
 
-def path_parameters(*, versioned: bool) -> list[Json]:
+def path_parameters(model_name: str, *, versioned: bool) -> list[Json]:
     """The parts of a model's path."""
-    names = {"name": "The model: NAME, or NAME-raw for the network alone."}
-    if versioned:
-        names["version"] = "First 12 hex digits of the artifact file's sha256."
-    return [
-        {"name": name, "in": "path", "required": True, "description": text,
-         "schema": {"type": "string", "minLength": 1}}
-        for name, text in names.items()
-    ]  # fmt: skip
+    name = {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "description": "The model: NAME, or NAME-raw for the network alone.",
+        "schema": {"type": "string", "minLength": 1},
+        "example": model_name,
+    }
+    version = {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "description": "First 12 hex digits of the artifact file's sha256.",
+        "schema": {"type": "string", "minLength": 1},
+    }
+    return [name, version] if versioned else [name]
 
 
 def infer_request() -> Json:
     """The body of an infer call, as JSON, and as JSON that binary data follows."""
-    name: Json = {"type": "string"}
-    flag: Json = {"type": "boolean", "default": False}
     return {
         "parameters": [
             {
@@ -142,42 +148,7 @@ def infer_request() -> Json:
             "required": True,
             "description": "The media type is not looked at: the header decides.",
             "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["inputs"],
-                        "properties": {
-                            "id": {"type": "string", "maxLength": MAX_ID_CHARACTERS},
-                            "parameters": {
-                                "type": "object",
-                                "description": "Of NAME, as in POST /detect: conf, iou, max_det, "
-                                "classes, agnostic_nms.",
-                                "properties": {"binary_data_output": flag},
-                            },
-                            "inputs": {
-                                "type": "array",
-                                "minItems": 1,
-                                "maxItems": 1,
-                                "items": _INPUT,
-                            },
-                            "outputs": {
-                                "type": "array",
-                                "items": {
-                                    "type": "object",
-                                    "required": ["name"],
-                                    "properties": {
-                                        "name": name,
-                                        "parameters": {
-                                            "type": "object",
-                                            "properties": {"binary_data": flag},
-                                            "additionalProperties": False,
-                                        },
-                                    },
-                                },
-                            },
-                        },
-                    }
-                },
+                "application/json": {"schema": _REQUEST, "example": _EXAMPLE},
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
         },
@@ -201,4 +172,40 @@ _INPUT: Json = {
             "additionalProperties": False,
         },
     },
+}
+_OUTPUT: Json = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "properties": {"binary_data": {"type": "boolean", "default": False}},
+            "additionalProperties": False,
+        },
+    },
+}
+_REQUEST: Json = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string", "maxLength": MAX_ID_CHARACTERS},
+        "parameters": {
+            "type": "object",
+            "description": "Of NAME, as in POST /detect: conf, iou, max_det, classes, "
+            "agnostic_nms.",
+            "properties": {"binary_data_output": {"type": "boolean", "default": False}},
+        },
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INPUT},
+        "outputs": {"type": "array", "items": _OUTPUT},
+    },
+}
+_BLACK_PIXEL_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)
+_EXAMPLE: Json = {
+    "id": "42",
+    "parameters": {"conf": 0.25},
+    "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [_BLACK_PIXEL_PNG]}],
+    "outputs": [{"name": "boxes"}, {"name": "counts"}],
 }

@@ -24,7 +24,7 @@ from server.artifact import load_artifact
 from server.infer_messages import JSON_LENGTH_HEADER
 from server.problems import INTERNAL_DETAIL
 from tests.artifacts import POISON, paint, tiny_candidates
-from tests.integration.test_process import ready
+from tests.processes import ready
 from tests.serving import (
     LIMIT_S,
     RED,
@@ -417,6 +417,9 @@ async def test_openapi_describes_every_route(running: Served) -> None:
     identifiers = [each["operationId"] for path in ours for each in paths[path].values()]
     assert len(set(identifiers)) == len(identifiers)
     answered = paths["/v2/models/{name}/infer"]["post"]["responses"]
+    example = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]
+    response = await running.client.post("/v2/models/tiny/infer", json=example["example"])
+    assert [each["data"] for each in response.json()["outputs"]] == [[], [0]]
     assert sorted(map(int, answered)) == [200, 400, 401, 404, 413, 415, 422, 500, 503, 504]
 
 

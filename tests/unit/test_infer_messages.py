@@ -3,6 +3,9 @@
 import base64
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,7 +204,7 @@ HOSTILE: dict[str, tuple[tuple[bytes, str | None], str]] = {
     "a list": ((b"[]", None), "must be an object"),
     "many values": ((b"[" + b"1," * (JSON_LIMITS[b","][0] + 1), None), "1500000 values"),
     "many lists": ((b"[" * (JSON_LIMITS[b"["][0] + 1), None), "500000 lists"),
-    "many objects": ((b"{" * (JSON_LIMITS[b"{"][0] + 1), None), "1000 objects"),
+    "many names": ((b'"":' * (JSON_LIMITS[b":"][0] + 1), None), "10000 names"),
     "length of text": ((b"{}", "two"), "'two', no length"),
     "negative length": ((b"{}", "-1"), "'-1', no length"),
     "endless length": ((b"{}", "9" * 5000), "no length"),
@@ -339,3 +342,73 @@ def test_no_shape_does_worse_than_a_refusal(shape: list[int], content: bytes | l
     except MalformedRequest:
         return
     assert list(pixels.shape) == shape
+
+
+@given(st.data())
+def test_a_damaged_message_is_read_or_refused(data: st.DataObject) -> None:
+    body, json_length = request_with()
+    damaged = bytearray(body)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        request = read(bytes(damaged), json_length)
+        check_against(request.input, FILES)
+        files = read_files(request.input)
+    except MalformedRequest:
+        return
+    assert len(files) == request.input.shape[0]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from server.infer_messages import parsed_bytes, read_infer_request
+from server.tensors import TensorSpec, read_files
+
+def resident_bytes(line):
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(each.split()[1]) * 1024 for each in status if each.startswith(line))
+
+body, json_length = Path(sys.argv[1]).read_bytes(), sys.argv[2] or None
+said = parsed_bytes(body, json_length)
+Path("/proc/self/clear_refs").write_text("5")  # the highest is the present
+before = resident_bytes("VmRSS")
+files = read_files(read_infer_request(body, json_length, [TensorSpec("a", "BYTES", (-1,))]).input)
+print(said, resident_bytes("VmHWM") - before)
+"""
+FILE = base64.b64encode(bytes(3_000_000))
+NAMES = ",".join(f'"{number}":[]' for number in range(9_990)).encode()
+GREEDY = {
+    "numbers": b"[" + b"12345678901," * 400_000 + b"0]",
+    "texts": b"[" + b'"ab",' * 400_000 + b"0]",
+    "lists": b"[" + b"[]," * 400_000 + b"0]",
+    "objects": b"[" + b"{}," * 400_000 + b"0]",
+    "names": b"{" + NAMES + b"}",
+    "wide text": b'"\\ud83d\\udd2c' + b"a" * 12_000_000 + b'"',
+}
+
+
+def resident(tmp_path: Path, repo_dir: Path, body: bytes, json_length: str = "") -> tuple[int, int]:
+    """Bytes that reading says it takes, and what a process of its own then took."""
+    (tmp_path / "body").write_bytes(body)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "body"), json_length]
+    done = subprocess.run(command, cwd=repo_dir, capture_output=True, text=True, check=True)
+    said, took = map(int, done.stdout.split())
+    return said, took
+
+
+@pytest.mark.parametrize("value", GREEDY.values(), ids=GREEDY)
+def test_reading_takes_no_more_memory_than_it_says(
+    tmp_path: Path, repo_dir: Path, value: bytes
+) -> None:
+    head = b'{"inputs":[{"name":"image","shape":[1],"datatype":"BYTES","data":["' + FILE + b'"]}],'
+    said, took = resident(tmp_path, repo_dir, head + b'"more":' + value + b"}")
+    assert 2 * len(FILE) <= took <= said + 2_000_000
+
+
+def test_binary_files_take_no_more_memory_than_is_said(tmp_path: Path, repo_dir: Path) -> None:
+    size = 8_000_000
+    said, took = resident(
+        tmp_path, repo_dir, *request_with(element(size, bytes(size)) + element(0))
+    )
+    assert size <= took <= said + 2_000_000
