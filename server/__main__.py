@@ -1,4 +1,7 @@
-"""`python -m server`: settings, app, HTTP server; ends with 0, or says in one line why not."""
+"""`python -m server`: settings, app, HTTP server; ends with 0, or says in one line why not.
+
+`python -m server doctor` says what the machine has for it.
+"""
 
 import asyncio
 import logging
@@ -41,6 +44,11 @@ logger = get_logger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until a signal comes; returns the exit code."""
+    if arguments[:1] == ["doctor"]:
+        # Here and not above: only it needs what it imports.
+        from server.doctor.command import main as healthy
+
+        return 0 if healthy(arguments[1:], os.environ) else EXIT_FAILED
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
     cv2.setNumThreads(1)  # images are decoded side by side, one thread each
     quiet_codecs()

@@ -12,6 +12,7 @@ from server.byte_budget import ByteBudget
 from server.choice import load_model
 from server.engine import Engine
 from server.errors import ReloadFailed, SettingsInvalid
+from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
 from server.middleware import RequestScope
 from server.problems import answer_errors, answer_unexpected, rejection_reasons
@@ -50,6 +51,8 @@ def create_app(
         rejection_reasons=sorted(rejection_reasons()),
         upload_bytes=lambda: uploads.taken,
     )
+
+    register_gpu_metrics(service.metrics.registry, open_nvml())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -12,7 +12,6 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
@@ -125,10 +124,6 @@ class Metrics:
                 "device": device,
             }
         )
-
-    def register(self, collector: Collector) -> None:
-        """Adds what a collector reads at each scrape, such as a GPU's."""
-        self.registry.register(collector)
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -10,11 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -24,88 +19,8 @@ from onnx import helper, numpy_helper
 
 from server.artifact import graph_sha256, load_artifact
 from tests.artifacts import CELL, tiny_artifact
+from tests.processes import LIMIT_S, ready, run_to_the_end, started
 from tests.serving import one_cell
-
-LIMIT_S = 30
-
-
-@dataclass
-class ServerProcess:
-    """A running `python -m server`, and what it logged."""
-
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-    _news: threading.Condition = field(default_factory=threading.Condition)
-    _ended: bool = False
-
-    def follow(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        parsed = [json.loads(line) for line in self.lines if line.startswith("{")]
-        return [event for event in parsed if event["event"] == name]
-
-    def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
-        with self._news:
-            there = self._news.wait_for(
-                lambda: self._ended or len(self.events(name)) >= count, LIMIT_S
-            )
-        assert there, self.lines
-        assert len(self.events(name)) >= count, self.lines
-        return self.events(name)[count - 1]
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(LIMIT_S)
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return os.environ | {"YOLO_FLA_DEVICE": "cpu", "YOLO_FLA_INTRA_OP_THREADS": "1"} | variables
-
-
-@contextmanager
-def started(
-    repo: Path,
-    artifact: Path,
-    *flags: str,
-    program: Sequence[str] = ("-m", "server"),
-    **variables: str,
-) -> Iterator[ServerProcess]:
-    command = [sys.executable, *program, "--model", str(artifact), "--port", "0", *flags]
-    with subprocess.Popen(
-        command, cwd=repo, env=environment(**variables), stderr=subprocess.PIPE, text=True
-    ) as process:
-        server = ServerProcess(process)
-        reader = threading.Thread(target=server.follow)
-        reader.start()
-        try:
-            yield server
-        finally:
-            process.kill()
-            process.wait()
-            reader.join()
-
-
-@contextmanager
-def ready(
-    repo: Path,
-    artifact: Path,
-    *flags: str,
-    program: Sequence[str] = ("-m", "server"),
-    **variables: str,
-) -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    with started(repo, artifact, *flags, program=program, **variables) as server:
-        server.wait_for("ready")
-        url = server.wait_for("listening")["url"]
-        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
-            yield server, client
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +61,6 @@ def endless_artifact(path: Path) -> Path:
     entry.value = json.dumps(json.loads(entry.value) | {"graph_sha256": digest})
     path.write_bytes(model.SerializeToString())
     return path
-
-
-def run_to_the_end(repo: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", "--port", "0", *flags],
-        cwd=repo,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
 
 
 def test_start_ready_detect_and_stop(repo_dir: Path, artifact: Path) -> None:
@@ -234,6 +137,79 @@ def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(
             answer.begin()
             problem = json.load(answer)
     assert (answer.status, problem["code"]) == (413, "body_too_large")
+
+
+def test_sighup_takes_new_keys_and_a_bad_file_changes_nothing(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# who: one\n\nkey-one\n", encoding="utf-8")
+    with ready(repo_dir, artifact, f"--api-keys-file={keys}") as (server, client):
+
+        def status(key: str) -> int:
+            headers = {"x-api-key": key}
+            return client.post("/detect", content=one_cell(), headers=headers).status_code
+
+        assert (status("key-one"), status("key-two")) == (200, 401)
+        keys.write_text("key-two\n", encoding="utf-8")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded")
+        assert (status("key-one"), status("key-two")) == (401, 200)
+        keys.write_text("# nobody\n", encoding="utf-8")
+        server.process.send_signal(signal.SIGHUP)
+        refused = server.wait_for("sighup_ignored")
+        assert refused["code"] == "reload_failed"
+        assert "holds no key" in refused["reason"]
+        assert (status("key-one"), status("key-two")) == (401, 200)
+        assert server.stop() == 0
+    assert not [line for line in server.lines if "key-one" in line or "key-two" in line]
+
+
+def test_sighup_twice_at_once_is_a_reload(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact) as (server, client):
+        for _ in range(2):
+            server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded")
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        assert server.stop() == 0
+    assert 1 <= len(server.events("reloaded")) <= 2
+
+
+def test_sighup_before_ready_is_ignored(repo_dir: Path, tmp_path: Path) -> None:
+    with started(repo_dir, endless_artifact(tmp_path / "endless.onnx")) as server:
+        server.wait_for(f"Started server process [{server.process.pid}]")
+        server.process.send_signal(signal.SIGHUP)
+        assert server.wait_for("sighup_ignored")["code"] == "not_ready"
+        assert server.stop() == 0
+
+
+def test_sighup_while_draining_is_ignored_and_a_second_signal_ends_the_drain(
+    repo_dir: Path, artifact: Path
+) -> None:
+    with ready(repo_dir, artifact, "--drain-timeout-s=3600") as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            while "detector_inflight_requests 2.0" not in client.get("/metrics").text:
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("Shutting down")
+            server.process.send_signal(signal.SIGHUP)
+            assert server.wait_for("sighup_ignored")["code"] == "draining"
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(LIMIT_S) == 0
+
+
+def test_a_file_of_keys_that_cannot_be_read_stops_the_start(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    ended = run_to_the_end(
+        repo_dir, "--model", str(artifact), "--api-keys-file", str(tmp_path / "no")
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert re.fullmatch(r"error: api_keys_file .*/no: No such file or directory", line)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +306,14 @@ ON_A_LOST_DEVICE = """
 import sys
 from server import app
 from server.__main__ import main
+from server.engine import Engine
 from tests.serving import LosingSession
-app.open_onnx_session = LosingSession
+
+def open_losing(artifacts, settings):
+    session = LosingSession(artifacts[0], settings)
+    return Engine(artifacts[0], "a test's", session, max_batch_size=1)
+
+app.open_onnx_engine = open_losing
 sys.exit(main(sys.argv[1:]))
 """
 

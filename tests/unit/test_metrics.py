@@ -1,11 +1,8 @@
 import shutil
 import subprocess
-from collections.abc import Iterable
 
 import pytest
-from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 from server.metrics import STAGES, Metrics
 
@@ -78,17 +75,6 @@ def test_gauges_are_asked_at_every_scrape() -> None:
         assert exposed["detector_upload_bytes"] == {frozenset(): 10 * waiting[0]}
     assert exposed["detector_lanes"] == {frozenset(): 2}
     assert exposed["detector_busy_lanes"] == {frozenset(): 1}
-
-
-class OneGpu(Collector):
-    def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("detector_gpu_utilization_ratio", "Of one.", value=0.5)
-
-
-def test_a_collector_is_asked_too() -> None:
-    metrics = used()
-    metrics.register(OneGpu())
-    assert families(metrics)["detector_gpu_utilization_ratio"] == {frozenset(): 0.5}
 
 
 def test_promtool_finds_nothing_wrong() -> None:
