@@ -31,6 +31,7 @@ from server.service import Service
 
 PREFIX = "/v1"
 DEFAULT_MIN_CONFIDENCE = 0.4
+STATUSES = (400, 401, 413, 415, 422, 500, 503, 504)
 KEY_HEADERS = frozenset({"authorization", "x-api-key"})
 NAMED = 3  # classes that the message names
 
@@ -91,7 +92,7 @@ def routes(
     @router.post(
         "/vision/detection",
         response_model=Predictions,
-        responses=_error_responses(400, 401, 413, 415, 422, 500, 503, 504),
+        responses=problem_responses(*STATUSES, body=Failure, media_type="application/json"),
         openapi_extra=_request(),
         tags=[DETECTION],
     )
@@ -206,14 +207,6 @@ def _refuse_unless_multipart(content_type: str) -> None:
     media_type = content_type.split(";")[0].strip().lower()
     if media_type != MULTIPART:
         raise UnsupportedImage(f"Content-Type {shown(media_type)} is not served; send {MULTIPART}")
-
-
-def _error_responses(*statuses: int) -> dict[int | str, Json]:
-    content = {"application/json": {"schema": Failure.model_json_schema()}}
-    return {
-        status: described | {"content": content}
-        for status, described in problem_responses(*statuses).items()
-    }
 
 
 def _request() -> Json:

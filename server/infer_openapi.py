@@ -90,11 +90,7 @@ class InferError(Body):
 
 def error_responses(*statuses: int) -> dict[int | str, Json]:
     """OpenAPI's description of error answers, in the protocol's form."""
-    content = {"application/json": {"schema": InferError.model_json_schema()}}
-    return {
-        status: described | {"content": content}
-        for status, described in problem_responses(*statuses).items()
-    }
+    return problem_responses(*statuses, body=InferError, media_type="application/json")
 
 
 def infer_responses() -> dict[int | str, Json]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from server.postprocess import DetectParameters
 from server.schemas import Problem
 
@@ -48,13 +50,17 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problem_responses(
+    *statuses: int,
+    body: type[BaseModel] = Problem,
+    media_type: str = "application/problem+json",
+) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of error answers."""
-    schema = Problem.model_json_schema()
+    schema = body.model_json_schema()
     return {
         status: {
             "description": PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": {media_type: {"schema": schema}},
         }
         | ({"headers": {"Retry-After": _RETRY_AFTER}} if status == 503 else {})
         for status in statuses
