@@ -19,7 +19,18 @@ from server.tracing import Tracing
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+PROBES = frozenset(
+    {
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}/ready",
+        "/v2/models/{name}/versions/{version}/ready",
+    }
+)
 # The tag of the routes that take images: their refusals and their times are counted.
 DETECTION = "detection"
 # Where an answer is out before the body is in, a connection that lives on has to take the rest.

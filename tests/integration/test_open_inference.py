@@ -184,6 +184,23 @@ def test_an_unreadable_image_among_others_is_told_in_its_place(
     assert errors[2].startswith("unsupported_image: ")
 
 
+def test_the_documented_example_runs(
+    client: InferenceServerClient,
+    repo_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (repo_dir / "docs" / "other-protocols.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    address = client._parsed_url
+    code = code.replace("127.0.0.1:8000", f"{address.host}:{address.port}")
+    code = code.replace("yolov8n-fla-bccd", "tiny").replace('"conf": 0.5', '"conf": 0')
+    monkeypatch.chdir(repo_dir)
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert {line.partition(" ")[0] for line in printed} == {"0", "1"}
+
+
 def refusal(client: InferenceServerClient, *call: Any, **more: Any) -> tuple[str, str]:
     with pytest.raises(InferenceServerException) as caught:
         client.infer(*call, **more)
