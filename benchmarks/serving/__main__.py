@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import onnx
 
 from benchmarks.serving.cases import Case, Models, cases
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
         for case in cases(models, arguments.peers, arguments.clients)
         if case.name in arguments.cases
     ]
+    about = metadata(arguments, models, len(photos))
+    described = [describe(case, bench) for case in chosen]
     rows: list[Row] = []
     for i in range(arguments.rounds):
         for case in chosen:
@@ -83,12 +86,7 @@ def run(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
     if rates and "saturated" in arguments.cases:
         offered = [share * median(rates) for share in CURVE]
         curve = bench.curve(chosen[0], chosen[0].entries[0], offered)
-    return {
-        "metadata": metadata(arguments, models, len(photos)),
-        "cases": [describe(case, bench) for case in chosen],
-        "rows": rows,
-        "curve": curve,
-    }
+    return {"metadata": about, "cases": described, "rows": rows, "curve": curve}
 
 
 def one_round(bench: Bench, case: Case, i: int, reference: Path) -> list[Row]:
@@ -150,7 +148,7 @@ def describe(case: Case, bench: Bench) -> dict[str, Any]:
 
 def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> dict[str, Any]:
     """What the figures hold for."""
-    packages = ("onnxruntime", "numpy", "opencv-python-headless", "fastapi", "uvicorn")
+    packages = ("onnxruntime", "numpy", "fastapi", "uvicorn", "uvloop", "httptools")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": cpu_name(),
@@ -164,7 +162,7 @@ def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> di
             "fp32": read_metadata(models.fp32).name,
             "int8": read_metadata(models.int8).name if models.int8 else None,
         },
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages} | {"opencv": cv2.__version__},
     }
 
 

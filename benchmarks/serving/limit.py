@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving.limit --model MODEL.onnx --pictures FOLDER --lone
 
-Prints one JSON object: images/s by arrangement, or the median latency of one image at a time. An
-arrangement is LANESxTHREADSxBATCHxFEEDERS: model calls side by side, threads and images of each,
-and threads that decode, call and finish. Where feeders are more than lanes, the model waits for
-no decoder.
+Prints one JSON object: images/s and CPU milliseconds an image by arrangement, or the median
+latency of one image at a time. An arrangement is LANESxTHREADSxBATCHxFEEDERS: model calls side by
+side, threads and images of each, and threads that decode, call and finish. Where feeders are more
+than lanes, the model waits for no decoder.
 """
 
 import argparse
@@ -14,9 +14,10 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -60,6 +61,13 @@ def arrangements(cpus: int) -> list[LimitArrangement]:
     return all_lanes + one_lane
 
 
+class Rate(NamedTuple):
+    """What one arrangement does."""
+
+    images_per_s: float
+    cpu_ms_per_image: float
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """Encoded images to detections, with some sessions' threads.
@@ -74,16 +82,14 @@ class Pipeline:
     images: Sequence[bytes]
     parameters: DetectParameters
 
-    def images_per_s(self, arrangement: LimitArrangement, seconds: float, warm_s: float) -> float:
-        """How many images pass in the window after `warm_s`."""
+    def rate(self, arrangement: LimitArrangement, seconds: float, warm_s: float) -> Rate:
+        """What passes in a window of so many seconds, after `warm_s`."""
         artifact = load_artifact(self.model)
         session = Session.open(artifact, device="cpu", threads=arrangement.threads)
         session.warm_up([arrangement.batch])
         lanes = threading.Semaphore(arrangement.lanes)
         next_image = itertools.cycle(self.images).__next__
-        taking = threading.Lock()
-        begin_s = time.perf_counter() + warm_s
-        end_s = begin_s + seconds
+        taking, stop = threading.Lock(), threading.Event()
         done = [0] * arrangement.feeders
         # Images of one bucket share a batch; with batches of 1 none ever waits here.
         waiting: dict[tuple[int, int], list[Prepared]] = {}
@@ -100,22 +106,28 @@ class Pipeline:
                         return waiting.pop(prepared.bucket_hw)
 
         def feed(i: int) -> None:
-            while time.perf_counter() < end_s:
+            while not stop.is_set():
                 batch = next_batch()
                 stacked = np.stack([each.canvas for each in batch])
                 with lanes:
                     candidates = session.run(stacked)
                 for rows, each in zip(candidates, batch, strict=True):
                     finish(rows, each, artifact.metadata, self.parameters)
-                if begin_s <= time.perf_counter() < end_s:
-                    done[i] += len(batch)
+                done[i] += len(batch)
 
-        threads = [threading.Thread(target=feed, args=(i,)) for i in range(arrangement.feeders)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return sum(done) / seconds
+        with ThreadPoolExecutor(arrangement.feeders) as feeders:
+            feeding = [feeders.submit(feed, i) for i in range(arrangement.feeders)]
+            try:
+                time.sleep(warm_s)
+                begin = sum(done), time.perf_counter(), time.process_time()
+                time.sleep(seconds)
+                end = sum(done), time.perf_counter(), time.process_time()
+            finally:
+                stop.set()
+            for each in feeding:
+                each.result()
+        images, took_s, cpu_s = (after - before for before, after in zip(begin, end, strict=True))
+        return Rate(images / took_s, 1e3 * cpu_s / max(1, images))
 
     def lone_ms(self, seconds: float, warm_s: float, *, spinning: bool) -> float:
         """Median milliseconds from an image's bytes to its detections, one at a time."""
@@ -153,14 +165,15 @@ def main() -> None:
     pipeline = Pipeline(arguments.model, images, parameters)
     seconds, warm_s = arguments.seconds, arguments.warm_s
     if arguments.lone:
-        figures = {
+        waits = {
             "spinning": pipeline.lone_ms(seconds / 2, warm_s, spinning=True),
             "not spinning": pipeline.lone_ms(seconds / 2, warm_s, spinning=False),
         }
-    else:
-        tried = arguments.arrangement or arrangements(available_cpus())
-        figures = {str(each): pipeline.images_per_s(each, seconds, warm_s) for each in tried}
-    print(json.dumps(figures))
+        print(json.dumps(waits))
+        return
+    tried = arguments.arrangement or arrangements(available_cpus())
+    rates = {str(each): pipeline.rate(each, seconds, warm_s)._asdict() for each in tried}
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":
