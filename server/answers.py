@@ -34,6 +34,24 @@ def stage_ms(outcomes: Sequence[Found | BadInput]) -> dict[str, float]:
     }
 
 
+def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Found:
+    """The first image that could be read.
+
+    Raises:
+        BadInput: none could; the first image's error is the request's, and names the image where
+            there are several.
+    """
+    for outcome in outcomes:
+        if isinstance(outcome, Found):
+            return outcome
+    error = outcomes[0]
+    assert isinstance(error, BadInput)
+    if len(outcomes) > 1:
+        first = ", ".join(filter(None, ("the first", uploads[0].filename)))
+        error.args = (f"none of the {len(outcomes)} images can be read; {first}: {error}",)
+    raise error
+
+
 def detections_json(
     artifact: Artifact,
     uploads: Sequence[Upload],

@@ -225,13 +225,15 @@ class Batcher(Generic[Item, Result]):
         """Waits until a batch may start, and takes it out of the queue."""
         loop = asyncio.get_running_loop()
         while True:
-            self._drop_late(loop.time())
             startable_s = {
                 bucket: self._startable_at(entries) for bucket, entries in self._waiting.items()
             }
             ready = [bucket for bucket, at_s in startable_s.items() if at_s <= loop.time()]
             if ready and len(self._in_lanes) < self.lanes:
-                return self._take(min(ready, key=lambda bucket: self._waiting[bucket][0]))
+                batch = self._take(min(ready, key=lambda bucket: self._waiting[bucket][0]))
+                if batch:
+                    return batch
+                continue
             self._changed.clear()
             # With every lane busy only the end of a batch can help, and that is a change.
             wake_s = min(startable_s.values(), default=None) if not ready else None
@@ -248,26 +250,26 @@ class Batcher(Generic[Item, Result]):
         return entries[0].submitted + self._max_queue_delay_s
 
     def _take(self, bucket: Hashable) -> list[_Entry[Item, Result]]:
+        """The items of the next batch; none when all that waited were late or given up."""
         entries = self._waiting[bucket]
         share = math.ceil(len(entries) / (self.lanes - len(self._in_lanes)))
-        batch = [heapq.heappop(entries) for _ in range(min(share, self.max_batch_size))]
+        size = min(share, self.max_batch_size)
+        now = asyncio.get_running_loop().time()
+        batch: list[_Entry[Item, Result]] = []
+        while entries and len(batch) < size:
+            entry = heapq.heappop(entries)
+            if entry.future.done():
+                continue
+            if entry.deadline > now:
+                batch.append(entry)
+            else:
+                late = DeadlineExceeded("the deadline passed while the image waited")
+                entry.future.set_exception(late)
         if not entries:
             del self._waiting[bucket]  # a bucket may hold a model that is being replaced
-        self._turn = batch[0].turn
+        if batch:
+            self._turn = batch[0].turn
         return batch
-
-    def _drop_late(self, now: float) -> None:
-        for bucket in list(self._waiting):
-            entries = self._waiting[bucket]
-            if any(entry.deadline <= now or entry.future.done() for entry in entries):
-                for entry in entries:
-                    if entry.deadline <= now and not entry.future.done():
-                        late = DeadlineExceeded("the deadline passed while the image waited")
-                        entry.future.set_exception(late)
-                entries[:] = [entry for entry in entries if not entry.future.done()]
-                heapq.heapify(entries)
-            if not entries:
-                del self._waiting[bucket]
 
     async def _run(self, batch: list[_Entry[Item, Result]], alone: bool) -> None:
         try:

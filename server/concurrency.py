@@ -16,6 +16,9 @@ class ClientLeft(Exception):
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Runs all at once; the first failure ends the others and is raised as it is."""
+    first, *others = works = list(works)
+    if not others:
+        return [await first]
     tasks: list[asyncio.Task[Result]] = []
     failure: BaseException | None = None
     try:

@@ -5,7 +5,7 @@ Source:
     reference, "Object Detection".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,24 +15,22 @@ from fastapi.params import Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.answers import stage_ms
+from server.answers import first_found, stage_ms
 from server.body import MULTIPART, Form, Limits, read_form
 from server.concurrency import leaving_with_client
 from server.detector import ImageDetections
 from server.engine import Engine
-from server.errors import InvalidParameter, Unauthorized, UnsupportedImage
+from server.errors import BadInput, InvalidParameter, Unauthorized, UnsupportedImage
 from server.keys import Keys
 from server.middleware import DETECTION, record_of
-from server.native import first_found
 from server.openapi import problem_responses
 from server.parameters import number, shown
 from server.postprocess import DetectParameters
-from server.service import Service
+from server.service import Found, Service
 
 PREFIX = "/v1"
 DEFAULT_MIN_CONFIDENCE = 0.4
 STATUSES = (400, 401, 413, 415, 422, 500, 503, 504)
-KEY_HEADERS = frozenset({"authorization", "x-api-key"})
 NAMED = 3  # classes that the message names
 
 Json = dict[str, Any]
@@ -100,7 +98,7 @@ def routes(
         """Finds objects in one image."""
         record = record_of(request.scope)
         headers = request.headers
-        key_in_form = not KEY_HEADERS.intersection(headers)
+        key_in_form = not brings_key(headers)
         if not key_in_form:
             keys.check(headers)
         async with service.accept() as deadline:
@@ -116,15 +114,25 @@ def routes(
             parameters = read_min_confidence(form)
             if len(form.images) > 1:
                 raise InvalidParameter(f"one image is taken, not {len(form.images)}")
-            async with leaving_with_client(request.receive):
-                encoded = [upload.data for upload in form.images]
-                outcomes = await service.detect(engine, encoded, parameters, deadline)
+
+            def answer(outcomes: list[Found | BadInput]) -> bytes:
                 record.stage_ms = stage_ms(outcomes)
                 found = first_found(form.images, outcomes)
-                body = predictions(engine, found.detections, record.stage_ms, record.elapsed_s())
-                return Response(orjson.dumps(body), media_type="application/json")
+                return orjson.dumps(
+                    predictions(engine, found.detections, record.stage_ms, record.elapsed_s())
+                )
+
+            async with leaving_with_client(request.receive):
+                encoded = [upload.data for upload in form.images]
+                content = await service.detect(engine, encoded, parameters, deadline, answer)
+            return Response(content, media_type="application/json")
 
     return router
+
+
+def brings_key(headers: Mapping[str, str]) -> bool:
+    """Whether a header has a key, right or wrong; camera software's Basic authorization is none."""
+    return "x-api-key" in headers or headers.get("authorization", "").lower().startswith("bearer ")
 
 
 def check_form_key(form: Form, keys: Keys) -> None:

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.params import Depends
 from starlette.responses import Response
 
-from server.answers import annotated_picture, detections_json, stage_ms
-from server.body import Limits, Upload, read_form
+from server.answers import annotated_picture, detections_json, first_found, stage_ms
+from server.body import Limits, read_form
 from server.concurrency import leaving_with_client
 from server.errors import BadInput, InvalidParameter
 from server.middleware import DETECTION, record_of
@@ -41,43 +41,27 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             chosen = read_parameters(given, engine.artifact.metadata.class_names)
             if chosen.format == "image" and len(form.images) > 1:
                 raise InvalidParameter(f"format=image takes one image, not {len(form.images)}")
-            async with leaving_with_client(request.receive):
-                encoded = [upload.data for upload in form.images]
-                outcomes = await service.detect(engine, encoded, chosen.detect, deadline)
+
+            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
                 record.stage_ms = stage_ms(outcomes)
                 first = first_found(form.images, outcomes)
                 if chosen.format == "image":
-                    content, media_type = await service.on_thread(
-                        annotated_picture,
+                    return annotated_picture(
                         form.images[0],
                         first.detections,
                         engine.artifact.metadata.class_names,
                         service.settings.max_image_pixels,
                         "image/png" in request.headers.get("accept", ""),
                     )
-                    return Response(content, media_type=media_type)
                 timings_ms = record.stage_ms | {"total": round(record.elapsed_s() * 1000, 3)}
-                content = await service.on_thread(
-                    detections_json, engine.artifact, form.images, outcomes, timings_ms
+                json = detections_json(engine.artifact, form.images, outcomes, timings_ms)
+                return json, "application/json"
+
+            async with leaving_with_client(request.receive):
+                encoded = [upload.data for upload in form.images]
+                content, media_type = await service.detect(
+                    engine, encoded, chosen.detect, deadline, answer
                 )
-                return Response(content, media_type="application/json")
+            return Response(content, media_type=media_type)
 
     return router
-
-
-def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Found:
-    """The first image that could be read.
-
-    Raises:
-        BadInput: none could; the first image's error is the request's, and names the image where
-            there are several.
-    """
-    for outcome in outcomes:
-        if isinstance(outcome, Found):
-            return outcome
-    error = outcomes[0]
-    assert isinstance(error, BadInput)
-    if len(outcomes) > 1:
-        first = ", ".join(filter(None, ("the first", uploads[0].filename)))
-        error.args = (f"none of the {len(outcomes)} images can be read; {first}: {error}",)
-    raise error

@@ -13,11 +13,11 @@ from fastapi.params import Depends
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from server.answers import stage_ms
+from server.answers import first_found, stage_ms
 from server.artifact import Artifact
 from server.body import Limits, Upload, read_whole, refuse_by_headers
 from server.concurrency import leaving_with_client
-from server.errors import InvalidParameter
+from server.errors import BadInput, InvalidParameter
 from server.infer_messages import (
     JSON_LENGTH_HEADER,
     InferRequest,
@@ -40,9 +40,8 @@ from server.infer_openapi import (
     path_parameters,
 )
 from server.middleware import DETECTION, record_of
-from server.native import first_found
 from server.parameters import read_parameters
-from server.service import Service
+from server.service import Found, Service
 from server.tensors import OutputTensor, TensorSpec, read_files, read_pixels
 
 PREFIX = "/v2"
@@ -104,24 +103,31 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             )
             record.version = model.version
             record.images = len(images)
+
+            def write(tensors: list[OutputTensor]) -> tuple[bytes, int | None]:
+                head = {"model_name": model.name, "model_version": model.version}
+                if asked.id is not None:
+                    head["id"] = asked.id
+                return write_infer_answer(head, tensors, asked.outputs)
+
+            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
+                record.stage_ms = stage_ms(outcomes)
+                first_found([Upload(None, b"")] * len(outcomes), outcomes)
+                return write(detection_tensors(outcomes))
+
             async with leaving_with_client(request.receive):
                 if isinstance(images, np.ndarray):
                     _refuse_parameters(asked, model)
                     candidates = await service.infer(engine, images, deadline)
-                    tensors = [OutputTensor(model.outputs[0], candidates)]
+                    content, json_length_out = await service.on_thread(
+                        write, [OutputTensor(model.outputs[0], candidates)]
+                    )
                 else:
                     given = _detection_parameters(asked)
                     chosen = read_parameters(given, artifact.metadata.class_names)
-                    outcomes = await service.detect(engine, images, chosen.detect, deadline)
-                    record.stage_ms = stage_ms(outcomes)
-                    first_found([Upload(None, b"")] * len(images), outcomes)
-                    tensors = detection_tensors(outcomes)
-                head = {"model_name": model.name, "model_version": model.version}
-                if asked.id is not None:
-                    head["id"] = asked.id
-                content, json_length_out = await service.on_thread(
-                    write_infer_answer, head, tensors, asked.outputs
-                )
+                    content, json_length_out = await service.detect(
+                        engine, images, chosen.detect, deadline, answer
+                    )
         if json_length_out is None:
             return Response(content, media_type="application/json")
         headers = {JSON_LENGTH_HEADER: str(json_length_out)}

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.artifact import Artifact
+from server.artifact import Artifact, Metadata
 from server.batcher import Batcher, Slots
 from server.choice import load_model
 from server.concurrency import together
@@ -52,6 +52,22 @@ class Found:
 
     detections: ImageDetections
     stage_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """One image that came back from the model, with (K, 6) candidates to sort out."""
+
+    prepared: Prepared
+    candidates: Candidates
+    stage_s: dict[str, float]
+
+    def finish(self, metadata: Metadata, parameters: DetectParameters) -> Found:
+        """Its detections, and the seconds of every stage."""
+        started = time.perf_counter()
+        detections = finish(self.candidates, self.prepared, metadata, parameters)
+        postprocess_s = time.perf_counter() - started
+        return Found(detections, self.stage_s | {"postprocess": postprocess_s})
 
 
 class Canvas(NamedTuple):
@@ -237,14 +253,20 @@ class Service:
         encoded: Sequence[bytes],
         parameters: DetectParameters,
         deadline: float,
-    ) -> list[Found | BadInput]:
-        """Images from bytes to detections, in their order; what is wrong with one is a value.
+        answer: Callable[[list[Found | BadInput]], Result],
+    ) -> Result:
+        """Images from bytes to detections, and to whatever is made of them.
 
         Args:
             engine: the model, as `current` gave it.
             encoded: whole image files.
             parameters: for all of them.
             deadline: seconds of the event loop's clock; later nothing is inferred.
+            answer: gets one outcome per image, in their order, on a thread: what is wrong with an
+                image is a value.
+
+        Returns:
+            What `answer` returned.
 
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
@@ -253,14 +275,25 @@ class Service:
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self._decode_threads)
         with self.batcher.reserve(len(encoded)) as slots:
-            outcomes = await together(
-                self._detect_one(engine, each, parameters, slots, turns, deadline)
-                for each in encoded
+            inferred = await together(
+                self._infer_one(engine, each, slots, turns, deadline) for each in encoded
             )
-        for outcome in outcomes:
-            label = "ok" if isinstance(outcome, Found) else outcome.code
-            self.metrics.images.labels(label).inc()
-        return outcomes
+
+        def finish_all() -> Result:
+            metadata = engine.artifact.metadata
+            outcomes = [
+                each if isinstance(each, BadInput) else each.finish(metadata, parameters)
+                for each in inferred
+            ]
+            for outcome in outcomes:
+                if isinstance(outcome, Found):
+                    self._observe(outcome.stage_s)
+                    self.metrics.images.labels("ok").inc()
+                else:
+                    self.metrics.images.labels(outcome.code).inc()
+            return answer(outcomes)
+
+        return await self.on_thread(finish_all)
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
@@ -293,16 +326,14 @@ class Service:
         """Runs the work of an answer on a thread, with the log context of the request."""
         return await _on(self.answering, work, *args, **kwargs)
 
-    async def _detect_one(
+    async def _infer_one(
         self,
         engine: Engine,
         encoded: bytes,
-        parameters: DetectParameters,
         slots: Slots[Canvas, Candidates],
         turns: asyncio.Semaphore,
         deadline: float,
-    ) -> Found | BadInput:
-        metadata = engine.artifact.metadata
+    ) -> "Inferred | BadInput":
         try:
             async with turns:
                 prepared, stage_s = await _on(self._decoding, self._prepare, engine, encoded)
@@ -310,13 +341,9 @@ class Service:
             slots.give_back()
             return error
         answer = await slots.submit(Canvas(engine, prepared.canvas), deadline)
-        started = time.perf_counter()
-        detections = await self.on_thread(finish, answer.result, prepared, metadata, parameters)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
-        stage_s["postprocess"] = time.perf_counter() - started
-        self._observe(stage_s)
-        return Found(detections, stage_s)
+        return Inferred(prepared, answer.result, stage_s)
 
     def _observe(self, stage_s: dict[str, float]) -> None:
         for stage, seconds in stage_s.items():
