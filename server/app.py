@@ -67,6 +67,8 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,  # `server.pages` has one that needs no other host
         redoc_url=None,
+        # FastAPI's own sends queries and errors' texts, and knows no stages: `server.tracing`.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     app.state.tracing = tracing  # to be closed when all is over

@@ -1,5 +1,6 @@
 """OpenTelemetry traces: one span a request, with a child for each stage. Costs nothing when off."""
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 SERVICE = "yolov8-fla"
+CLOSE_S = 5.0
 TRACES_PATH = "/v1/traces"  # of OTLP over HTTP
 # In the order in which an image goes through them.
 STAGES = ("decode", "queue", "inference", "postprocess")
@@ -50,8 +52,11 @@ class Tracing:
         return RequestSpan(self._tracer, span)
 
     def close(self) -> None:
-        """Sends what is left; blocks until it is sent or the collector was given up."""
-        self._provider.shutdown()
+        """Sends what is left; blocks until it is sent, or for `CLOSE_S` seconds."""
+        # A collector that does not answer must not hold up the end of the process.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
 
 class RequestSpan:
@@ -95,7 +100,7 @@ class RequestSpan:
         self._span.set_attributes({k: v for k, v in described.items() if v is not None})
         if status >= 500:
             self._span.set_status(Status(StatusCode.ERROR))
-        if self._span.is_recording():
+        if self._span.is_recording() and any(stage_ms.values()):
             context = set_span_in_context(self._span)
             stage_ns = [(s, int(stage_ms[s] * 1e6)) for s in STAGES if s in stage_ms]
             begin_ns = ended_ns - sum(ns for _, ns in stage_ns)

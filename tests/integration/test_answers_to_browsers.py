@@ -1,0 +1,109 @@
+"""Security headers, pages and CORS: what a browser is told."""
+
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.security_headers import page_policy
+from tests.serving import Served, one_cell, served
+
+pytestmark = pytest.mark.anyio
+ORIGIN = "https://shop.example"
+
+
+@pytest.fixture
+async def running(artifact: Path) -> AsyncIterator[Served]:
+    async with served(artifact) as running:
+        yield running
+
+
+async def every_kind_of_answer(client: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
+    yield await client.post("/detect", content=one_cell())
+    yield await client.post("/detect", content=one_cell(), params={"format": "image"})
+    yield await client.post("/detect", content=b"no image")
+    for path in ("/", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/model", "/metrics"):
+        yield await client.get(path)
+    yield await client.get("/nothing")
+    yield await client.get("/detect")
+    yield await client.post("/model/reload")
+
+
+async def test_every_answer_says_what_a_browser_may_do_with_it(running: Served) -> None:
+    async for answer in every_kind_of_answer(running.client):
+        headers = answer.headers
+        assert headers["x-content-type-options"] == "nosniff", answer.url
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "server" not in headers
+        assert len(headers["x-request-id"]) > 0
+        if not answer.url.path.startswith("/docs/"):
+            assert headers["cache-control"] == "no-store"
+        assert not [name for name in headers if name.startswith("access-control")]
+
+
+class Loads(HTMLParser):
+    """What a page loads or runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        # A handler or a style in an attribute has no hash, so the policy forbids it.
+        assert not [name for name in given if name == "style" or name.startswith("on")], tag
+        if tag in ("script", "img", "iframe"):
+            self.urls.append(given.get("src") or "")
+        if tag == "link":
+            self.urls.append(given.get("href") or "")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_a_page_loads_nothing_from_elsewhere(running: Served, path: str) -> None:
+    page = await running.client.get(path)
+    loads = Loads()
+    loads.feed(page.text)
+    policy = page.headers["content-security-policy"]
+    assert "'unsafe-inline'" not in policy.partition("style-src")[0]
+    assert "'unsafe-eval'" not in policy
+    assert not re.search(r"https?:", policy)
+    assert set(re.findall(r"'sha256-[^']+'", page_policy(page.text))) == set(
+        re.findall(r"'sha256-[^']+'", policy)
+    )
+    for url in filter(None, loads.urls):
+        assert not url.startswith(("http:", "https:", "//"))
+        assert (await running.client.get("/" + url)).status_code == 200
+
+
+def test_a_policy_names_what_stands_in_the_page() -> None:
+    policy = page_policy("<style>a{}</style><script src='x'></script><script>run()</script>")
+    # printf 'run()' | openssl dgst -sha256 -binary | base64
+    assert "script-src 'self' 'sha256-AvyuiL0SD1mVY3NNxR+V2uo+lhk6RMFrytWmRt6CrJQ='" in policy
+    assert policy.count("sha256-") == 2
+
+
+async def test_another_origin_is_let_in_only_when_configured(artifact: Path) -> None:
+    ask = {"origin": ORIGIN, "access-control-request-method": "POST"}
+    wants = {"access-control-request-headers": "authorization, content-type"}
+    async with served(artifact, cors_origins=ORIGIN, api_keys="secret") as running:
+        asked = await running.client.options("/detect", headers=ask | wants)
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == ORIGIN
+        assert "x-request-id" in asked.headers
+        refused = await running.client.post("/detect", headers={"origin": ORIGIN})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == ORIGIN
+        exposed = refused.headers["access-control-expose-headers"].lower()
+        assert {"x-request-id", "retry-after", "server-timing"} <= set(exposed.split(", "))
+        other = await running.client.options(
+            "/detect", headers=ask | wants | {"origin": "https://other.example"}
+        )
+        assert other.status_code == 400
+        assert "access-control-allow-origin" not in other.headers
