@@ -210,7 +210,9 @@ async def open_loop(
         await asyncio.sleep(warm_s)
         edges = _Edges(server_pid)
         await asyncio.sleep(began_s + warm_s + seconds - time.perf_counter())
-        window_s, generator_s, server = edges.end()
+        _, generator_s, server = edges.end()
+        # As it was meant, like the arrivals: they are sorted by it, not by when a timer fired.
+        window_s = began_s + warm_s, began_s + warm_s + seconds
         await arriving
         await asyncio.gather(*tasks)
     finally:
