@@ -38,8 +38,7 @@ def test_no_request_meets_what_the_document_does_not_say(
         ended = subprocess.run(
             command,
             cwd=tmp_path,
-            env=os.environ
-            | {"SCHEMATHESIS_HOOKS": "tests.fuzz_hooks", "PYTHONPATH": str(repo_dir)},
+            env=os.environ | hooks,
             capture_output=True,
             text=True,
             timeout=500,

@@ -28,6 +28,7 @@ def test_a_json_line_carries_the_request_id_whoever_wrote_it() -> None:
         logging.getLogger("uvicorn.error").warning("theirs %d", 7)
     mine, theirs = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (mine["event"], mine["images"], mine["level"]) == ("mine", 3, "info")
+    assert (mine["logger"], "source" in mine) == ("server.test", False)
     assert (theirs["event"], theirs["level"], theirs["logger"]) == (
         "theirs 7",
         "warning",
@@ -71,3 +72,12 @@ def test_debug_lines_are_left_out() -> None:
     configure_logging("json", stream)
     get_logger("server.test").debug("quiet")
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("value", [10**30, "\ud800", b"bytes", {1, 2}, object()])
+def test_a_line_is_written_whatever_its_values(value: object) -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream)
+    get_logger("server.test").info("odd", value=value)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["event"] == "odd"
