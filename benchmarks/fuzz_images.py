@@ -107,7 +107,8 @@ def fuzz(
         seed: the run.
         keep: folder for inputs with a finding; made when needed.
         examine: says what is wrong with one; a function that a new process can import.
-        timeout_s: a process that is silent for so long is a hang, and ended.
+        timeout_s: a process that is silent for so long is a hang, and ended; it reports after
+            every 50 inputs.
     """
     outcome, context, first = Outcome(), get_context("spawn"), 0
     current = context.Value("q", 0, lock=False)
@@ -140,6 +141,7 @@ def fuzz(
 def _listen(receiving: Connection, outcome: Outcome, timeout_s: float) -> bool | None:
     """Reads what a worker reports; True at its end, False if it died, None if it hangs."""
     try:
+        receiving.recv()  # it has loaded its libraries
         while wait([receiving], timeout_s):
             examined, accepted, findings, slowest_s, growth_mb, peak_mb, last = receiving.recv()
             outcome.examined += examined
@@ -170,6 +172,7 @@ def _work(
     for picture in pictures:
         examine(picture, metadata)
     at_start = _peak_mb()
+    sending.send(None)
     since = numbers.start
     accepted, findings, slowest_s = 0, {}, 0.0
     for number in numbers:

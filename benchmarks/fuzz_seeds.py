@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import cv2
@@ -16,9 +17,10 @@ WIDTH, HEIGHT = 150, 101
 _ORIENTATION = 274  # the EXIF tag
 
 
-def seeds() -> list[bytes]:
+@cache
+def seeds() -> tuple[bytes, ...]:
     """The files, always the same."""
-    return [*_jpegs(), *_pngs(), *_webps(), *_bmps(), *_tiffs()]
+    return (*_jpegs(), *_pngs(), *_webps(), *_bmps(), *_tiffs())
 
 
 def png_chunk(kind: bytes, payload: bytes) -> bytes:
