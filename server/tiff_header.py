@@ -75,7 +75,9 @@ def _bytes_read(data: bytes, entries: dict[int, tuple[int, int, int]], order: st
                 form = np.dtype(order + _NUMBERS[kind])
                 available = max(0, len(data) - at) // form.itemsize
                 values = np.frombuffer(data, form, min(length, available), min(at, len(data)))
-                total += int(np.minimum(values, len(data)).sum(dtype=np.uint64))
+                # A file may be longer than their type counts.
+                most = min(len(data), int(np.iinfo(form).max))
+                total += int(np.minimum(values, most).sum(dtype=np.uint64))
                 strips = 0
         total += strips * len(data)
     return total

@@ -398,3 +398,19 @@ def test_pixels_equal_those_that_ultralytics_reads(
     path.write_bytes(data)
     theirs = patches.imread(str(path))
     np.testing.assert_array_equal(decode(data, max_pixels=LIMIT), theirs[..., ::-1])
+
+
+def test_a_tiff_longer_than_its_strip_sizes_count_is_read() -> None:
+    # 16-bit sizes of strips in a file of over 65,535 bytes: OpenCV writes such ones.
+    noise = np.random.default_rng(0).integers(0, 256, (150, 400, 3), np.uint8)
+    strips = [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 3, cv2.IMWRITE_TIFF_COMPRESSION, 1]
+    data = cv2.imencode(".tiff", noise, strips)[1].tobytes()
+    offset = struct.unpack_from("<I", data, 4)[0]
+    kinds = {}
+    count = struct.unpack_from("<H", data, offset)[0]
+    for i in range(count):
+        tag, kind = struct.unpack_from("<HH", data, offset + 2 + 12 * i)
+        kinds[tag] = kind
+    assert len(data) > 0xFFFF
+    assert kinds[279] == 3, "the sizes of its strips are not 16-bit"
+    np.testing.assert_array_equal(decode(data, max_pixels=LIMIT), noise[..., ::-1])
