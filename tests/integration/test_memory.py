@@ -26,7 +26,7 @@ REQUESTS: dict[str, tuple[int, dict[str, Any]]] = {
     "picture": (200, {"content": IMAGE, "params": {"format": "image"}}),
     "no image": (415, {"files": {"a": b"no image"}}),
     "wrong parameter": (422, {"files": {"a": IMAGE}, "params": {"conf": "x"}}),
-    "too many": (413, {"files": [("a", IMAGE)] * 33}),
+    "too many": (413, {"files": [("a", IMAGE)] * 65}),
     "cut": (
         400,
         {

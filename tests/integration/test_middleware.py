@@ -1,0 +1,92 @@
+"""What is counted, logged and held for every request, whichever door it took."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+
+from tests.serving import HeldSession, held, one_cell, served
+
+pytestmark = pytest.mark.anyio
+IMAGE = one_cell()
+DOORS = ("/detect", "/v2/models/tiny/infer", "/v1/vision/detection")
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_refusals_and_times_of_every_door_are_counted(artifact: Path, door: str) -> None:
+    async with served(artifact, api_keys="secret") as running:
+        # DeepStack's door reads the form first: the key may be in it.
+        files = {"image": ("a.png", IMAGE)}
+        assert (await running.client.post(door, files=files)).status_code == 401
+        assert (await running.client.get(door)).status_code == 405
+        text = (await running.client.get("/metrics")).text
+    assert 'detector_rejected_total{reason="unauthorized"} 1.0' in text
+    assert "detector_request_seconds_count 1.0" in text
+
+
+async def test_what_is_no_detection_is_not_counted_as_one(artifact: Path) -> None:
+    async with served(artifact, api_keys="secret") as running:
+        for method, path in [("GET", "/model"), ("POST", "/model/reload"), ("POST", "/nothing")]:
+            assert (await running.client.request(method, path)).status_code in (401, 404)
+        text = (await running.client.get("/metrics")).text
+    assert 'detector_rejected_total{reason="unauthorized"} 0.0' in text
+    assert "detector_request_seconds_count 0.0" in text
+
+
+async def test_bodies_in_memory_are_bounded_together(artifact: Path) -> None:
+    room = len(IMAGE) * 3 // 2
+    async with served(artifact, open_session=HeldSession, max_upload_bytes=room) as running:
+        session = held(running)
+        first = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        await running.until(lambda: session.batch_sizes == [1])
+        text = (await running.client.get("/metrics")).text
+        assert f"detector_upload_bytes {float(len(IMAGE))}" in text
+        refused = await running.client.post("/detect", content=IMAGE)
+        assert (refused.status_code, refused.json()["code"]) == (503, "uploads_full")
+        assert f"max_upload_bytes is {room}" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        session.gate.set()
+        assert (await first).status_code == 200
+        assert (await running.client.post("/detect", content=IMAGE)).status_code == 200
+        for content in (b"no image", b"", IMAGE[:50]):
+            assert (await running.client.post("/detect", content=content)).status_code >= 400
+        assert "detector_upload_bytes 0.0" in (await running.client.get("/metrics")).text
+
+
+async def test_a_line_says_what_a_request_was_and_took(artifact: Path) -> None:
+    async with served(artifact) as running:
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            header = {"x-request-id": "mine"}
+            await running.client.post("/detect?conf=0.5", content=IMAGE, headers=header)
+            await running.client.get("/health/live")
+    (line,) = [line for line in lines if line["event"] == "request"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/detect", 200)
+    assert (line["images"], line["request_id"]) == (1, "mine")
+    stages = [line[f"{stage}_ms"] for stage in ("decode", "queue", "inference", "postprocess")]
+    assert 0 < sum(stages) <= line["duration_ms"]
+    assert "trace_id" not in line
+
+
+async def test_a_key_is_in_no_line_no_metric_and_no_answer(artifact: Path) -> None:
+    secret = "s3cret-key"
+    headers = [
+        {"authorization": f"Bearer {secret}"},
+        {"authorization": f"Bearer {secret}x"},
+        {"x-api-key": secret},
+        {"x-api-key": secret + "x"},
+        {"authorization": f"Basic {secret}"},
+    ]
+    async with served(artifact, api_keys=secret) as running:
+        with capture_logs() as lines:
+            answers = [
+                await running.client.request(method, path, headers=each, content=b"x")
+                for each in headers
+                for method, path in [("POST", door) for door in DOORS] + [("GET", "/model")]
+            ]
+            answers.append(await running.client.get("/metrics"))
+    assert secret not in repr(lines)
+    for answer in answers:
+        assert secret not in answer.text
+        assert secret not in repr(answer.headers)
