@@ -168,6 +168,8 @@ async def test_a_key_may_stand_in_the_form_or_in_a_header(artifact: Path) -> Non
         assert (await post(running, image(), headers={"X-API-Key": KEY})).status_code == 200
         bearer = {"Authorization": f"Bearer {KEY}"}
         assert (await post(running, bad, image(), headers=bearer)).status_code == 200
+        basic = {"Authorization": "Basic YTpi"}
+        assert (await post(running, good, image(), headers=basic)).status_code == 200
         for refused in (
             await post(running, image()),
             await post(running, bad, image()),
