@@ -19,16 +19,30 @@ from export.verification.yolo_dataset import Boxes, read_dataset
 from model.registration import register
 from samples.render import render_smear
 from server.artifact import Artifact, load_artifact
+from server.choice import choose, load_model
+from server.cpus import integer_instructions
 from tests.serving import Served, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 BOX_LIMIT_PX, SCORE_LIMIT = 0.5, 1e-3
+# Of average precision, through HTTP and in this machine's arithmetic.
+ACCURACY_LIMIT = 0.005
 SIDES = ("x1", "y1", "x2", "y2")
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def artifacts(repo_dir: Path) -> dict[str, Artifact]:
+    """The files of the model, by precision."""
+    return {each.metadata.precision: each for each in load_model(repo_dir / "weights")}
 
 
 @pytest.fixture(scope="module")
 def artifact(repo_dir: Path) -> Artifact:
+    """The one in float32, whose detections are the checkpoint's."""
     return load_artifact(repo_dir / "weights" / "yolov8n-fla-bccd.onnx")
 
 
@@ -55,6 +69,28 @@ def test_the_artifact_was_made_from_the_checkpoint_beside_it(
     assert artifact.metadata.source_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert artifact.metadata.certificate.verdict == "equal"
     assert artifact.metadata.certificate.buckets == artifact.metadata.buckets
+
+
+def test_the_folder_holds_one_model_in_three_precisions_that_kept_its_accuracy(
+    artifacts: dict[str, Artifact], artifact: Artifact
+) -> None:
+    assert set(artifacts) == set(PRECISIONS)
+    for precision, each in artifacts.items():
+        metadata, certificate = each.metadata, each.metadata.certificate
+        assert metadata.name == "yolov8n-fla-bccd"
+        assert metadata.buckets == certificate.buckets == artifact.metadata.buckets
+        assert certificate.verdict == ("equal" if precision == "fp32" else "within_gate")
+        assert certificate.accuracy is not None
+        assert certificate.accuracy.images == 87
+
+
+def test_the_best_file_for_each_device_is_chosen(artifacts: dict[str, Artifact]) -> None:
+    chosen = {
+        device: choose(list(artifacts.values()), device).artifact.metadata.precision
+        for device in ("cpu", "cuda:0", "tensorrt")
+    }
+    here = "int8" if integer_instructions() else "fp32"
+    assert chosen == {"cpu": here, "cuda:0": "fp16", "tensorrt": "fp16"}
 
 
 async def detect(
@@ -118,17 +154,23 @@ async def test_all_validation_pictures_come_back_as_predict_says(
     assert await compare(running, reference, paths, max(artifact.metadata.input_hw)) > 800
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 async def test_the_accuracy_that_is_claimed_is_reached(
-    running: Served, artifact: Artifact, shared_dir: Path
+    artifacts: dict[str, Artifact], shared_dir: Path, precision: str
 ) -> None:
     names, images = read_dataset(shared_dir / "datasets" / "bccd" / "data.yaml", "val")
     pictures = [(image.path.name, image.path.read_bytes()) for image in images]
-    results = await detect(running, pictures, conf=0.001)
+    async with served(artifacts[precision].path) as running:
+        results = await detect(running, pictures, conf=0.001)
     detections = []
     for result in results:
         found = rows(result)
         detections.append(Boxes(found[:, :4], found[:, 5].astype(np.int64), found[:, 4]))
     accuracy = coco_accuracy(images, detections, names)
+    claimed = artifacts[precision].metadata.certificate.accuracy
+    assert claimed is not None
+    assert accuracy.map50 == pytest.approx(claimed.artifact_map50, abs=ACCURACY_LIMIT)
+    assert accuracy.map50_95 == pytest.approx(claimed.artifact_map50_95, abs=ACCURACY_LIMIT)
     assert accuracy.map50 >= 0.88
     assert accuracy.map50_95 >= 0.58
 
@@ -166,7 +208,10 @@ async def test_nearly_all_cells_of_newly_rendered_smears_are_found(running: Serv
     assert share_found(truths, await detect(running, pictures)) >= 0.95
 
 
-async def test_the_cells_of_the_samples_are_found(running: Served, repo_dir: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+async def test_the_cells_of_the_samples_are_found_in_every_precision(
+    artifacts: dict[str, Artifact], repo_dir: Path, precision: str
+) -> None:
     drawn = json.loads((repo_dir / "samples" / "smears.json").read_text())
     names = sorted(path.name for path in (repo_dir / "samples").glob("*.jpg"))
     truths = [
@@ -174,7 +219,8 @@ async def test_the_cells_of_the_samples_are_found(running: Served, repo_dir: Pat
         for name in names
     ]
     pictures = [(name, (repo_dir / "samples" / name).read_bytes()) for name in names]
-    assert share_found(truths, await detect(running, pictures)) >= 0.95
+    async with served(artifacts[precision].path) as running:
+        assert share_found(truths, await detect(running, pictures)) >= 0.95
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
