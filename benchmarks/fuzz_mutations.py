@@ -11,7 +11,7 @@ from benchmarks.fuzz_seeds import png_chunk
 _EDGES = (0, 1, 2, 3, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000,
           0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)  # fmt: skip
 _HEADER_BYTES = 250  # half of the damage is done here
-_MAX_BYTES = 60_000  # so that splices of splices stay small
+_MAX_BYTES = 100_000  # so that splices of splices stay small
 # Where a length or a size stands: after a JPEG marker, before or after the name of a chunk.
 _LENGTHS = re.compile(
     rb"(?<=\xff[\xc0-\xcf\xda-\xef\xfe])|(?=IHDR|IDAT|PLTE|acTL|fcTL|fdAT|tRNS|eXIf)"

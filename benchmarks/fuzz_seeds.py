@@ -136,6 +136,10 @@ def _tiffs() -> Iterator[bytes]:
     yield _tiled(deep, 1)
     yield _tiled(deep, 8)
     yield _tiled((deep >> 8).astype(np.uint8), 8)
+    # 16-bit sizes of strips in a file that is longer than they count.
+    noise = np.random.default_rng(4).integers(0, 256, (80, 300, 3), np.uint8)
+    strips = [cv2.IMWRITE_TIFF_ROWSPERSTRIP, 3, cv2.IMWRITE_TIFF_COMPRESSION, 1]
+    yield cv2.imencode(".tiff", noise, strips)[1].tobytes()
 
 
 def _tiled(pixels: NDArray[Any], compression: int) -> bytes:
