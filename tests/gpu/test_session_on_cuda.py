@@ -6,7 +6,7 @@ import pytest
 
 from server.artifact import Artifact, load_artifact
 from server.errors import ProviderUnavailable
-from server.session import Session, open_on_first
+from server.session import Session, gpu_visible, open_on_first
 from tests.artifacts import tiny_artifact, tiny_candidates
 
 pytestmark = [
@@ -15,6 +15,7 @@ pytestmark = [
         "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
         reason="this onnxruntime is built without CUDA",
     ),
+    pytest.mark.skipif(not gpu_visible(), reason="no NVIDIA GPU is visible here"),
 ]
 
 
