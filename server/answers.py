@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from server.annotate import annotate, encode_picture
 from server.artifact import Artifact
@@ -12,6 +13,7 @@ from server.body import Upload
 from server.detector import ImageDetections
 from server.errors import BadInput
 from server.image import decode
+from server.postprocess import Detections
 from server.service import Found
 
 # Which stages of `server.metrics.STAGES` make up each of the answer's timings.
@@ -50,6 +52,17 @@ def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Foun
         first = ", ".join(filter(None, ("the first", uploads[0].filename)))
         error.args = (f"none of the {len(outcomes)} images can be read; {first}: {error}",)
     raise error
+
+
+def placed_boxes(detections: Detections) -> NDArray[np.float32]:
+    """The boxes, (N, 4).
+
+    Raises:
+        ValueError: one is no number, as of a model that overflowed; JSON would say null.
+    """
+    if not np.isfinite(detections.boxes).all():
+        raise ValueError("the model gave a box that is no number")
+    return detections.boxes
 
 
 def detections_json(
@@ -95,10 +108,8 @@ def _result(outcome: Found | BadInput, class_names: Sequence[str]) -> dict[str, 
             "width": None, "height": None, "truncated": False, "error": error, "detections": empty,
         }  # fmt: skip
     found = outcome.detections
-    if not np.isfinite(found.detections.boxes).all():  # orjson would write null
-        raise ValueError("the model gave a box that is no number")
     # In float64: a float32 0.912 would be printed as 0.9120000004768372.
-    boxes = found.detections.boxes.astype(np.float64).round(2).tolist()
+    boxes = placed_boxes(found.detections).astype(np.float64).round(2).tolist()
     scores = found.detections.scores.astype(np.float64).round(5).tolist()
     return {
         "width": found.width,

@@ -15,7 +15,7 @@ from server.errors import ReloadFailed, SettingsInvalid
 from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
 from server.middleware import RequestScope
-from server.problems import answer_errors, answer_unexpected, rejection_reasons
+from server.problems import answer_errors, answer_unexpected, rejection_reasons, respond_in
 from server.security_headers import allow_origins
 from server.service import Service
 from server.settings import Settings
@@ -73,11 +73,17 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing  # to be closed when all is over
     allow_origins(app, settings.cors_origins)
+    respond = respond_in(
+        {
+            open_inference.PREFIX: open_inference.error_body,
+            deepstack.PREFIX: deepstack.error_body,
+        }
+    )
     app.add_middleware(
         RequestScope,
         metrics=service.metrics,
         uploads=uploads,
-        unexpected=answer_unexpected,
+        unexpected=answer_unexpected(respond),
         tracing=tracing,
     )
 
@@ -100,11 +106,7 @@ def create_app(
     app.include_router(pages.routes(app.title))
     app.include_router(open_inference.routes(service, limits, guards))
     app.include_router(deepstack.routes(service, limits, keys, schemes))
-    bodies = {
-        open_inference.PREFIX: open_inference.error_body,
-        deepstack.PREFIX: deepstack.error_body,
-    }
-    answer_errors(app, service, bodies)
+    answer_errors(app, service, respond)
     return app
 
 

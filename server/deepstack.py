@@ -15,7 +15,7 @@ from fastapi.params import Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.answers import first_found, stage_ms
+from server.answers import first_found, placed_boxes, stage_ms
 from server.body import MULTIPART, Form, Limits, read_form
 from server.concurrency import leaving_with_client
 from server.detector import ImageDetections
@@ -182,7 +182,7 @@ def predictions(
     metadata = engine.artifact.metadata
     detections = found.detections
     labels = [metadata.class_names[class_id] for class_id in detections.class_ids.tolist()]
-    boxes = np.rint(detections.boxes).astype(np.int64).tolist()
+    boxes = np.rint(placed_boxes(detections)).astype(np.int64).tolist()
     scores = detections.scores.astype(np.float64).round(5).tolist()
     process_ms = sum(stage_ms[stage] for stage in ("decode", "inference", "postprocess"))
     return {

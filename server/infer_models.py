@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from server.answers import placed_boxes
 from server.artifact import Artifact, Metadata
 from server.errors import BadInput, MalformedRequest, NoImage, NotFound
 from server.parameters import shown
@@ -117,6 +118,9 @@ def detection_tensors(outcomes: Sequence[Found | BadInput]) -> list[OutputTensor
         For B images of N detections at most: `boxes` (B, N, 4) float32, xyxy in original pixels;
         `scores` (B, N) float32; `class_ids` (B, N) int64; `counts` (B,) int64, `UNREADABLE` for an
         image that can't be read; `errors`, B texts, empty where the image was read.
+
+    Raises:
+        ValueError: as `placed_boxes` does.
     """
     found = [
         outcome.detections.detections if isinstance(outcome, Found) else None
@@ -129,7 +133,7 @@ def detection_tensors(outcomes: Sequence[Found | BadInput]) -> list[OutputTensor
     class_ids = np.full((images, most), -1, np.int64)
     for image, each in enumerate(found):
         if each is not None:
-            boxes[image, : counts[image]] = each.boxes
+            boxes[image, : counts[image]] = placed_boxes(each)
             scores[image, : counts[image]] = each.scores
             class_ids[image, : counts[image]] = each.class_ids
     errors = [

@@ -88,7 +88,7 @@ class RequestScope:
         *,
         metrics: Metrics,
         uploads: ByteBudget,
-        unexpected: Callable[[RequestRecord], Response],
+        unexpected: Callable[[Scope], Response],
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
@@ -116,7 +116,7 @@ class RequestScope:
             except Exception:
                 logger.exception("unexpected_error")
                 if exchange.status is None:
-                    await self._unexpected(record)(scope, exchange.receive, exchange.send)
+                    await self._unexpected(scope)(scope, exchange.receive, exchange.send)
             finally:
                 record.share.give_back()
                 route = _route_template(scope)

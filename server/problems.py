@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Scope
 
 from server.concurrency import ClientLeft
 from server.errors import (
@@ -60,25 +61,44 @@ ErrorBody = Callable[[int, str, str], dict[str, Any]]
 logger = get_logger(__name__)
 
 
-def answer_errors(app: FastAPI, service: Service, bodies: Mapping[str, ErrorBody]) -> None:
+class Respond(Protocol):
+    """Makes the answer to an error, in the form of the door that the path belongs to."""
+
+    def __call__(
+        self, scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]
+    ) -> Response:
+        """The whole answer; the request's record keeps the code."""
+
+
+def respond_in(bodies: Mapping[str, ErrorBody]) -> Respond:
+    """Makes error answers.
+
+    Args:
+        bodies: by path prefix, of doors whose clients expect another body than RFC 9457's.
+    """
+
+    def respond(
+        scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]
+    ) -> Response:
+        record = record_of(scope)
+        for prefix, body in bodies.items():
+            if scope["path"] == prefix or scope["path"].startswith(prefix + "/"):
+                record.code = code
+                content = json.dumps(body(status, code, detail), ensure_ascii=False)
+                return Response(content, status, headers, "application/json")
+        return problem(record, status, code, detail, headers)
+
+    return respond
+
+
+def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
     """Turns every error of a request into an answer.
 
     Args:
         app: whose errors.
         service: knows when to come again.
-        bodies: by path prefix, of doors whose clients expect another body than RFC 9457's.
+        respond: makes the answers.
     """
-
-    def respond(
-        request: Request, status: int, code: str, detail: str, headers: dict[str, str]
-    ) -> Response:
-        record = record_of(request.scope)
-        for prefix, body in bodies.items():
-            if request.url.path == prefix or request.url.path.startswith(prefix + "/"):
-                record.code = code
-                content = json.dumps(body(status, code, detail), ensure_ascii=False)
-                return Response(content, status, headers, "application/json")
-        return problem(record, status, code, detail, headers)
 
     @app.exception_handler(ServerError)
     async def answer(request: Request, error: ServerError) -> Response:
@@ -91,13 +111,13 @@ def answer_errors(app: FastAPI, service: Service, bodies: Mapping[str, ErrorBody
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         detail = INTERNAL_DETAIL if status == 500 else str(error)
-        return respond(request, status, error.code, detail, headers)
+        return respond(request.scope, status, error.code, detail, headers)
 
     @app.exception_handler(HTTPException)
     async def answer_framework(request: Request, error: HTTPException) -> Response:
         code = HTTPStatus(error.status_code).name.lower()
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return respond(request, error.status_code, code, detail, dict(error.headers or {}))
+        return respond(request.scope, error.status_code, code, detail, dict(error.headers or {}))
 
     @app.exception_handler(ClientLeft)
     @app.exception_handler(ClientDisconnect)
@@ -140,6 +160,6 @@ def problem(
     return Response(content, status, headers, "application/problem+json")
 
 
-def answer_unexpected(record: RequestRecord) -> Response:
-    """The answer to an exception that nobody caught."""
-    return problem(record, 500, "internal_error", INTERNAL_DETAIL, {})
+def answer_unexpected(respond: Respond) -> Callable[[Scope], Response]:
+    """Makes the answer to an exception that nobody caught."""
+    return lambda scope: respond(scope, 500, "internal_error", INTERNAL_DETAIL, {})

@@ -80,9 +80,17 @@ class OutputTensor:
         return {"name": self.spec.name, "datatype": self.spec.datatype, "shape": list(shape)}
 
     def as_json(self) -> NDArray[Any] | list[str]:
-        """What stands under `data`: all elements in one row."""
+        """What stands under `data`: all elements in one row.
+
+        Raises:
+            ValueError: one is infinite or no number, which JSON does not have.
+        """
         values = self.values
-        return values.reshape(-1) if isinstance(values, np.ndarray) else list(values)
+        if not isinstance(values, np.ndarray):
+            return list(values)
+        if not np.isfinite(values).all():
+            raise ValueError(f"output {self.spec.name!r} has elements that are no numbers")
+        return values.reshape(-1)
 
     def as_binary(self) -> bytes:
         """Little-endian, row by row; each text with its length in front."""

@@ -118,6 +118,14 @@ class LosingSession(HeldSession):
             raise InferenceFailed("CUDA failure 700")
 
 
+class NotANumber(HeldSession):
+    """A model that overflowed: a sure detection without a place."""
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nowhere = [np.nan, np.nan, np.nan, np.nan, 1, 0]
+        return np.tile(np.array(nowhere, np.float32), (len(images), 1, 1))
+
+
 def held(running: Served) -> HeldSession:
     """The session of an app that was served with `open_session=HeldSession`."""
     assert running.service.engine is not None

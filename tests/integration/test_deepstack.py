@@ -11,7 +11,7 @@ import pytest
 from server.deepstack import Failure, Predictions
 from server.problems import INTERNAL_DETAIL
 from tests.artifacts import POISON, paint
-from tests.serving import RED, HeldSession, Served, encode, held, one_cell, served
+from tests.serving import RED, HeldSession, NotANumber, Served, encode, held, one_cell, served
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/vision/detection"
@@ -142,6 +142,11 @@ async def test_errors_have_the_documented_form(running: Served) -> None:
     poisoned = paint((64, 64), {})
     poisoned[0, 0] = POISON
     check(await post(running, image(encode(poisoned))), 500, INTERNAL_DETAIL)
+
+
+async def test_a_fault_of_our_own_has_the_documented_form(artifact: Path) -> None:
+    async with served(artifact, open_session=NotANumber) as running:
+        check(await post(running, image()), 500, INTERNAL_DETAIL)
 
 
 async def test_limits_are_those_of_all_doors(artifact: Path) -> None:

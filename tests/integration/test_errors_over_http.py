@@ -26,6 +26,7 @@ from tests.serving import (
     LIMIT_S,
     HeldSession,
     LosingSession,
+    NotANumber,
     Served,
     encode,
     held,
@@ -434,14 +435,6 @@ class Dying(HeldSession):
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise Dead("the device is gone")
-
-
-class NotANumber(HeldSession):
-    """A model that overflowed: a sure detection without a place."""
-
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        nowhere = [np.nan, np.nan, np.nan, np.nan, 1, 0]
-        return np.tile(np.array(nowhere, np.float32), (len(images), 1, 1))
 
 
 class Unwarmable(HeldSession):

@@ -29,6 +29,7 @@ from tests.serving import (
     LIMIT_S,
     RED,
     HeldSession,
+    NotANumber,
     Served,
     encode,
     held,
@@ -378,6 +379,23 @@ async def test_a_failed_model_call_reveals_nothing(running: Served) -> None:
     response = await running.client.post("/v2/models/tiny-raw/infer", json={"inputs": [body]})
     assert response.status_code == 500
     assert error_of(response) == INTERNAL_DETAIL
+
+
+@pytest.mark.anyio
+async def test_a_fault_of_our_own_has_the_protocols_form(artifact: Path) -> None:
+    async with served(artifact, open_session=NotANumber) as running:
+        response = await infer(running, TWO_CELLS)
+        assert response.status_code == 500
+        assert error_of(response) == INTERNAL_DETAIL
+        # The network's own numbers are handed on as they are, where the form has room for them.
+        body: dict[str, Any] = {"name": "images", "shape": [1, 64, 64, 3], "datatype": "UINT8"}
+        body["data"] = canvases(1).reshape(-1).tolist()
+        output = {"name": "candidates", "parameters": {"binary_data": False}}
+        for binary, status in ((False, 500), (True, 200)):
+            output["parameters"] = {"binary_data": binary}
+            request = {"inputs": [body], "outputs": [output]}
+            response = await running.client.post("/v2/models/tiny-raw/infer", json=request)
+            assert response.status_code == status
 
 
 @pytest.mark.anyio
