@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from server.answers import detections_json
-from server.artifact import load_artifact
 from server.body import Upload
+from server.choice import choose, load_model
 from server.cpus import available_cpus
 from server.detector import finish, prepare_encoded
 from server.errors import BadInput
@@ -55,7 +55,7 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
 
 def stages(data: bytes, model: Path, rounds: int) -> dict[str, float]:
     """Milliseconds by stage of one encoded picture."""
-    artifact = load_artifact(model)
+    artifact = choose(load_model(model), "cpu").artifact
     metadata = artifact.metadata
     found: dict[str, float] = {}
     for name, reduced in (("exactly", False), ("reduced", True)):

@@ -15,7 +15,7 @@ from server.errors import SettingsInvalid
 
 ENV_PREFIX = "YOLO_FLA_"
 DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}|tensorrt")
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "weights" / "yolov8n-fla-bccd.onnx"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "weights"
 
 
 class Settings(BaseSettings):
@@ -188,7 +188,7 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         default = field.default
         if isinstance(default, Path):
-            default = default.relative_to(DEFAULT_MODEL.parent.parent)
+            default = default.relative_to(DEFAULT_MODEL.parent)
         shown = f"`{default}`" if default not in (None, ()) else ""
         rows.append(
             f"| `{variable_name(name)}` | `--{name.replace('_', '-')}` | {shown} "
