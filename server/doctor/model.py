@@ -11,6 +11,7 @@ import numpy as np
 
 from server.artifact import Artifact
 from server.choice import load_model
+from server.cpus import available_cpus
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check, Mark
 from server.engine import Engine
@@ -59,7 +60,7 @@ def check_model(settings: Settings, build: Build, *, gpu_visible: bool) -> Itera
             yield Check(SECTION, device, "fail", str(error))
             return
         else:
-            yield from _running(engine, time.perf_counter() - started)
+            yield from _running(engine, time.perf_counter() - started, settings.intra_op_threads)
             return
 
 
@@ -90,8 +91,8 @@ def _described(artifact: Artifact) -> str:
     )
 
 
-def _running(engine: Engine, load_s: float) -> Iterator[Check]:
-    """What is to be said of a loaded model."""
+def _running(engine: Engine, load_s: float, threads: int | None) -> Iterator[Check]:
+    """What is to be said of a loaded model; `threads` is the setting."""
     chosen = engine.artifact.metadata
     if chosen.certificate.verdict == "loss_accepted":
         fixes = ("export it again with --data, without --accept-loss",)
@@ -101,6 +102,9 @@ def _running(engine: Engine, load_s: float) -> Iterator[Check]:
     text = f"{engine.provider} on {engine.device}, ready after {load_s:.1f} s"
     yield Check(SECTION, "runs on", "ok", text)
     text = f"{engine.lanes} side by side, batches of up to {engine.max_batch_size}"
+    if engine.provider == CPU:
+        all_threads = threads or available_cpus()
+        text += f"; CPU threads: {threads or 1} for each, {all_threads} for a lone one"
     yield Check(SECTION, "model calls", "info", text)
     device = "tensorrt" if engine.provider == TENSORRT else engine.device
     nodes = Session.open(engine.artifact, device=device, threads=1).nodes

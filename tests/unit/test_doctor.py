@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.artifact import load_artifact
+from server.cpus import available_cpus
 from server.doctor.command import main
 from server.doctor.gpu_facts import Build, read_build
 from server.doctor.host import check_machine, check_software
@@ -117,6 +118,7 @@ def test_a_model_is_loaded_and_run_and_its_nodes_are_counted(model: Path) -> Non
     assert found["chosen"].text.startswith("fp32: the only file")
     assert found["runs on"].text.startswith("CPUExecutionProvider on cpu, ready after ")
     assert found["nodes"].text.endswith("on CPUExecutionProvider")
+    assert found["model calls"].text.endswith(f"1 for each, {available_cpus()} for a lone one")
     assert "ms for one image of 64x64" in found["one alone"].text
     assert all(check.mark in ("ok", "info") for check in found.values())
 
