@@ -22,10 +22,11 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.errors import DeploymentError, ServerError
 from server.image import quiet_codecs
+from server.lingering import KEEP_ALIVE_S, ConnectionLimits
 from server.logs import configure_logging, get_logger
 from server.middleware import refusal
 from server.problems import problem
-from server.protocol import KEEP_ALIVE_S, ConnectionLimits, bounded_protocol
+from server.protocol import bounded_protocol
 from server.service import Service
 from server.settings import Settings
 from server.tracing import Tracing

@@ -13,18 +13,17 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
 """
 
 import asyncio
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import httptools
 from starlette.responses import Response
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from server.lingering import ConnectionLimits, LingeringProtocol
 from server.middleware import MAX_KEPT_REST_BYTES
 from server.request_head import (
     MAX_HEAD_BYTES,
@@ -37,9 +36,6 @@ from server.request_head import (
 
 # A chunk of one byte comes with five more; more than this a byte is no honest client's.
 MAX_CHUNK_OVERHEAD = 8
-# Thrown away after an early answer on a connection that is closed.
-MAX_LINGER_BYTES = 64 * 1024 * 1024
-KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
 # Connections past the limit that are told why; any further ones are only closed.
 TOLD_CONNECTIONS = 64
 HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -49,39 +45,18 @@ HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
 Refuse = Callable[[str | None, int, str, str], Response]
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """What all connections share.
-
-    Attributes:
-        header_timeout_s: seconds from the first byte of a request, or from the connection's
-            begin, until its headers are complete.
-        max_connections: open at the same time.
-        linger_s: seconds in which the rest of a body may come whose answer is out.
-        fetch_s: seconds that a client may leave its answer unfetched.
-    """
-
-    header_timeout_s: float
-    max_connections: int
-    linger_s: float = 10.0
-    fetch_s: float = KEEP_ALIVE_S
-
-
-def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[HttpToolsProtocol]:
+def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[LingeringProtocol]:
     """The protocol class of one server, for uvicorn's setting `http`."""
     return type("Bounded", (BoundedProtocol,), {"limits": limits, "refusal": staticmethod(refuse)})
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(LingeringProtocol):
     """One connection; made by `bounded_protocol`.
 
     Attributes:
-        limits: see there.
         refusal: see `Refuse`.
-        ended: nothing more is sent.
     """
 
-    limits: ConnectionLimits
     refusal: Refuse
 
     def __init__(
@@ -92,24 +67,18 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.ended = False
-        self._deaf = False  # nothing more is read as HTTP
         self._in_head = True  # what comes next belongs to a request's head
         self._begun = False  # a request has begun to come in
         self._messages = 0  # that came in whole
         self._upgrading = False
         self._wire_bytes = 0  # of this head; then of its body, with all that frames it
         self._body_bytes = 0
-        self._rest_bytes = 0  # thrown away
-        self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
 
     # ---- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or tells it that there are too many."""
-        self._socket = transport
-        super().connection_made(cast(asyncio.Transport, _Gentle(transport, self)))
+        super().connection_made(transport)
         others = len(self.connections) - 1
         if others >= self.limits.max_connections + TOLD_CONNECTIONS:
             transport.abort()
@@ -118,13 +87,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(BadHttp(503, "too_many_connections", detail))
         else:
             self._arm(self.limits.header_timeout_s, self._head_is_late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Ends everything that waits on the connection."""
-        self._deaf = True
-        self._disarm()
-        self.resume_writing()
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Reads what came, within the bounds."""
@@ -144,42 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(cause_of(error))
         self._wait_on()
 
-    def end(self) -> None:
-        """Closes the connection; a client that still sends can read the answer first."""
-        if self.ended:
-            return
-        self.ended = True
-        self._unset_keepalive_if_required()
-        sends = self._deaf or not self._in_head
-        self._deaf = True
-        if sends and self._socket.can_write_eof():
-            # Closed with bytes unread, a socket resets the connection, answer and all.
-            self._socket.write_eof()
-            self.flow.resume_reading()
-            self._arm(self.limits.linger_s, self._socket.abort)
-        else:
-            self._socket.close()
-            self._arm(self.limits.fetch_s, self._socket.abort)  # unless all is fetched by then
-
-    def shutdown(self) -> None:
-        """Ends what is idle now and the rest after its answer, when the server ends."""
-        if self.ended:
-            self._socket.abort()
-        else:
-            super().shutdown()
-
-    def pause_writing(self) -> None:
-        """The client does not fetch its answer: it has a while."""
-        super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.limits.fetch_s, self._socket.abort)
-
-    def resume_writing(self) -> None:
-        """The answer was fetched."""
-        super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _sends(self) -> bool:
+        return not self._in_head
 
     # ---- the parser's callbacks
 
@@ -290,11 +218,6 @@ class BoundedProtocol(HttpToolsProtocol):
             detail = f"the request's headers took over {limit_s:g} s"
             self._refuse(BadHttp(408, "request_timeout", detail))
 
-    def _throw_away(self, count: int) -> None:
-        self._rest_bytes += count
-        if self._rest_bytes > MAX_LINGER_BYTES:
-            self._socket.abort()
-
     def _refuse(self, error: BadHttp) -> None:
         """Answers what is not served, in its place among the answers, and ends the connection."""
         if self._deaf:
@@ -323,35 +246,3 @@ class BoundedProtocol(HttpToolsProtocol):
             head += [name, b": ", value, b"\r\n"]
         self.transport.write(b"".join([*head, b"\r\n", bytes(response.body)]))
         self.transport.close()
-
-    def _arm(self, seconds: float, then: Callable[[], None]) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, then)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-
-class _Gentle:
-    """A transport whose end is the protocol's decision."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
-        self._transport = transport
-        # Weak: the protocol holds this one.
-        self._protocol = weakref.ref(protocol)
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is the transport's own."""
-        return getattr(self._transport, name)
-
-    def close(self) -> None:
-        """Sends no more; the client may still read."""
-        if protocol := self._protocol():
-            protocol.end()
-
-    def is_closing(self) -> bool:
-        """Also while the client may still read."""
-        protocol = self._protocol()
-        return protocol is None or protocol.ended or self._transport.is_closing()

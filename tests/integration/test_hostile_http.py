@@ -12,9 +12,10 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from server.lingering import ConnectionLimits
 from server.middleware import refusal
 from server.problems import problem
-from server.protocol import TOLD_CONNECTIONS, ConnectionLimits, bounded_protocol
+from server.protocol import TOLD_CONNECTIONS, bounded_protocol
 from server.request_head import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.serving import LIMIT_S, HeldSession, Served, held, one_cell, served
 

@@ -1,0 +1,152 @@
+"""How a connection ends: with its last answer read, or cut off, but always.
+
+A socket that is closed with bytes unread resets the connection, and takes back the answer that the
+client did not read yet. So the last answer is followed by an end of our side only, and what the
+client still sends is thrown away for a while.
+"""
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_LINGER_BYTES = 64 * 1024 * 1024
+KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What all connections share.
+
+    Attributes:
+        header_timeout_s: seconds from the first byte of a request, or from the connection's
+            begin, until its headers are complete.
+        max_connections: open at the same time.
+        linger_s: seconds in which the rest of a body may come whose answer is out.
+        fetch_s: seconds that a client may leave its answer unfetched.
+    """
+
+    header_timeout_s: float
+    max_connections: int
+    linger_s: float = 10.0
+    fetch_s: float = KEEP_ALIVE_S
+
+
+class LingeringProtocol(HttpToolsProtocol):
+    """One connection, from uvicorn's point of view.
+
+    Attributes:
+        limits: see there; set by the class below.
+        ended: nothing more is sent.
+    """
+
+    limits: ConnectionLimits
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.ended = False
+        self._deaf = False  # nothing more is read as HTTP
+        self._rest_bytes = 0  # thrown away
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection."""
+        self._socket = transport
+        super().connection_made(cast(asyncio.Transport, _Gentle(transport, self)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends everything that waits on the connection."""
+        self._deaf = True
+        self._disarm()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def end(self) -> None:
+        """Closes the connection; a client that still sends can read the answer first."""
+        if self.ended:
+            return
+        self.ended = True
+        self._unset_keepalive_if_required()
+        sends = self._deaf or self._sends()
+        self._deaf = True
+        if sends and self._socket.can_write_eof():
+            # Closed with bytes unread, a socket resets the connection, answer and all.
+            self._socket.write_eof()
+            self.flow.resume_reading()
+            self._arm(self.limits.linger_s, self._socket.abort)
+        else:
+            self._socket.close()
+            self._arm(self.limits.fetch_s, self._socket.abort)  # unless all is fetched by then
+
+    def shutdown(self) -> None:
+        """Ends what is idle now and the rest after its answer, when the server ends."""
+        if self.ended:
+            self._socket.abort()
+        else:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        """The client does not fetch its answer: it has a while."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.limits.fetch_s, self._socket.abort)
+
+    def resume_writing(self) -> None:
+        """The answer was fetched."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _sends(self) -> bool:
+        """Whether the client is in the middle of sending something."""
+        raise NotImplementedError
+
+    def _throw_away(self, count: int) -> None:
+        self._rest_bytes += count
+        if self._rest_bytes > MAX_LINGER_BYTES:
+            self._socket.abort()
+
+    def _arm(self, seconds: float, then: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Gentle:
+    """A transport whose end is the protocol's decision."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: LingeringProtocol) -> None:
+        self._transport = transport
+        # Weak: the protocol holds this one.
+        self._protocol = weakref.ref(protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's own."""
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Sends no more; the client may still read."""
+        if protocol := self._protocol():
+            protocol.end()
+
+    def is_closing(self) -> bool:
+        """Also while the client may still read."""
+        protocol = self._protocol()
+        return protocol is None or protocol.ended or self._transport.is_closing()
