@@ -36,8 +36,12 @@ def stage_ms(outcomes: Sequence[Found | BadInput]) -> dict[str, float]:
     }
 
 
-def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Found:
+def first_found(outcomes: Sequence[Found | BadInput], first_name: str | None = None) -> Found:
     """The first image that could be read.
+
+    Args:
+        outcomes: one per image, at least one.
+        first_name: the first image's, if it has one.
 
     Raises:
         BadInput: none could; the first image's error is the request's, and names the image where
@@ -49,7 +53,7 @@ def first_found(uploads: list[Upload], outcomes: list[Found | BadInput]) -> Foun
     error = outcomes[0]
     assert isinstance(error, BadInput)
     if len(outcomes) > 1:
-        first = ", ".join(filter(None, ("the first", uploads[0].filename)))
+        first = ", ".join(filter(None, ("the first", first_name)))
         error.args = (f"none of the {len(outcomes)} images can be read; {first}: {error}",)
     raise error
 

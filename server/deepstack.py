@@ -117,7 +117,7 @@ def routes(
 
             def answer(outcomes: list[Found | BadInput]) -> bytes:
                 record.stage_ms = stage_ms(outcomes)
-                found = first_found(form.images, outcomes)
+                found = first_found(outcomes)
                 return orjson.dumps(
                     predictions(engine, found.detections, record.stage_ms, record.elapsed_s())
                 )

@@ -44,7 +44,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
             def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
                 record.stage_ms = stage_ms(outcomes)
-                first = first_found(form.images, outcomes)
+                first = first_found(outcomes, form.images[0].filename)
                 if chosen.format == "image":
                     return annotated_picture(
                         form.images[0],

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from server.answers import first_found, stage_ms
-from server.artifact import Artifact
-from server.body import Limits, Upload, read_whole, refuse_by_headers
+from server.artifact import Artifact, Metadata
+from server.body import Limits, read_whole, refuse_by_headers
 from server.concurrency import leaving_with_client
 from server.errors import BadInput, InvalidParameter
 from server.infer_messages import (
@@ -40,7 +40,8 @@ from server.infer_openapi import (
     path_parameters,
 )
 from server.middleware import DETECTION, record_of
-from server.parameters import read_parameters
+from server.parameters import read_parameters, shown
+from server.postprocess import DetectParameters
 from server.service import Found, Service
 from server.tensors import OutputTensor, TensorSpec, read_files, read_pixels
 
@@ -103,6 +104,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             )
             record.version = model.version
             record.images = len(images)
+            parameters = _parameters(asked, model, artifact.metadata)
 
             def write(tensors: list[OutputTensor]) -> tuple[bytes, int | None]:
                 head = {"model_name": model.name, "model_version": model.version}
@@ -112,25 +114,22 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
             def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
                 record.stage_ms = stage_ms(outcomes)
-                first_found([Upload(None, b"")] * len(outcomes), outcomes)
+                first_found(outcomes)
                 return write(detection_tensors(outcomes))
 
             async with leaving_with_client(request.receive):
                 if isinstance(images, np.ndarray):
-                    _refuse_parameters(asked, model)
                     candidates = await service.infer(engine, images, deadline)
-                    content, json_length_out = await service.on_thread(
+                    content, binary_from = await service.on_thread(
                         write, [OutputTensor(model.outputs[0], candidates)]
                     )
                 else:
-                    given = _detection_parameters(asked)
-                    chosen = read_parameters(given, artifact.metadata.class_names)
-                    content, json_length_out = await service.detect(
-                        engine, images, chosen.detect, deadline, answer
+                    content, binary_from = await service.detect(
+                        engine, images, parameters, deadline, answer
                     )
-        if json_length_out is None:
+        if binary_from is None:
             return Response(content, media_type="application/json")
-        headers = {JSON_LENGTH_HEADER: str(json_length_out)}
+        headers = {JSON_LENGTH_HEADER: str(binary_from)}
         return Response(content, headers=headers, media_type="application/octet-stream")
 
     for versioned in (False, True):
@@ -187,17 +186,15 @@ def _read(
     return asked, read_pixels(asked.input) if model.raw else read_files(asked.input)
 
 
-def _detection_parameters(asked: InferRequest) -> list[tuple[str, object]]:
-    if "format" in asked.parameters:  # of POST /detect alone
-        raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
-    return list(asked.parameters.items())
-
-
-def _refuse_parameters(asked: InferRequest, model: InferModel) -> None:
+def _parameters(asked: InferRequest, model: InferModel, metadata: Metadata) -> DetectParameters:
     for name in asked.parameters:
-        raise InvalidParameter(
-            f"{model.name} takes no parameter {name!r}: its candidates come before thresholds"
-        )
+        if model.raw:
+            raise InvalidParameter(
+                f"{model.name} takes no parameter {shown(name)}: candidates come before thresholds"
+            )
+        if name == "format":  # of POST /detect alone
+            raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
+    return read_parameters(list(asked.parameters.items()), metadata.class_names).detect
 
 
 def _own_version() -> str:
