@@ -53,6 +53,15 @@ def suppress(
     return indices
 
 
+def load() -> None:
+    """Loads the operator now rather than at the first call, in about 10 ms.
+
+    Raises:
+        Exception: ONNX Runtime can't; its exceptions have no common base.
+    """
+    _session()
+
+
 @cache
 def _session() -> Any:
     """One for the process: any number of threads may run it at the same time."""
