@@ -74,6 +74,8 @@ def routes(
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics in the text format."""
-        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+        # On a thread, as a GPU's driver takes milliseconds to answer.
+        content = await service.on_thread(service.metrics.exposition)
+        return Response(content, media_type=CONTENT_TYPE)
 
     return router
