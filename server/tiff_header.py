@@ -7,8 +7,9 @@ import numpy as np
 from server.errors import UndecodableImage
 
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _BITS = 256, 257, 322, 323, 258
+_PHOTOMETRIC, _LOG_LUV = 262, 32845  # decodes to floats, in 24 bytes a pixel
 _OFFSETS, _BYTES = (273, 324), (279, 325)  # of strips, of tiles
-_SINGLE = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT)
+_SINGLE = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _PHOTOMETRIC)
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 _MAX_BITS = 16  # a file of 218 KB and 64-bit samples took 10 s and 3 GB to decode
 # Strips may share bytes, and each is read anew: a file of 9 MB took 28 s to decode.
@@ -22,7 +23,7 @@ def tiff_size(data: bytes) -> tuple[int, int, int]:
         Width and height in pixels, and the pixels of a tile, 0 where there are none.
 
     Raises:
-        UndecodableImage: samples have more than 16 bits, or strips or tiles overlap.
+        UndecodableImage: samples are floats or have more than 16 bits, or strips or tiles overlap.
         IndexError, struct.error: the header is cut off or corrupt.
     """
     order = "<" if data.startswith(b"II") else ">"
@@ -56,6 +57,8 @@ def tiff_size(data: bytes) -> tuple[int, int, int]:
 
     if (bits := number(_BITS)) > _MAX_BITS:
         raise UndecodableImage(f"the TIFF image has {bits}-bit samples, served are 8 and 16 bit")
+    if number(_PHOTOMETRIC) == _LOG_LUV:
+        raise UndecodableImage("the TIFF image has float samples, served are 8 and 16 bit")
     if _bytes_read(data, entries, order) > _MAX_TIMES_READ * len(data):
         raise UndecodableImage("the strips or tiles of the TIFF image overlap")
     return number(_WIDTH), number(_HEIGHT), number(_TILE_WIDTH) * number(_TILE_HEIGHT)

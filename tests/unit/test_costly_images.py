@@ -220,6 +220,14 @@ def test_a_tiff_size_of_a_signed_kind_is_refused(kind: int) -> None:
         decode(data, max_pixels=LIMIT)
 
 
+def test_a_tiff_of_logarithmic_colours_is_refused_before_decoding() -> None:
+    data = tiff().replace(
+        struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 32845)
+    )
+    with pytest.raises(UndecodableImage, match="float samples"):
+        read_header(data)
+
+
 @pytest.mark.parametrize("offset", [2**63 - 1, 2**63, 2**64 - 1])
 def test_a_big_tiff_offset_past_any_file_is_refused(offset: int) -> None:
     data = struct.pack("<2sHHHQ", b"II", 43, 8, 0, offset) + bytes(100)
