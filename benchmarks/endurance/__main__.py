@@ -27,10 +27,10 @@ from benchmarks.endurance.fairness import fairness
 from benchmarks.endurance.mixed import mixed
 from benchmarks.endurance.overload import overload
 from benchmarks.endurance.plan import Plan
-from benchmarks.endurance.process import DidNotStart
 from benchmarks.endurance.reloads import reloads
 from benchmarks.endurance.verdict import Criterion, Report, as_json, table
 from benchmarks.serving.envs import ROOT
+from benchmarks.serving.process import DidNotStart
 from server.cpus import available_cpus, cpu_name
 from server.errors import SettingsInvalid
 from server.settings import ENV_PREFIX, Settings

@@ -25,6 +25,7 @@ CLIENTS = 16
 SLOW_CLIENTS = 3
 SLOW_S = 1.5
 BEFORE_S = (0.5, 1.5)  # of load before the signal
+AGAIN_S = 0.1  # a client that was refused waits before it tries again
 OVER_S = 5.0  # past the drain time, before a server counts as hanging
 ANY = Bounds(0, 10_000)  # boxes: what is found is another scenario's question
 
@@ -106,12 +107,14 @@ async def one_drain(
                 outcome = await send(client, shot.request(next(ids)), time.perf_counter())
                 outcomes.append(outcome)
                 if outcome.status in (0, 503):
-                    await asyncio.sleep(0.01)  # as any client that is refused should
+                    await asyncio.sleep(AGAIN_S)
 
         async def one_slow() -> None:
             while not gone.is_set():
                 shot = chance.choice(shots)
                 outcomes.append(await sends_slowly(server.url, shot, next(ids), SLOW_S))
+                if outcomes[-1].status in (0, 503):
+                    await asyncio.sleep(AGAIN_S)
 
         works = [one_client() for _ in range(CLIENTS)] + [one_slow() for _ in range(SLOW_CLIENTS)]
         clients = [asyncio.create_task(work) for work in works]

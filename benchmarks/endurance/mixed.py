@@ -20,6 +20,7 @@ from benchmarks.endurance.corpus import (
     expected,
 )
 from benchmarks.endurance.forms import (
+    BadFile,
     annotated,
     deepstack,
     document,
@@ -63,6 +64,17 @@ POLITE = {
     "infer, binary": 4, "deepstack": 5, "broken": 5,
 }  # fmt: skip
 RUDE = {"leaves in body": 1.5, "leaves waiting": 1.5, "leaves in answer": 1, "slow": 1}
+# What a rude client asks for; in the midst of an answer one can leave only where it is long.
+RUDE_SHOTS = {
+    "leaves in body": POLITE,
+    "leaves waiting": POLITE,
+    "leaves in answer": {"many boxes": 1, "annotated": 1},
+    "slow": POLITE,
+}
+BAD_IN_FORM = 0.25  # of forms and documents hold a file that can't be read
+OF_A_KIND = 16
+
+Choose = Callable[[Mapping[str, float]], Shot]
 
 
 async def mixed(plan: Plan) -> Report:
@@ -80,8 +92,9 @@ async def mixed(plan: Plan) -> Report:
         rate = SHARE * best.requests / best.seconds
         await server.quiet()
         before, counted_before = sample(server.pid), await server.scrape()
-        sent: dict[str, tuple[str, Shot]] = {}
+        sent: Counter[str] = Counter()
         outcomes: list[Outcome] = []
+        ledger, wrong = Ledger(), list[str]()
         async with (
             sampled(server.pid) as samples,
             probing(server) as failed_probes,
@@ -91,10 +104,12 @@ async def mixed(plan: Plan) -> Report:
 
             async def one(intended_s: float) -> Outcome:
                 (kind,) = chance.choices([*POLITE, *RUDE], [*POLITE.values(), *RUDE.values()])
-                shot, request_id = choose(POLITE if kind in RUDE else {kind: 1}), next(ids)
-                sent[request_id] = kind, shot
-                outcome = await ask(client, server.url, kind, shot, request_id, intended_s, chance)
+                shot = choose(RUDE_SHOTS.get(kind, {kind: 1}))
+                sent[kind] += 1
+                outcome = await ask(client, server.url, kind, shot, next(ids), intended_s, chance)
                 outcomes.append(outcome)
+                if said := book(ledger, kind, shot, outcome):
+                    wrong.append(said)
                 return outcome
 
             arrivals = poisson(rate, plan.mixed_s, plan.seed)
@@ -102,7 +117,6 @@ async def mixed(plan: Plan) -> Report:
         is_quiet = await server.quiet()
         counted, after = await server.scrape(), await settled(server, before.files)
         queue = (await server.health())["queue_images"]
-    ledger, wrong = settle(sent, outcomes)
     images = increase(counted_before, counted, "detector_images_total", ("outcome",))
     requests = increase(counted_before, counted, "detector_requests_total", ("route", "status"))
     differences = ledger.differences(
@@ -115,7 +129,7 @@ async def mixed(plan: Plan) -> Report:
         "minutes": plan.mixed_s / 60,
         "saturation_requests_per_s": best.requests / best.seconds,
         "offered_requests_per_s": rate,
-        "requests_by_kind": dict(Counter(kind for kind, _ in sent.values())),
+        "requests_by_kind": dict(sent),
         "answers": dict(Counter(str(e.status) if e.status else e.error or "" for e in outcomes)),
         "images_answered": dict(ledger.images),
         "images_of_clients_that_left": dict(ledger.loose_images),
@@ -130,8 +144,8 @@ async def mixed(plan: Plan) -> Report:
             [f"{route} {status}: {n:.0f}" for (route, status), n in server_errors.items()],
         ),
         none_of("every answer right: status, order, size and number of boxes", wrong),
-        Criterion("every request has one outcome", f"{len(outcomes)} of {len(sent)}",
-                  len(outcomes) == len(sent)),
+        Criterion("every request has one outcome", f"{len(outcomes)} of {sent.total()}",
+                  len(outcomes) == sent.total()),
         none_of("every accepted image answered exactly once: clients' and server's counts agree",
                 differences),
         none_of("probes and scrapes answered", failed_probes),
@@ -142,35 +156,43 @@ async def mixed(plan: Plan) -> Report:
     return Report("mixed", criteria, figures | {"process": series(samples)}, tuple(figures))
 
 
-def mix(
-    pictures: Sequence[Picture], known: Expected, model: str, chance: random.Random
-) -> Callable[[Mapping[str, float]], Shot]:
-    """Gives a function that makes a request of a kind, chosen by weight."""
+def mix(pictures: Sequence[Picture], known: Expected, model: str, chance: random.Random) -> Choose:
+    """Makes requests of every kind; gives a function that takes one of a kind chosen by weight."""
     jpeg = next(each for each in pictures if each.media_type == "image/jpeg")
-    bad, broken = bad_files(jpeg), broken_shots(jpeg)
+    bad = bad_files(jpeg)
     several = [each for each in pictures if each.hw[0] * each.hw[1] <= 640 * 480]
 
-    def files(some_bad: float) -> list[Any]:
-        chosen: list[Any] = chance.choices(several, k=chance.randint(1, MOST_IN_FORM))
-        if chance.random() < some_bad:
+    def one() -> Picture:
+        return chance.choice(several)
+
+    def some(most: int = MOST_IN_FORM) -> list[Picture]:
+        return chance.choices(several, k=chance.randint(1, most))
+
+    def some_with_bad() -> list[Picture | BadFile]:
+        chosen: list[Picture | BadFile] = [*some(MOST_IN_FORM - 1)]
+        if chance.random() < BAD_IN_FORM:
             chosen.insert(chance.randint(0, len(chosen)), chance.choice(bad))
         return chosen
 
-    make: dict[str, Callable[[], Shot]] = {
-        "raw": lambda: raw(chance.choice(pictures), known),
-        "many boxes": lambda: many_boxes(chance.choice(several), known),
-        "form": lambda: form(files(0.25), known),
-        "json": lambda: document(files(0.25), known),
-        "annotated": lambda: annotated(chance.choice(several)),
-        "infer, JSON": lambda: infer(model, files(0)[:3], known, binary=False),
-        "infer, binary": lambda: infer(model, files(0)[:3], known, binary=True),
-        "deepstack": lambda: deepstack(chance.choice(several), known),
-        "broken": lambda: chance.choice(broken),
+    def many(make: Callable[[], Shot]) -> list[Shot]:
+        return [make() for _ in range(OF_A_KIND)]
+
+    # Made once: the generator should spend its time on sending.
+    shots: dict[str, list[Shot]] = {
+        "raw": [raw(each, known) for each in pictures],
+        "many boxes": [many_boxes(each, known) for each in several],
+        "form": many(lambda: form(some_with_bad(), known)),
+        "json": many(lambda: document(some_with_bad(), known)),
+        "annotated": [annotated(each) for each in several],
+        "infer, JSON": many(lambda: infer(model, some(3), known, binary=False)),
+        "infer, binary": many(lambda: infer(model, some(3), known, binary=True)),
+        "deepstack": many(lambda: deepstack(one(), known)),
+        "broken": broken_shots(jpeg),
     }
 
     def choose(weights: Mapping[str, float]) -> Shot:
         (kind,) = chance.choices(list(weights), list(weights.values()))
-        return make[kind]()
+        return chance.choice(shots[kind])
 
     return choose
 
@@ -188,7 +210,7 @@ async def ask(
     if kind == "leaves in body":
         return await leaves_in_body(client, shot, request_id, chance.uniform(0.01, 0.3))
     if kind == "leaves waiting":
-        return await leaves_waiting(client, shot, request_id, chance.uniform(0.001, 0.15))
+        return await leaves_waiting(client, shot, request_id, chance.uniform(0.001, 0.05))
     if kind == "leaves in answer":
         return await leaves_in_answer(url, shot, request_id)
     if kind == "slow":
@@ -196,31 +218,15 @@ async def ask(
     return await send(client, shot.request(request_id), intended_s)
 
 
-def settle(
-    sent: Mapping[str, tuple[str, Shot]], outcomes: Sequence[Outcome]
-) -> tuple[Ledger, list[str]]:
-    """Books every outcome.
-
-    Args:
-        sent: kind and request by id.
-        outcomes: named by id.
-
-    Returns:
-        The books; and what was wrong.
-    """
-    ledger, wrong = Ledger(), []
-    for outcome in outcomes:
-        kind, shot = sent[outcome.name]
-        if outcome.status:
-            ledger.answered(shot, outcome.status)
-            if outcome.error:
-                wrong.append(f"{kind}: {outcome.error}")
-        elif outcome.error == LEFT and kind in RUDE:
-            ledger.left(shot)
-        else:
-            ledger.left(shot)
-            wrong.append(f"{kind}, {shot.kind}: no answer, {outcome.error}")
-    return ledger, wrong
+def book(ledger: Ledger, kind: str, shot: Shot, outcome: Outcome) -> str | None:
+    """Books an outcome; says what was wrong with it."""
+    if outcome.status:
+        ledger.answered(shot, outcome.status)
+        return f"{kind}: {outcome.error}" if outcome.error else None
+    ledger.left(shot)
+    if outcome.error == LEFT and kind in RUDE:
+        return None
+    return f"{kind}, {shot.kind}: no answer, {outcome.error}"
 
 
 def increase(

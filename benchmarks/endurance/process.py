@@ -23,6 +23,11 @@ from benchmarks.serving.process import END_S, POLL_S, START_S, DidNotStart
 
 QUIET_S = 10.0
 
+
+class ServerEnded(Exception):
+    """It ended in the midst of a scenario; the message has its exit code and its last lines."""
+
+
 # name -> labels, sorted by name -> value
 Scrape = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -111,6 +116,7 @@ async def serving(flags: Sequence[str], python: str = sys.executable) -> AsyncIt
 
     Raises:
         DidNotStart: it ended, or was not ready in time.
+        ServerEnded: it ended while the block ran.
     """
     command = [python, "-m", "server", "--port=0", *flags, "--log-format=json"]
     environment = environment_of(Contestant("ours", "", command, 0, ""))
@@ -134,6 +140,15 @@ async def serving(flags: Sequence[str], python: str = sys.executable) -> AsyncIt
                 await asyncio.sleep(POLL_S)
             url = _events(log, "listening")[0]["url"]
             yield Server(url, process.pid, process, log, time.perf_counter() - began_s)
+        except NoAnswer as error:
+            # The transport of the process hears of its end a little later than its clients.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await process.wait()
+            if process.returncode is None:
+                raise
+            end = log.read_text(errors="replace")[-4000:]
+            raise ServerEnded(f"exit code {process.returncode}: {end}") from error
         finally:
             await _end(process)
 
@@ -169,6 +184,3 @@ async def answered(server: Server, request: Request) -> Answer:
     """
     async with Client(server.url, timeout_s=60.0) as client:
         return await client.ask(request)
-
-
-__all__ = ["DidNotStart", "NoAnswer", "Scrape", "Server", "answered", "parse_metrics", "serving"]

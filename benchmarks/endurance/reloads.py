@@ -21,7 +21,7 @@ from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.probe import MEGA, sample, sampled, series, unchanged
 from benchmarks.endurance.process import Server, answered, serving
 from benchmarks.endurance.shots import Shot, loaded
-from benchmarks.endurance.traffic import took_ms
+from benchmarks.endurance.traffic import saturation, took_ms
 from benchmarks.endurance.trend import second_half, slope
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.serving.http_client import Answer, Client, Request, request_wire
@@ -32,8 +32,10 @@ KEY = "endurance"
 KEY_HEADER = {"X-API-Key": KEY}
 CLIENTS = 8
 BAD_EVERY = 10
+WARM_S = 3.0
 LIMIT_S = 120.0
 RELOADS = "detector_reloads_total"
+OF_A_KIND = 24
 FIRST_FEW = 8  # pictures; more would only make the start longer
 
 
@@ -72,7 +74,7 @@ async def _reloads(plan: Plan, server: Server, model: Path) -> Report:
         known[version] = await expected(server, pictures, (DEFAULT_CONF,), KEY_HEADER)
     swaps = [Swap(0, time.perf_counter(), versions[0])]
     chance, ids = random.Random(plan.seed), (f"{plan.seed}-{i}" for i in itertools.count())
-    shots = [of_any_version(pictures, known, chance) for _ in range(64)]
+    shots = [of_any_version(pictures, known, chance) for _ in range(OF_A_KIND)]
     outcomes: list[Outcome] = []
     answered_by: dict[str, str] = {}
     memory: list[float] = []
@@ -85,14 +87,11 @@ async def _reloads(plan: Plan, server: Server, model: Path) -> Report:
             request = noting_version(shot, request_id, answered_by)
             outcomes.append(await send(client, request, time.perf_counter()))
 
-    async with Client(server.url) as client:
-        warm = [asyncio.create_task(one_client(client)) for _ in range(CLIENTS)]
-        await asyncio.sleep(1)
-        stop = True
-        await asyncio.gather(*warm)
+    # Until every thread that load needs has been started.
+    everything = itertools.cycle(shot.request("warm") for shot in shots[0].by_version.values())
+    await saturation(server.url, everything.__next__, WARM_S, clients=2 * CLIENTS)
     await server.quiet()
     before = sample(server.pid)
-    stop = False
     async with sampled(server.pid) as samples, Client(server.url) as client:
         clients = [asyncio.create_task(one_client(client)) for _ in range(CLIENTS)]
         for i in range(plan.reloads):
