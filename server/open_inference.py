@@ -119,7 +119,8 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
             async with leaving_with_client(request.receive):
                 if isinstance(images, np.ndarray):
-                    candidates = await service.infer(engine, images, deadline)
+                    candidates, stage_s = await service.infer(engine, images, deadline)
+                    record.stage_ms = {stage: 1000 * s for stage, s in stage_s.items()}
                     content, binary_from = await service.on_thread(
                         write, [OutputTensor(model.outputs[0], candidates)]
                     )

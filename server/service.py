@@ -297,7 +297,7 @@ class Service:
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
-    ) -> Candidates:
+    ) -> tuple[Candidates, dict[str, float]]:
         """Letterboxed images to candidates, through the same queue.
 
         Args:
@@ -306,7 +306,8 @@ class Service:
             deadline: seconds of the event loop's clock; later nothing is inferred.
 
         Returns:
-            (B, K, 6) float32, as `Engine.run` gives it.
+            (B, K, 6) float32, as `Engine.run` gives it; and the most seconds that any image spent
+            in each stage.
 
         Raises:
             QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
@@ -315,10 +316,12 @@ class Service:
             answers = await together(
                 slots.submit(Canvas(engine, pixels), deadline) for pixels in canvases
             )
-        for answer in answers:
-            self._observe({"queue": answer.queue_s, "inference": answer.inference_s})
+        stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
+        for stage_s in stages:
+            self._observe(stage_s)
         self.metrics.images.labels("ok").inc(len(canvases))
-        return np.stack([answer.result for answer in answers])
+        longest_s = {stage: max(each[stage] for each in stages) for stage in stages[0]}
+        return np.stack([each.result for each in answers]), longest_s
 
     async def on_thread(
         self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
