@@ -15,7 +15,13 @@ from server.errors import ReloadFailed, SettingsInvalid
 from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
 from server.middleware import RequestScope
-from server.problems import answer_errors, answer_unexpected, rejection_reasons, respond_in
+from server.problems import (
+    answer_errors,
+    answer_unexpected,
+    refuse_early,
+    rejection_reasons,
+    respond_in,
+)
 from server.security_headers import allow_origins
 from server.service import Service
 from server.settings import Settings
@@ -79,12 +85,15 @@ def create_app(
             deepstack.PREFIX: deepstack.error_body,
         }
     )
+    early = refuse_early(service, respond)
     app.add_middleware(
         RequestScope,
         metrics=service.metrics,
         uploads=uploads,
         unexpected=answer_unexpected(respond),
         tracing=tracing,
+        # Not past CORS: a page of another origin could not read the refusal.
+        early={} if settings.cors_origins else {"/detect": early},
     )
 
     async def reload() -> None:

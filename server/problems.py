@@ -125,6 +125,21 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
         return CLIENT_LEFT
 
 
+def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Response | None]:
+    """Makes what refuses a request that could not be taken now, before anything is done for it."""
+
+    def refuse(scope: Scope) -> Response | None:
+        try:
+            service.refuse_unless_ready()
+            service.batcher.refuse_when_full()
+        except Unavailable as error:
+            headers = {"Retry-After": str(service.batcher.retry_after_s())}
+            return respond(scope, status_of(error), error.code, str(error), headers)
+        return None
+
+    return refuse
+
+
 def status_of(error: ServerError) -> int:
     """The HTTP status of an error; 500 for one that no request should raise."""
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)

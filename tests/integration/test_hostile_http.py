@@ -109,6 +109,7 @@ async def listening(
             ws="none",
             log_config=None,
             server_header=False,
+            access_log=False,
             timeout_keep_alive=keep_alive_s,
         )
         config.load()

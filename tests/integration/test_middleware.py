@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.contextvars import merge_contextvars
@@ -90,3 +91,29 @@ async def test_a_key_is_in_no_line_no_metric_and_no_answer(artifact: Path) -> No
     for answer in answers:
         assert secret not in answer.text
         assert secret not in repr(answer.headers)
+
+
+@pytest.mark.parametrize("cors_origins", ["", "https://shop.example"])
+async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
+    artifact: Path, cors_origins: str
+) -> None:
+    limits = {"max_batch_size": 1, "max_queue_images": 1, "max_images_per_request": 1}
+    settings: dict[str, Any] = limits | {"cors_origins": cors_origins}
+    async with served(artifact, open_session=HeldSession, **settings) as running:
+        session = held(running)
+        runs = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        await running.until(lambda: session.batch_sizes == [1])
+        waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        await running.until(lambda: running.service.batcher.queue_images == 1)
+        origin = {"origin": "https://shop.example"}
+        refused = await running.client.post("/detect", content=IMAGE, headers=origin)
+        assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        assert ("access-control-allow-origin" in refused.headers) == bool(cors_origins)
+        assert (await running.client.get("/detect")).status_code == 405
+        text = (await running.client.get("/metrics")).text
+        assert 'detector_requests_total{route="/detect",status="503"} 1.0' in text
+        assert 'detector_rejected_total{reason="queue_full"} 1.0' in text
+        session.gate.set()
+        assert [(await each).status_code for each in (runs, waits)] == [200, 200]
