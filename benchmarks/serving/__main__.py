@@ -1,16 +1,17 @@
 """The server against its limit and against others, as ratios within one run.
 
-    python -m benchmarks.serving --pictures FOLDER --envs FOLDER --out FOLDER
+    .venv/bin/python -m benchmarks.serving --pictures DATA/bccd/images/val --output docs
 
-One contestant runs at a time. In every round all of a case take turns, in another order. Needs the
-environment for work (`make env`); the peers' environments are made in --envs at the first call.
-About 15 minutes; --rounds 1 --seconds 2 --cases saturated --peers mosec is a trial.
+One contestant runs at a time. In every round all of a case take turns, in another order. Writes
+OUTPUT/serving-benchmark.md and, beside it, evidence/serving.json and evidence/serving.png. Each
+peer gets an environment of its own, made at the first call; the tutorial form's takes 6 GB, and
+--tutorial-python .venv/bin/python spares it. 15 minutes on two CPUs that do nothing else;
+--rounds 1 --seconds 2 --cases saturated --peers mosec is a trial.
 """
 
 import argparse
 import datetime
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from typing import Any
 import cv2
 import onnx
 
+from benchmarks.evidence.figures_file import write_figures
 from benchmarks.serving.cases import Case, Models, cases
 from benchmarks.serving.contestants import PEERS
 from benchmarks.serving.envs import ROOT
@@ -40,9 +42,8 @@ WEIGHTS = ROOT / "weights"
 
 
 def main() -> None:
-    """Writes figures.json, serving.png and serving-benchmark.md into --out; prints the ratios."""
+    """Measures, writes, and prints the ratios."""
     arguments = _parser().parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         models = Models(
             fp32=arguments.fp32,
@@ -53,8 +54,7 @@ def main() -> None:
         if models.int8 is None:
             print(f"{arguments.int8} is missing: no figures of int8", file=sys.stderr)
         figures = run(arguments, models)
-    command = shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]])
-    write_results(figures, arguments.out, command)
+    write_results(figures, arguments.output)
     print(claims_table(claims(figures["rows"])))
 
 
@@ -82,10 +82,12 @@ def run(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
         for case in chosen:
             rows += one_round(bench, case, i, models.fp32)
     curve: list[Row] = []
-    rates = by_round(rows, "saturated", "ours", "images_per_s").values()
-    if rates and "saturated" in arguments.cases:
-        offered = [share * median(rates) for share in CURVE]
-        curve = bench.curve(chosen[0], chosen[0].entries[0], offered)
+    for case in chosen:
+        for entry in case.entries:
+            rates = by_round(rows, case.name, entry.name, "images_per_s").values()
+            if case.name == "saturated" and entry.kind == "ours" and rates:
+                offered = [share * median(rates) for share in CURVE]
+                curve += bench.curve(case, entry, offered)
     return {"metadata": about, "cases": described, "rows": rows, "curve": curve}
 
 
@@ -106,13 +108,13 @@ def one_round(bench: Bench, case: Case, i: int, reference: Path) -> list[Row]:
     return rows
 
 
-def write_results(figures: dict[str, Any], folder: Path, command: str) -> None:
-    """Figures, plot and page into one folder."""
-    text = json.dumps(figures, indent=1, ensure_ascii=False)
-    (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
-    draw(figures, folder / "serving.png")
-    content = page(figures, "serving.png", command)
-    (folder / "serving-benchmark.md").write_text(content, encoding="utf-8")
+def write_results(figures: dict[str, Any], folder: Path) -> None:
+    """The page, and beside it what it shows."""
+    evidence = folder / "evidence"
+    evidence.mkdir(parents=True, exist_ok=True)
+    write_figures(figures, evidence / "serving.json")
+    draw(figures, evidence / "serving.png")
+    (folder / "serving-benchmark.md").write_text(page(figures), encoding="utf-8")
 
 
 def square_only(artifact: Path, path: Path) -> Path:
@@ -158,6 +160,7 @@ def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> di
         "warm_s": arguments.warm_s,
         "clients": arguments.clients,
         "pictures": pictures,
+        "peers": list(arguments.peers),
         "models": {
             "fp32": read_metadata(models.fp32).name,
             "int8": read_metadata(models.int8).name if models.int8 else None,
@@ -171,8 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     names = ("saturated", "wide", "many_boxes", "lone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each window")
-    parser.add_argument("--warm-s", type=float, default=1.5, help="before each window")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
+    parser.add_argument("--warm-s", type=float, default=1.2, help="before each window")
     parser.add_argument("--cases", type=_some_of(names), default=names, help=",".join(names))
     parser.add_argument("--peers", type=_some_of(PEERS), default=PEERS, help=",".join(PEERS))
     parser.add_argument("--pictures", type=Path, default=ROOT / "samples", help="640 x 480 JPEGs")
@@ -181,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--int8", type=Path, default=WEIGHTS / "yolov8n-fla-bccd-int8.onnx")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS / "yolov8n-fla-bccd.pt")
     parser.add_argument("--envs", type=Path, default=ROOT / "runs" / "peers")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "serving")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "serving")
     parser.add_argument("--python", default=sys.executable, help="runs our server and the limit")
     parser.add_argument("--tutorial-python", type=Path, help="one that has ultralytics")
     return parser

@@ -1,6 +1,7 @@
 """Runs one contestant of one case for one window, and puts what came out into a row."""
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from server.letterbox import choose_bucket
 
 Row = dict[str, Any]
 FINALISTS = 2  # arrangements of the limit that run in every round
-TRIAL_S = 1.5  # window in which they are chosen
+TRIAL_S, TRIAL_WARM_S = 1.5, 0.5  # window in which they are chosen
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Bench:
         try:
             with running(contestant, asked[0]) as server:
                 load = run_light(self._closed(server.url, server.pid, asked, case.clients))
-                return about | {"start_s": server.start_s} | asdict(summarize(load))
+                return about | {"start_s": server.start_s} | figures_of(load)
         except DidNotStart as error:
             return about | {"failed": str(error)}
 
@@ -85,7 +86,7 @@ class Bench:
         with running(contestant, asked[0]) as server:
             for seed, rate in enumerate(rates):
                 load = run_light(self._open(server.url, server.pid, asked, rate, seed))
-                rows.append({"offered_per_s": rate} | asdict(summarize(load)))
+                rows.append({"name": entry.name, "offered_per_s": rate} | figures_of(load))
         return rows
 
     def contestant(self, case: Case, entry: Entry) -> Contestant:
@@ -146,7 +147,7 @@ class Bench:
             return {"arrangement": threads, "p50_ms": p50_ms, "tried": waits}
         if entry.model not in self._finalists:
             every = [str(each) for each in arrangements(available_cpus())]
-            trial = self._run_limit(case, entry, TRIAL_S, _arranged(every))
+            trial = self._run_limit(case, entry, TRIAL_S, _arranged(every), TRIAL_WARM_S)
             ranked = sorted(trial, key=lambda each: -trial[each]["images_per_s"])
             self._finalists[entry.model] = ranked[:FINALISTS]
         chosen = self._finalists[entry.model]
@@ -161,19 +162,32 @@ class Bench:
         }
 
     def _run_limit(
-        self, case: Case, entry: Entry, seconds: float, flags: Sequence[str]
+        self,
+        case: Case,
+        entry: Entry,
+        seconds: float,
+        flags: Sequence[str],
+        warm_s: float | None = None,
     ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for i, picture in enumerate(self.wide if case.wide else self.photos):
                 (Path(folder) / f"{i:04}.jpg").write_bytes(picture.data)
             command = [self.python, "-m", "benchmarks.serving.limit", "--model", str(entry.model)]
             command += ["--pictures", folder, "--seconds", str(seconds)]
-            command += ["--warm-s", str(min(self.warm_s, seconds)), *flags]
+            command += ["--warm-s", str(self.warm_s if warm_s is None else warm_s), *flags]
             command += ["--conf", str(case.thresholds.conf)]
             command += ["--max-det", str(case.thresholds.max_det)]
             output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
         figures: dict[str, Any] = json.loads(output)
         return figures
+
+
+def figures_of(load: Load) -> Row:
+    """A load's summary for JSON, which knows no NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(summarize(load)).items()
+    }
 
 
 def shapes(artifact: Path, pictures: Sequence[Picture]) -> dict[str, int]:

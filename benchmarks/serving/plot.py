@@ -10,6 +10,7 @@ import matplotlib as mpl
 from benchmarks.serving.report import by_round
 
 OURS, LIMIT, OTHERS = "#0b6e4f", "#c9a227", "#8d99ae"
+CURVES = (OURS, "#c1121f", "#457b9d")
 
 
 def draw(figures: Mapping[str, Any], path: Path) -> None:
@@ -42,10 +43,13 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=8)
     if curve:
         axis = axes.flat[len(cases)]
-        offered = [row["offered_per_s"] for row in curve]
-        for each, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
-            axis.plot(offered, [row[f"{each}_ms"] for row in curve], style, color=OURS, label=each)
-        axis.set_title("ours, open loop: latency over the offered rate", fontsize=9)
+        for name, color in zip(dict.fromkeys(row["name"] for row in curve), CURVES, strict=False):
+            mine = [row for row in curve if row["name"] == name and row["p50_ms"] is not None]
+            offered = [row["offered_per_s"] for row in mine]
+            for each, style in (("p50", "-"), ("p99", ":")):
+                waits = [row[f"{each}_ms"] for row in mine]
+                axis.plot(offered, waits, style, color=color, label=f"{name}, {each}")
+        axis.set_title("open loop: latency over the offered rate", fontsize=9)
         axis.set_xlabel("offered images/s", fontsize=8)
         axis.set_ylabel("ms", fontsize=8)
         axis.set_yscale("log")

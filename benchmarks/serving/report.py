@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.evidence.page import wrapped
+
 Row = Mapping[str, Any]
+COMMAND = ".venv/bin/python -m benchmarks.serving"
 PEERS = ("mosec", "LitServe", "FastAPI", "tutorial")
 
 
@@ -112,19 +115,19 @@ def by_round(rows: Sequence[Row], case: str, name: str, figure: str) -> dict[int
     }
 
 
-def page(figures: Mapping[str, Any], plot_name: str, command: str) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """The Markdown page.
 
     Args:
         figures: as the command writes them: `metadata`, `cases`, `rows`, `curve`.
-        plot_name: file name of the plot beside the page.
-        command: that made it.
     """
     about, rows = figures["metadata"], figures["rows"]
     parts = [
         "# How fast the server is, and against what",
-        "Written by the command below; change `benchmarks/serving/report.py`, not this page.",
-        f"```sh\n{command}\n```",
+        f"This page is written by `{COMMAND} --rounds {about['rounds']} --clients "
+        f"{about['clients']} --seconds {about['seconds']:g} --pictures DATA/bccd/images/val`; its "
+        "figures are what that command measured, raw in "
+        "[evidence/serving.json](evidence/serving.json).",
         f"{about['cpu']}, {about['cpus']} CPUs, {about['date']}. {about['rounds']} rounds, in "
         f"which all take turns, one at a time; each window {about['seconds']:g} s after "
         f"{about['warm_s']:g} s of warm-up. {about['pictures']} pictures. The load generator "
@@ -136,7 +139,7 @@ def page(figures: Mapping[str, Any], plot_name: str, command: str) -> str:
         "around the same file, tuned: a one-thread worker for each CPU where many clients ask, "
         "one worker with all threads for a lone client. `tutorial` is FastAPI around ultralytics "
         "and the checkpoint. Each answer's number of boxes is compared with the pipeline's.",
-        f"![images a second and latency]({plot_name})",
+        "![images a second and latency](evidence/serving.png)",
         "## Ratios",
         claims_table(claims(rows)),
     ]
@@ -147,10 +150,10 @@ def page(figures: Mapping[str, Any], plot_name: str, command: str) -> str:
         parts += [
             "## Latency at a given rate",
             "Open loop: requests come at random times (Poisson) whatever became of those before, "
-            "and wait from the moment they should have been sent. fp32, 640×480.",
+            "and wait from the moment they should have been sent. 640×480.",
             curve_table(figures["curve"]),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(wrapped(part) for part in parts) + "\n"
 
 
 def claims_table(found: Sequence[Claim]) -> str:
@@ -192,14 +195,15 @@ def case_table(rows: Sequence[Row]) -> str:
 def curve_table(rows: Sequence[Row]) -> str:
     """One line for each rate."""
     lines = [
-        "| offered images/s | answered | p50 ms | p95 ms | p99 ms | statuses | sent late, p99 ms |",
-        "|---|---|---|---|---|---|---|",
+        "| | offered images/s | answered | p50 ms | p95 ms | p99 ms | statuses | sent late, p99 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         statuses = ", ".join(f"{count} × {status}" for status, count in row["statuses"].items())
+        waits = [_median([row], f"{each}_ms", 0) for each in ("p50", "p95", "p99")]
         lines.append(
-            f"| {row['offered_per_s']:.1f} | {row['images_per_s']:.1f} | {row['p50_ms']:.0f} "
-            f"| {row['p95_ms']:.0f} | {row['p99_ms']:.0f} | {statuses} | {row['late_p99_ms']:.1f} |"
+            f"| {row['name']} | {row['offered_per_s']:.1f} | {row['images_per_s']:.1f} "
+            f"| {' | '.join(waits)} | {statuses} | {_median([row], 'late_p99_ms', 1)} ms |"
         )
     return "\n".join(lines)
 

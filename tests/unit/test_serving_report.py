@@ -1,9 +1,11 @@
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.serving.plot import draw
+from benchmarks.serving.__main__ import write_results
 from benchmarks.serving.report import best_peer, case_table, claims, page, ratio_by_round
 
 COUNTS = {"requests": 10, "statuses": {"200": 10}, "wrong": {}}
@@ -29,8 +31,8 @@ ROWS = [
 ]
 FIGURES = {
     "metadata": {
-        "cpu": "a CPU", "cpus": 2, "date": "2026-01-01", "rounds": 2, "seconds": 6, "warm_s": 1.5,
-        "pictures": 3,
+        "cpu": "a CPU", "cpus": 2, "clients": 32, "date": "2026-01-01", "rounds": 2,
+        "seconds": 6, "warm_s": 1.5, "pictures": 3,
     },
     "cases": [
         {"name": "saturated", "title": "32 clients", "clients": 32, "shapes": "all: 3 at 64x64"},
@@ -39,8 +41,8 @@ FIGURES = {
     "rows": ROWS,
     "curve": [
         {
-            "offered_per_s": 10.0, "images_per_s": 9.9, "p50_ms": 40.0, "p95_ms": 60.0,
-            "p99_ms": 90.0, "statuses": {"200": 60, "503": 1}, "late_p99_ms": 1.0,
+            "name": "ours", "offered_per_s": 10.0, "images_per_s": 9.9, "p50_ms": 40.0,
+            "p95_ms": 60.0, "p99_ms": 90.0, "statuses": {"200": 60, "503": 1}, "late_p99_ms": 1.0,
         }
     ],
 }  # fmt: skip
@@ -86,11 +88,14 @@ def test_a_table_shows_failures_and_contestants_that_did_not_start() -> None:
 
 
 def test_the_page_and_the_plot_show_every_case(tmp_path: Path) -> None:
-    content = page(FIGURES, "serving.png", "python -m benchmarks.serving")
+    content = page(FIGURES)
     assert "## 32 clients" in content
     assert "## One client" in content
     assert "| ours | so | 30.0 (20.0 to 40.0) |" in content
     assert "60 × 200, 1 × 503" in content
-    assert "](serving.png)" in content
-    draw(FIGURES, tmp_path / "serving.png")
-    assert (tmp_path / "serving.png").read_bytes().startswith(b"\x89PNG")
+    write_results(FIGURES, tmp_path)
+    assert (tmp_path / "serving-benchmark.md").read_text(encoding="utf-8") == content
+    for name in re.findall(r"\]\(([^)]*)\)", content):
+        assert (tmp_path / name).stat().st_size > 0
+    assert (tmp_path / "evidence" / "serving.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "evidence" / "serving.json").read_text()) == FIGURES
