@@ -219,6 +219,8 @@ class Batcher(Generic[Item, Result]):
             if entry in entries:
                 entries.remove(entry)
                 heapq.heapify(entries)
+                if not entries:
+                    del self._waiting[bucket]
             raise
 
     async def _next_batch(self) -> list[_Entry[Item, Result]]:

@@ -262,6 +262,21 @@ async def test_no_model_call_and_no_place_for_clients_that_gave_up_while_waiting
     assert model.batches == [[1], [3]]
 
 
+async def test_a_bucket_whose_every_client_gave_up_does_not_end_the_loop() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(5):
+        running = asyncio.create_task(submit(batcher, 1))
+        await model.started.wait()
+        given_up = asyncio.create_task(submit(batcher, 101))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        model.release.set()
+        assert await running == 10
+        assert await submit(batcher, 2) == 20
+
+
 async def test_an_item_past_its_deadline_is_not_run() -> None:
     model = Recorder()
     async with serving(model) as batcher:
