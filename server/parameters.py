@@ -11,6 +11,7 @@ from server.errors import InvalidParameter
 from server.postprocess import DetectParameters
 
 NAMES = ("conf", "iou", "max_det", "classes", "agnostic_nms", "format")
+MAX_CHARACTERS = 64 * 1024  # read on the event loop; a JSON text may be as long as the body
 INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -49,6 +50,8 @@ def read_parameters(
             raise InvalidParameter(f"unknown parameter {shown(name)}; known are {', '.join(NAMES)}")
         if value is None:
             continue
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            raise InvalidParameter(f"{name} has over {MAX_CHARACTERS} characters")
         if name == "classes":
             classes += _class_ids(value, class_names)
         elif name in values:

@@ -96,6 +96,12 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
         read((name, value))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_endless_text_is_not_even_read(name: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"{name} has over 65536 characters"):
+        read((name, "1" * 65_537))
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidParameter, match=r"'confidence'; known are conf, iou"):
         read(("confidence", "0.5"))
