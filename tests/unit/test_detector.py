@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from server.artifact import load_artifact
-from server.detector import Detector, finish, prepare_image
+from server.detector import Detector, finish, prepare_encoded, prepare_image, stacked
+from server.errors import TooLarge
+from server.image import decode
 from server.postprocess import DetectParameters
 from server.session import Session
 from tests.artifacts import paint, tiny_artifact, tiny_candidates
@@ -71,3 +74,39 @@ def test_an_answer_cut_off_at_the_last_candidate_is_truncated(tmp_path: Path) ->
         (candidates,) = tiny_candidates(prepared.canvas[None], metadata.max_candidates)
         found = finish(candidates, prepared, metadata, DetectParameters())
         assert found.truncated is truncated
+
+
+def test_bytes_are_prepared_as_their_pixels_are(tmp_path: Path) -> None:
+    metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
+    picture = cv2.resize(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3, (600, 400))
+    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    exact, stage_s = prepare_encoded(data, metadata, max_pixels=240_000, reduced=False)
+    expected = prepare_image(decode(data, max_pixels=240_000), metadata)
+    np.testing.assert_array_equal(exact.canvas, expected.canvas)
+    assert exact.placed == expected.placed
+    assert set(stage_s) == {"decode", "letterbox"}
+    reduced, _ = prepare_encoded(data, metadata, max_pixels=240_000, reduced=True)
+    assert (reduced.bucket_hw, reduced.placed.resized_hw) == (exact.bucket_hw, (43, 64))
+    assert reduced.placed.original_hw == (400, 600)
+    np.testing.assert_allclose(reduced.canvas.astype(int), exact.canvas.astype(int), atol=6)
+    for either in (False, True):
+        with pytest.raises(TooLarge):
+            prepare_encoded(data, metadata, max_pixels=239_999, reduced=either)
+
+
+def test_a_cell_is_found_in_original_pixels_at_reduced_scale(tmp_path: Path) -> None:
+    metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
+    image = np.zeros((1024, 1024, 3), np.uint8)
+    image[512:, :512] = (16, 100, 255)  # BGR, as OpenCV encodes
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    prepared, _ = prepare_encoded(data, metadata, max_pixels=10**7, reduced=True)
+    (candidates,) = tiny_candidates(prepared.canvas[None])
+    found = finish(candidates, prepared, metadata, DetectParameters())
+    assert (found.width, found.height) == (1024, 1024)
+    np.testing.assert_allclose(found.detections.boxes, [[0, 480, 544, 1024]], atol=4)
+
+
+def test_a_batch_of_one_is_not_copied() -> None:
+    canvases = [np.full((32, 64, 3), value, np.uint8) for value in (1, 2)]
+    assert np.shares_memory(stacked(canvases[:1]), canvases[0])
+    np.testing.assert_array_equal(stacked(canvases), np.stack(canvases))
