@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import cv2
 import numpy as np
 
 from benchmarks.serving.load import percentile
-from server.artifact import load_artifact
+from server.artifact import Metadata, load_artifact
 from server.cpus import available_cpus
-from server.detector import Prepared, finish, prepare_image
-from server.image import decode
+from server.detector import Prepared, finish, prepare_encoded
 from server.postprocess import DetectParameters
 from server.session import Session
 
@@ -98,7 +98,7 @@ class Pipeline:
             while True:
                 with taking:
                     encoded = next_image()
-                prepared = prepare_image(decode(encoded, max_pixels=MAX_PIXELS), artifact.metadata)
+                prepared = self._prepare(encoded, artifact.metadata)
                 with taking:
                     same = waiting.setdefault(prepared.bucket_hw, [])
                     same.append(prepared)
@@ -140,12 +140,15 @@ class Pipeline:
             started_s = time.perf_counter()
             if started_s >= begin_s + seconds:
                 break
-            prepared = prepare_image(decode(encoded, max_pixels=MAX_PIXELS), artifact.metadata)
+            prepared = self._prepare(encoded, artifact.metadata)
             (candidates,) = session.run(prepared.canvas[None])
             finish(candidates, prepared, artifact.metadata, self.parameters)
             if started_s >= begin_s:
                 times_ms.append(1e3 * (time.perf_counter() - started_s))
         return percentile(sorted(times_ms), 50)
+
+    def _prepare(self, encoded: bytes, metadata: Metadata) -> Prepared:
+        return prepare_encoded(encoded, metadata, max_pixels=MAX_PIXELS, reduced=True)[0]
 
 
 def main() -> None:
@@ -160,6 +163,7 @@ def main() -> None:
     parser.add_argument("--conf", type=float, default=0.25)
     parser.add_argument("--max-det", type=int, default=300)
     arguments = parser.parse_args()
+    cv2.setNumThreads(1)  # as in the server: images side by side, one thread each
     images = [path.read_bytes() for path in sorted(arguments.pictures.glob("*.jpg"))]
     parameters = DetectParameters(conf=arguments.conf, max_det=arguments.max_det)
     pipeline = Pipeline(arguments.model, images, parameters)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.serving.contestants import Thresholds
 from benchmarks.serving.http_client import Answer, Request, image_request
 from server.artifact import load_artifact
-from server.detector import finish, prepare_image
+from server.detector import finish, prepare_encoded
 from server.image import decode
 from server.postprocess import DetectParameters
 from server.session import Session
@@ -72,7 +72,9 @@ def box_counts(artifact: Path, pictures: Sequence[Picture], thresholds: Threshol
     parameters = DetectParameters(conf=thresholds.conf, max_det=thresholds.max_det)
     counts = []
     for picture in pictures:
-        prepared = prepare_image(decode(picture.data, max_pixels=MAX_PIXELS), model.metadata)
+        prepared, _ = prepare_encoded(
+            picture.data, model.metadata, max_pixels=MAX_PIXELS, reduced=True
+        )
         (candidates,) = session.run(prepared.canvas[None])
         found = finish(candidates, prepared, model.metadata, parameters)
         counts.append(len(found.detections.scores))

@@ -7,11 +7,11 @@ every framework hands a worker its arguments.
 import os
 from pathlib import Path
 
+import cv2
 import orjson
 
 from server.artifact import load_artifact
-from server.detector import ImageDetections, finish, prepare_image
-from server.image import decode
+from server.detector import ImageDetections, finish, prepare_encoded
 from server.postprocess import DetectParameters
 from server.session import Session
 
@@ -26,6 +26,7 @@ class Pipeline:
     """
 
     def __init__(self) -> None:
+        cv2.setNumThreads(1)  # as in our server: workers, not OpenCV, share the CPUs
         artifact = load_artifact(Path(os.environ["PEER_ARTIFACT"]))
         self._metadata = artifact.metadata
         self._session = Session.open(
@@ -41,7 +42,7 @@ class Pipeline:
 
     def __call__(self, image: bytes) -> bytes:
         """An image file to its detections, as a JSON text."""
-        prepared = prepare_image(decode(image, max_pixels=MAX_PIXELS), self._metadata)
+        prepared, _ = prepare_encoded(image, self._metadata, max_pixels=MAX_PIXELS, reduced=True)
         (candidates,) = self._session.run(prepared.canvas[None])
         found = finish(candidates, prepared, self._metadata, self._parameters)
         return answer_json(found, self._metadata.class_names)
