@@ -60,7 +60,9 @@ class Outcome:
 
 def small_metadata() -> Metadata:
     """The default model's description, with a smaller input."""
-    return read_metadata(DEFAULT_MODEL / "yolov8n-fla-bccd.onnx").model_copy(update={"buckets": BUCKETS})
+    return read_metadata(DEFAULT_MODEL / "yolov8n-fla-bccd.onnx").model_copy(
+        update={"buckets": BUCKETS}
+    )
 
 
 def examine(data: bytes, metadata: Metadata) -> str:
