@@ -14,12 +14,13 @@ from typing import Literal, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server import suppression
 from server.artifact import Artifact, Metadata
 from server.batcher import Batcher, Slots
 from server.choice import load_model
 from server.concurrency import together
 from server.cpus import available_cpus
-from server.detector import ImageDetections, Prepared, finish, prepare_encoded
+from server.detector import ImageDetections, Prepared, finish, prepare_encoded, stacked
 from server.engine import Engine
 from server.errors import (
     BadInput,
@@ -368,8 +369,7 @@ class Service:
         self._calls[call] = time.monotonic()
 
         def run() -> list[Candidates]:
-            pixels = [canvas.pixels for canvas in batch]
-            images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+            images = stacked([canvas.pixels for canvas in batch])
             return list(engine.run(images, alone=alone))
 
         try:
@@ -406,6 +406,7 @@ class Service:
 
     async def _load(self, read: Callable[[], Sequence[Artifact]]) -> Engine:
         def open_warm() -> Engine:
+            suppression.load()  # not at the first request
             engine = self._open_engine(read())
             engine.warm_up()
             return engine
