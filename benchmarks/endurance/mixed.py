@@ -33,12 +33,12 @@ from benchmarks.endurance.overload import spread_ms
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.probe import (
     Sample,
+    constant,
     flat_memory,
     memory_slope,
     sample,
     sampled,
     series,
-    unchanged,
 )
 from benchmarks.endurance.process import Scrape, Server, serving
 from benchmarks.endurance.rude import (
@@ -150,7 +150,7 @@ async def mixed(plan: Plan) -> Report:
                 differences),
         none_of("probes and scrapes answered", failed_probes),
         flat_memory(samples),
-        unchanged(before, after),
+        constant(before, samples, after),
         Criterion("queue empty at the end", f"{queue} images", is_quiet and queue == 0),
     ]  # fmt: skip
     return Report("mixed", criteria, figures | {"process": series(samples)}, tuple(figures))

@@ -18,7 +18,7 @@ from benchmarks.endurance.forms import form, raw
 from benchmarks.endurance.mixed import settled
 from benchmarks.endurance.overload import spread_ms
 from benchmarks.endurance.plan import Plan
-from benchmarks.endurance.probe import MEGA, sample, sampled, series, unchanged
+from benchmarks.endurance.probe import MEGA, constant, sample, sampled, series
 from benchmarks.endurance.process import Server, answered, serving
 from benchmarks.endurance.shots import Shot, loaded
 from benchmarks.endurance.traffic import saturation, took_ms
@@ -128,7 +128,7 @@ async def _reloads(plan: Plan, server: Server, model: Path) -> Report:
         ),
         none_of("good files are taken, bad ones refused (409, or counted as failed)", problems),
         memory_per_reload(memory),
-        unchanged(before, after),
+        constant(before, samples, after),
     ]
     raw_figures = {"rss_mb_after_each": memory, "process": series(samples)}
     return Report("reloads", criteria, figures | raw_figures, tuple(figures))
