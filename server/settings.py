@@ -149,11 +149,16 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _one_request_fits_the_queue(self) -> Self:
+    def _one_request_fits(self) -> Self:
         if self.max_images_per_request > self.max_queue_images:
             raise ValueError(
                 f"max_images_per_request ({self.max_images_per_request}) must not be over "
                 f"max_queue_images ({self.max_queue_images}): such a request could never be taken"
+            )
+        if self.max_body_bytes > self.max_upload_bytes:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) must not be over max_upload_bytes "
+                f"({self.max_upload_bytes}): such a body could never be taken"
             )
         return self
 

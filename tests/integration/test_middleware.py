@@ -38,7 +38,7 @@ async def test_what_is_no_detection_is_not_counted_as_one(artifact: Path) -> Non
 
 async def test_bodies_in_memory_are_bounded_together(artifact: Path) -> None:
     room = len(IMAGE) * 3 // 2
-    async with served(artifact, open_session=HeldSession, max_upload_bytes=room) as running:
+    async with served(artifact, open_session=HeldSession, max_upload_bytes=room, max_body_bytes=room) as running:
         session = held(running)
         first = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])

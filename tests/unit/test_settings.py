@@ -19,7 +19,7 @@ OTHER_VALUES = {
     "request_timeout_s": "1.5",
     "drain_timeout_s": "2.5",
     "precision": "int8",
-    "max_upload_bytes": "100000",
+    "max_upload_bytes": "100000000",
     "jpeg_reduced_decoding": "False",
     "header_timeout_s": "3.5",
     "stuck_after_s": "4.5",
@@ -157,3 +157,16 @@ def test_the_table_names_every_variable_and_shows_no_path_of_this_machine() -> N
         assert f"`{ENV_PREFIX}{name.upper()}`" in table
     assert str(DEFAULT_MODEL.parent) not in table
     assert "| `--model` | `weights` |" in table
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_images_per_request": "9", "max_queue_images": "8"},
+        {"max_body_bytes": "1001", "max_upload_bytes": "1000"},
+    ],
+)
+def test_a_request_that_could_never_be_taken_is_refused_at_the_start(given: dict[str, str]) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    with pytest.raises(SettingsInvalid, match="could never be taken"):
+        Settings.load(flags, {})
