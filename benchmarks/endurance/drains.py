@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from benchmarks.endurance.corpus import Bounds, Picture, corpus
 from benchmarks.endurance.forms import form, raw
-from benchmarks.endurance.overload import spread_ms
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.process import Server, serving
 from benchmarks.endurance.rude import sends_slowly
 from benchmarks.endurance.shots import Shot
+from benchmarks.endurance.traffic import spread_ms
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.serving.http_client import Client
 from benchmarks.serving.load import Outcome, send

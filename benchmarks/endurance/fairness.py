@@ -2,14 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.endurance.corpus import Bounds, corpus
 from benchmarks.endurance.forms import form, raw
-from benchmarks.endurance.overload import spread_ms
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.process import serving
-from benchmarks.endurance.traffic import arrive, median_ms, saturation, took_ms, under_way
+from benchmarks.endurance.traffic import (
+    arrive,
+    median_ms,
+    saturation,
+    spread_ms,
+    took_ms,
+    under_way,
+)
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.serving.http_client import Client, Request
 from benchmarks.serving.load import Outcome, in_turn, percentile, poisson, send
@@ -56,7 +63,7 @@ async def fairness(plan: Plan) -> Report:
 
 
 async def singles(
-    url: str, pick: Any, large: Request | None, rate: float, plan: Plan
+    url: str, pick: Callable[[], Request], large: Request | None, rate: float, plan: Plan
 ) -> tuple[list[Outcome], list[Outcome]]:
     """Single images at a rate, beside large requests one after the other, or without."""
     outcomes: list[Outcome] = []

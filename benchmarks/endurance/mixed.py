@@ -7,29 +7,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.endurance.broken import bad_files, broken_shots
 from benchmarks.endurance.corpus import (
     DEEPSTACK_CONF,
     DEFAULT_CONF,
     LEAST_CONF,
-    Expected,
-    Picture,
     corpus,
     expected,
 )
-from benchmarks.endurance.forms import (
-    BadFile,
-    annotated,
-    deepstack,
-    document,
-    form,
-    infer,
-    many_boxes,
-    raw,
-)
-from benchmarks.endurance.overload import spread_ms
+from benchmarks.endurance.mix import POLITE, RUDE, RUDE_SHOTS, Choose, ask, mix
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.probe import (
     Sample,
@@ -39,42 +27,56 @@ from benchmarks.endurance.probe import (
     sample,
     sampled,
     series,
+    settled,
 )
 from benchmarks.endurance.process import Scrape, Server, serving
-from benchmarks.endurance.rude import (
-    LEFT,
-    leaves_in_answer,
-    leaves_in_body,
-    leaves_waiting,
-    sends_slowly,
-)
+from benchmarks.endurance.rude import LEFT
 from benchmarks.endurance.shots import Ledger, Shot
-from benchmarks.endurance.traffic import arrive, saturation, took_ms, under_way
+from benchmarks.endurance.traffic import arrive, saturation, spread_ms, took_ms, under_way
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.serving.http_client import Client, Request, request_wire
-from benchmarks.serving.load import Outcome, poisson, send
+from benchmarks.serving.load import Outcome, Summary, poisson, send
 
 SHARE = 0.7  # of the mix' own saturation
 PROBE_EVERY_S = 5.0
 PROBES = ("/health/live", "/health/ready", "/health", "/metrics", "/v2/health/ready")
-MOST_IN_FORM = 8
-# Weights of 100.
-POLITE = {
-    "raw": 43, "many boxes": 10, "form": 12, "json": 8, "annotated": 5, "infer, JSON": 3,
-    "infer, binary": 4, "deepstack": 5, "broken": 5,
-}  # fmt: skip
-RUDE = {"leaves in body": 1.5, "leaves waiting": 1.5, "leaves in answer": 1, "slow": 1}
-# What a rude client asks for; in the midst of an answer one can leave only where it is long.
-RUDE_SHOTS = {
-    "leaves in body": POLITE,
-    "leaves waiting": POLITE,
-    "leaves in answer": {"many boxes": 1, "annotated": 1},
-    "slow": POLITE,
-}
-BAD_IN_FORM = 0.25  # of forms and documents hold a file that can't be read
-OF_A_KIND = 16
+IMAGES, REQUESTS = "detector_images_total", "detector_requests_total"
 
-Choose = Callable[[Mapping[str, float]], Shot]
+
+@dataclass(slots=True)
+class Seen:
+    """What clients saw, as it came.
+
+    Attributes:
+        sent: requests by kind.
+        outcomes: of all that ended.
+        ledger: what the server must have counted.
+        wrong: with answers, in words.
+        failed_probes: in words.
+        samples: of the process.
+    """
+
+    sent: Counter[str] = field(default_factory=Counter)
+    outcomes: list[Outcome] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    wrong: list[str] = field(default_factory=list)
+    failed_probes: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The server at rest, before or after.
+
+    Attributes:
+        process: seen from outside.
+        metrics: of its own.
+        queue_images: that wait, which should be none.
+    """
+
+    process: Sample
+    metrics: Scrape
+    queue_images: int
 
 
 async def mixed(plan: Plan) -> Report:
@@ -83,139 +85,112 @@ async def mixed(plan: Plan) -> Report:
     async with serving(plan.flags, plan.python) as server:
         pictures = corpus(plan.pictures)
         known = await expected(server, pictures, (DEFAULT_CONF, DEEPSTACK_CONF, LEAST_CONF))
-        model = (await server.health())["model"]
-        choose = mix(pictures, known, model, chance)
+        choose = mix(pictures, known, (await server.health())["model"], chance)
         ids = (f"{plan.seed}-{i}" for i in itertools.count())
         best = await saturation(
             server.url, lambda: choose(POLITE).request(next(ids)), plan.saturation_s
         )
-        rate = SHARE * best.requests / best.seconds
-        await server.quiet()
-        before, counted_before = sample(server.pid), await server.scrape()
-        sent: Counter[str] = Counter()
-        outcomes: list[Outcome] = []
-        ledger, wrong = Ledger(), list[str]()
-        async with (
-            sampled(server.pid) as samples,
-            probing(server) as failed_probes,
-            Client(server.url) as client,
-            under_way() as start,
-        ):
+        rate = SHARE * served_per_s(best)
+        before = await at_rest(server)
+        arrivals = poisson(rate, plan.mixed_s, plan.seed)
+        seen = await offer(server, choose, ids.__next__, arrivals, chance)
+        after = await at_rest(server, before.process.files)
+    figures = {
+        "minutes": plan.mixed_s / 60,
+        "saturation_requests_per_s": served_per_s(best),
+        "wrong_at_saturation": best.wrong,
+        "offered_requests_per_s": rate,
+    }
+    return report(seen, before, after, figures)
 
-            async def one(intended_s: float) -> Outcome:
-                (kind,) = chance.choices([*POLITE, *RUDE], [*POLITE.values(), *RUDE.values()])
-                shot = choose(RUDE_SHOTS.get(kind, {kind: 1}))
-                sent[kind] += 1
-                outcome = await ask(client, server.url, kind, shot, next(ids), intended_s, chance)
-                outcomes.append(outcome)
-                if said := book(ledger, kind, shot, outcome):
-                    wrong.append(said)
-                return outcome
 
-            arrivals = poisson(rate, plan.mixed_s, plan.seed)
-            await arrive(arrivals, lambda intended_s: start(one(intended_s)))
-        is_quiet = await server.quiet()
-        counted, after = await server.scrape(), await settled(server, before.files)
-        queue = (await server.health())["queue_images"]
-    images = increase(counted_before, counted, "detector_images_total", ("outcome",))
-    requests = increase(counted_before, counted, "detector_requests_total", ("route", "status"))
-    differences = ledger.differences(
+async def offer(
+    server: Server,
+    choose: Choose,
+    next_id: Callable[[], str],
+    arrivals: Sequence[float],
+    chance: random.Random,
+) -> Seen:
+    """Sends requests of all kinds at their times, while probes come and memory is looked at."""
+    seen = Seen()
+    async with (
+        sampled(server.pid) as seen.samples,
+        probing(server) as seen.failed_probes,
+        Client(server.url) as client,
+        under_way() as start,
+    ):
+
+        async def one(intended_s: float) -> Outcome:
+            (kind,) = chance.choices([*POLITE, *RUDE], [*POLITE.values(), *RUDE.values()])
+            shot = choose(RUDE_SHOTS.get(kind, {kind: 1}))
+            seen.sent[kind] += 1
+            outcome = await ask(client, server.url, kind, shot, next_id(), intended_s, chance)
+            seen.outcomes.append(outcome)
+            if said := book(seen.ledger, kind, shot, outcome):
+                seen.wrong.append(said)
+            return outcome
+
+        await arrive(arrivals, lambda intended_s: start(one(intended_s)))
+    return seen
+
+
+async def at_rest(server: Server, most_files: int | None = None) -> Edge:
+    """Waits until nothing is under way, and no more than `most_files` are open; then looks."""
+    await server.quiet()
+    process = sample(server.pid) if most_files is None else await settled(server.pid, most_files)
+    return Edge(process, await server.scrape(), (await server.health())["queue_images"])
+
+
+def served_per_s(best: Summary) -> float:
+    """Requests that were not refused for a while."""
+    return (best.requests - best.statuses.get("503", 0)) / best.seconds
+
+
+def report(seen: Seen, before: Edge, after: Edge, figures: Mapping[str, Any]) -> Report:
+    """What was seen beside what the server counted."""
+    images = increase(before.metrics, after.metrics, IMAGES, ("outcome",))
+    requests = increase(before.metrics, after.metrics, REQUESTS, ("route", "status"))
+    differences = seen.ledger.differences(
         {outcome: n for (outcome,), n in images.items()},
         {(route, status): n for (route, status), n in requests.items()},
     )
-    server_errors = {k: n for k, n in requests.items() if n and k[1][0] == "5" and k[1] != "503"}
-    line = memory_slope(samples)
-    figures: dict[str, Any] = {
-        "minutes": plan.mixed_s / 60,
-        "saturation_requests_per_s": best.requests / best.seconds,
-        "offered_requests_per_s": rate,
-        "requests_by_kind": dict(sent),
+    failed = [f"{r} {s}: {n:.0f}" for (r, s), n in requests.items() if n and is_fault(s)]
+    line, outcomes, sent = memory_slope(seen.samples), seen.outcomes, seen.sent.total()
+    shown = {
+        **figures,
+        "requests_by_kind": dict(seen.sent),
         "answers": dict(Counter(str(e.status) if e.status else e.error or "" for e in outcomes)),
-        "images_answered": dict(ledger.images),
-        "images_of_clients_that_left": dict(ledger.loose_images),
+        "images_answered": dict(seen.ledger.images),
+        "images_of_clients_that_left": dict(seen.ledger.loose_images),
         "images_counted_by_server": {o: int(n) for (o,), n in images.items() if n},
         "answered_200_ms": spread_ms(took_ms([e for e in outcomes if e.good])),
         "memory_mb_per_hour": [line.per_unit, line.error] if line else [],
-        "wrong_at_saturation": best.wrong,
     }
     criteria = [
-        none_of(
-            "no 5xx other than 503, by the server's own count",
-            [f"{route} {status}: {n:.0f}" for (route, status), n in server_errors.items()],
+        none_of("no 5xx other than 503, by the server's own count", failed),
+        none_of("every answer right: status, order, size and number of boxes", seen.wrong),
+        Criterion(
+            "every request has one outcome",
+            f"{len(outcomes)} of {sent}",
+            len(outcomes) == sent,
         ),
-        none_of("every answer right: status, order, size and number of boxes", wrong),
-        Criterion("every request has one outcome", f"{len(outcomes)} of {sent.total()}",
-                  len(outcomes) == sent.total()),
-        none_of("every accepted image answered exactly once: clients' and server's counts agree",
-                differences),
-        none_of("probes and scrapes answered", failed_probes),
-        flat_memory(samples),
-        constant(before, samples, after),
-        Criterion("queue empty at the end", f"{queue} images", is_quiet and queue == 0),
-    ]  # fmt: skip
-    return Report("mixed", criteria, figures | {"process": series(samples)}, tuple(figures))
+        none_of(
+            "every accepted image answered exactly once: clients' and server's counts agree",
+            differences,
+        ),
+        none_of("probes and scrapes answered", seen.failed_probes),
+        flat_memory(seen.samples),
+        constant(before.process, seen.samples, after.process),
+        Criterion(
+            "queue empty at the end", f"{after.queue_images} images", after.queue_images == 0
+        ),
+    ]
+    return Report("mixed", criteria, shown | {"process": series(seen.samples)}, tuple(shown))
 
 
-def mix(pictures: Sequence[Picture], known: Expected, model: str, chance: random.Random) -> Choose:
-    """Makes requests of every kind; gives a function that takes one of a kind chosen by weight."""
-    jpeg = next(each for each in pictures if each.media_type == "image/jpeg")
-    bad = bad_files(jpeg)
-    several = [each for each in pictures if each.hw[0] * each.hw[1] <= 640 * 480]
-
-    def one() -> Picture:
-        return chance.choice(several)
-
-    def some(most: int = MOST_IN_FORM) -> list[Picture]:
-        return chance.choices(several, k=chance.randint(1, most))
-
-    def some_with_bad() -> list[Picture | BadFile]:
-        chosen: list[Picture | BadFile] = [*some(MOST_IN_FORM - 1)]
-        if chance.random() < BAD_IN_FORM:
-            chosen.insert(chance.randint(0, len(chosen)), chance.choice(bad))
-        return chosen
-
-    def many(make: Callable[[], Shot]) -> list[Shot]:
-        return [make() for _ in range(OF_A_KIND)]
-
-    # Made once: the generator should spend its time on sending.
-    shots: dict[str, list[Shot]] = {
-        "raw": [raw(each, known) for each in pictures],
-        "many boxes": [many_boxes(each, known) for each in several],
-        "form": many(lambda: form(some_with_bad(), known)),
-        "json": many(lambda: document(some_with_bad(), known)),
-        "annotated": [annotated(each) for each in several],
-        "infer, JSON": many(lambda: infer(model, some(3), known, binary=False)),
-        "infer, binary": many(lambda: infer(model, some(3), known, binary=True)),
-        "deepstack": many(lambda: deepstack(one(), known)),
-        "broken": broken_shots(jpeg),
-    }
-
-    def choose(weights: Mapping[str, float]) -> Shot:
-        (kind,) = chance.choices(list(weights), list(weights.values()))
-        return chance.choice(shots[kind])
-
-    return choose
-
-
-async def ask(
-    client: Client,
-    url: str,
-    kind: str,
-    shot: Shot,
-    request_id: str,
-    intended_s: float,
-    chance: random.Random,
-) -> Outcome:
-    """One request of a polite or rude client."""
-    if kind == "leaves in body":
-        return await leaves_in_body(client, shot, request_id, chance.uniform(0.01, 0.3))
-    if kind == "leaves waiting":
-        return await leaves_waiting(client, shot, request_id, chance.uniform(0.001, 0.05))
-    if kind == "leaves in answer":
-        return await leaves_in_answer(url, shot, request_id)
-    if kind == "slow":
-        return await sends_slowly(url, shot, request_id, chance.uniform(0.5, 4))
-    return await send(client, shot.request(request_id), intended_s)
+def is_fault(status: str) -> bool:
+    """A 5xx that no server should answer."""
+    return status.startswith("5") and status != "503"
 
 
 def book(ledger: Ledger, kind: str, shot: Shot, outcome: Outcome) -> str | None:
@@ -262,13 +237,3 @@ async def probing(server: Server) -> AsyncIterator[list[str]]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def settled(server: Server, files: int, limit_s: float = 15.0) -> Sample:
-    """A sample when as few files are open as before, or when the time is over."""
-    end_s = time.perf_counter() + limit_s
-    looked = sample(server.pid)
-    while looked.files > files and time.perf_counter() < end_s:
-        await asyncio.sleep(0.1)
-        looked = sample(server.pid)
-    return looked

@@ -64,6 +64,16 @@ async def sampled(pid: int, every_s: float = 1.0) -> AsyncIterator[list[Sample]]
         watching.cancel()
 
 
+async def settled(pid: int, files: int, limit_s: float = 15.0) -> Sample:
+    """A sample when as few files are open as before, or when the time is over."""
+    end_s = time.perf_counter() + limit_s
+    looked = sample(pid)
+    while looked.files > files and time.perf_counter() < end_s:
+        await asyncio.sleep(0.1)
+        looked = sample(pid)
+    return looked
+
+
 def memory_slope(samples: Sequence[Sample]) -> Slope | None:
     """MB of resident memory an hour over the later half; None where the series is too short."""
     later = samples[second_half([each.at_s for each in samples]) :]

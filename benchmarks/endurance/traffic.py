@@ -74,3 +74,10 @@ def took_ms(outcomes: Sequence[Outcome]) -> list[float]:
 def median_ms(outcomes: Sequence[Outcome]) -> float:
     """From send to answer; NaN of none."""
     return percentile(took_ms(outcomes), 50)
+
+
+def spread_ms(ascending: Sequence[float]) -> dict[str, float]:
+    """Percentiles for the table; none of nothing."""
+    if not ascending:
+        return {}
+    return {f"p{each}": percentile(ascending, each) for each in (50, 99)} | {"max": ascending[-1]}

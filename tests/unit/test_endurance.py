@@ -31,19 +31,23 @@ from benchmarks.endurance.forms import (
     raw,
 )
 from benchmarks.endurance.lag import LoopLag, Stalls
-from benchmarks.endurance.mixed import POLITE, RUDE, book, increase, mix
+from benchmarks.endurance.mix import POLITE, RUDE, mix
+from benchmarks.endurance.mixed import book, increase, is_fault
 from benchmarks.endurance.overload import late_refusals, refusable
 from benchmarks.endurance.probe import Sample, constant, flat_memory
 from benchmarks.endurance.process import parse_metrics
-from benchmarks.endurance.reloads import Swap, memory_per_reload, misplaced, served_meanwhile
+from benchmarks.endurance.reloads import memory_per_reload
 from benchmarks.endurance.rude import parse_answer, pieces
 from benchmarks.endurance.shots import Ledger, Shot
+from benchmarks.endurance.swaps import Swap, misplaced, put_bad, served_meanwhile, steps
 from benchmarks.endurance.trend import second_half, slope
 from benchmarks.endurance.verdict import Criterion, Report, none_of, table
 from benchmarks.serving.http_client import Answer
 from benchmarks.serving.load import Outcome
-from server.errors import BadInput
+from server.artifact import load_artifact
+from server.errors import ArtifactInvalid, BadInput
 from server.image import decode
+from tests.artifacts import tiny_artifact
 
 LIMIT = 50_000_000
 JPEG = Picture("a.jpg", "image/jpeg", b"\xff\xd8\xff" + bytes(100), (480, 640))
@@ -55,6 +59,11 @@ EXPECTED = {(each.name, conf): Bounds(2, 3) for each in (JPEG, PNG) for conf in 
 @pytest.fixture(scope="module")
 def pictures(repo_dir: Path) -> list[Picture]:
     return corpus(repo_dir / "samples", most=1)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return tiny_artifact(tmp_path / "tiny.onnx")
 
 
 def result(picture: Picture, boxes: int, **other: Any) -> dict[str, Any]:
@@ -237,7 +246,13 @@ def test_files_are_broken_in_the_way_that_is_said(pictures: list[Picture]) -> No
 def test_a_form_needs_a_result_for_each_file_in_order() -> None:
     shot = form([JPEG, CUT, PNG], EXPECTED)
     error = {"code": "undecodable_image"}
-    bad: dict[str, Any] = {"filename": "cut.jpg", "width": None, "height": None, "detections": [], "error": error}
+    bad: dict[str, Any] = {
+        "filename": "cut.jpg",
+        "width": None,
+        "height": None,
+        "detections": [],
+        "error": error,
+    }
     good = [result(JPEG, 2), bad, result(PNG, 3)]
     assert shot.images == {"ok": 2, "undecodable_image": 1}
     assert wrong(shot, *good) is None
@@ -385,6 +400,11 @@ def test_only_rude_clients_may_go_without_an_answer(
     assert bool(ledger.loose_requests) == (not status)
 
 
+def test_503_is_the_only_5xx_that_may_be() -> None:
+    statuses = ("200", "404", "499", "500", "503", "504")
+    assert [status for status in statuses if is_fault(status)] == ["500", "504"]
+
+
 # ---- answers without a library
 
 
@@ -445,6 +465,24 @@ def test_a_request_is_answered_by_a_model_of_its_time(
     for version in "abc":
         assert bool(misplaced([one], {"me": version}, SWAPS)) == (version not in versions)
     assert misplaced([one], {}, SWAPS) == []
+
+
+def test_reloads_alternate_between_models_and_ways() -> None:
+    to_come = steps(200)
+    good = [step for step in to_come if step.good]
+    bad = [step for step in to_come if not step.good]
+    assert [step.model for step in good] == [1, 0] * 90
+    assert len(bad) == 20
+    for chosen in (good, bad):
+        ways = Counter(step.by_http for step in chosen)
+        assert ways[True] == ways[False]
+
+
+def test_a_bad_file_is_no_artifact(artifact: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model.onnx"
+    put_bad(artifact, place)
+    with pytest.raises(ArtifactInvalid):
+        load_artifact(place)
 
 
 # ---- the verdict
