@@ -34,6 +34,7 @@ class _Entry(Generic[Item, Result]):
     # What the queue is ordered by: see `Slots`.
     turn: float
     arrival: int
+    slots: "Slots[Item, Result]" = field(compare=False)
     item: Item = field(compare=False)
     submitted: float = field(compare=False)  # seconds of the event loop's clock, as `deadline`
     deadline: float = field(compare=False)
@@ -44,13 +45,16 @@ class _Entry(Generic[Item, Result]):
 class Slots(Generic[Item, Result]):
     """Places in the queue that one request holds for its images until it submits them.
 
-    Requests take turns: each item of a request goes one turn after the one before it, the first at
-    the turn that is being served. So a single image waits for one image of each request that is
-    before it, and not for all 64 of one (start-time fair queueing, Goyal et al. 1996).
+    Requests take turns (weighted fair queueing; the clock is that of WF2Q+, Bennett and Zhang
+    1996): a single image waits for a few images of each request that is before it, and not for
+    all 64 of one. A request of n images has the share of sqrt(n) single ones: with the share of one
+    it would be late wherever many single images come, with that of n they would be.
     """
 
     _batcher: "Batcher[Item, Result]"
     _held: int
+    _weight: int
+    _waiting: int = 0
     _next_turn: float = 0.0
 
     async def submit(self, item: Item, deadline: float = math.inf) -> Answer[Result]:
@@ -66,9 +70,7 @@ class Slots(Generic[Item, Result]):
         """
         assert self._held > 0, "more items than reserved places"
         self._held -= 1
-        turn = max(self._next_turn, self._batcher._turn)
-        self._next_turn = turn + 1
-        return await self._batcher._submit(item, turn, deadline)
+        return await self._batcher._submit(self, item, deadline)
 
     def give_back(self) -> None:
         """Frees one place whose image will not be submitted."""
@@ -95,8 +97,8 @@ class Batcher(Generic[Item, Result]):
         bucket: the items of one batch have equal values of it.
         max_queue_delay_s: seconds, >= 0; 0 batches only what already waits.
         max_queue_images: items that may be reserved or wait, >= 1; past it `reserve` raises.
-        lanes: batches that may run at the same time, >= 1; may be changed.
-        max_batch_size: items, >= 1; may be changed.
+        lanes: batches that may run at the same time, >= 1.
+        max_batch_size: items, >= 1.
     """
 
     def __init__(
@@ -117,8 +119,11 @@ class Batcher(Generic[Item, Result]):
         self._max_queue_images = max_queue_images
         self._waiting: dict[Hashable, list[_Entry[Item, Result]]] = {}  # heaps
         self._arrivals = count()
-        self._turn = 0.0  # of the last item that left the queue
+        self._turn = 0.0  # that a request has which comes now
+        self._turn_passes = 0.0  # what the batch that was taken last adds to it
         self._reserved = 0
+        self._images = 0  # in the heaps; a number, as metrics are read on another thread
+        self._weight = 0  # of the requests that they belong to
         self._in_lanes: list[list[_Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
         self._ended = False
@@ -127,12 +132,18 @@ class Batcher(Generic[Item, Result]):
     @property
     def queue_images(self) -> int:
         """Items that are reserved or wait for a batch; those in running batches don't count."""
-        return self._reserved + sum(len(entries) for entries in self._waiting.values())
+        return self._reserved + self._images
 
     @property
     def running_batches(self) -> int:
         """Lanes that are busy."""
         return len(self._in_lanes)
+
+    def resize(self, *, lanes: int, max_batch_size: int) -> None:
+        """Changes how many batches may run at the same time, and their size, from the next on."""
+        self.lanes = lanes
+        self.max_batch_size = max_batch_size
+        self._changed.set()
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
@@ -152,7 +163,7 @@ class Batcher(Generic[Item, Result]):
         """
         self._refuse(images)
         self._reserved += images
-        slots = Slots(self, images)
+        slots = Slots(self, images, _weight=math.ceil(math.sqrt(images)))
         try:
             yield slots
         finally:
@@ -185,6 +196,8 @@ class Batcher(Generic[Item, Result]):
                 for entry in entries:
                     _fail(entry, "the batch loop has ended")
             self._waiting.clear()
+            self._in_lanes = []
+            self._images = self._weight = 0
         assert fault is not None, "only a fault ends the loop"
         raise fault  # out here, so that the group is not its context
 
@@ -200,17 +213,21 @@ class Batcher(Generic[Item, Result]):
         self._reserved -= images
         self._changed.set()
 
-    async def _submit(self, item: Item, turn: float, deadline: float) -> Answer[Result]:
+    async def _submit(
+        self, slots: Slots[Item, Result], item: Item, deadline: float
+    ) -> Answer[Result]:
+        self._free(1)
         if self._ended:
-            self._free(1)
             raise InferenceFailed("the batch loop has ended")
         loop = asyncio.get_running_loop()
+        turn = max(slots._next_turn, self._turn)
+        slots._next_turn = turn + 1 / slots._weight
         entry = _Entry[Item, Result](
-            turn, next(self._arrivals), item, loop.time(), deadline, loop.create_future()
+            turn, next(self._arrivals), slots, item, loop.time(), deadline, loop.create_future()
         )
         bucket = self._bucket(item)
         heapq.heappush(self._waiting.setdefault(bucket, []), entry)
-        self._free(1)
+        self._count(slots, 1)
         try:
             return await entry.future
         except asyncio.CancelledError:
@@ -218,10 +235,18 @@ class Batcher(Generic[Item, Result]):
             entries = self._waiting.get(bucket, [])
             if entry in entries:
                 entries.remove(entry)
+                self._count(slots, -1)
                 heapq.heapify(entries)
                 if not entries:
                     del self._waiting[bucket]
             raise
+
+    def _count(self, slots: Slots[Item, Result], change: int) -> None:
+        """Notes that an item of a request came into the heaps, 1, or left them, -1."""
+        waited = slots._waiting > 0
+        slots._waiting += change
+        self._images += change
+        self._weight += slots._weight * ((slots._waiting > 0) - waited)
 
     async def _next_batch(self) -> list[_Entry[Item, Result]]:
         """Waits until a batch may start, and takes it out of the queue."""
@@ -256,28 +281,27 @@ class Batcher(Generic[Item, Result]):
         entries = self._waiting[bucket]
         share = math.ceil(len(entries) / (self.lanes - len(self._in_lanes)))
         size = min(share, self.max_batch_size)
-        now = asyncio.get_running_loop().time()
+        weight = self._weight
         batch: list[_Entry[Item, Result]] = []
         while entries and len(batch) < size:
             entry = heapq.heappop(entries)
-            if entry.future.done():
-                continue
-            if entry.deadline > now:
+            self._count(entry.slots, -1)
+            if _is_wanted(entry):
                 batch.append(entry)
-            else:
-                late = DeadlineExceeded("the deadline passed while the image waited")
-                entry.future.set_exception(late)
         if not entries:
             del self._waiting[bucket]  # a bucket may hold a model that is being replaced
         if batch:
-            self._turn = batch[0].turn
+            # It also passes when only newcomers are served, or an image of a later turn would
+            # wait for as long as there are any.
+            self._turn = max(self._turn + self._turn_passes, batch[0].turn)
+            self._turn_passes = len(batch) / weight
         return batch
 
     async def _run(self, batch: list[_Entry[Item, Result]], alone: bool) -> None:
         try:
             if not await self._attempt(batch, alone):
                 for entry in batch:
-                    if not entry.future.done():
+                    if _is_wanted(entry):
                         await self._attempt([entry], False)
         finally:
             self._in_lanes = [each for each in self._in_lanes if each is not batch]
@@ -310,6 +334,17 @@ class Batcher(Generic[Item, Result]):
 
     def _observe(self, item_s: float) -> None:
         self._item_s = item_s if self._item_s == 0 else 0.8 * self._item_s + 0.2 * item_s
+
+
+def _is_wanted(entry: _Entry[Any, Any]) -> bool:
+    """Whether somebody waits for the item, and it is in time; fails it when it is late."""
+    if entry.future.done():
+        return False
+    if entry.deadline > asyncio.get_running_loop().time():
+        return True
+    late = DeadlineExceeded("the deadline passed while the image waited")
+    entry.future.set_exception(late)
+    return False
 
 
 def _fail(entry: _Entry[Any, Any], message: str, cause: BaseException | None = None) -> None:

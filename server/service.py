@@ -416,8 +416,7 @@ class Service:
     def _serve_with(self, engine: Engine, event: str, started: float) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
-        self.batcher.lanes = engine.lanes
-        self.batcher.max_batch_size = engine.max_batch_size
+        self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
         model = engine.artifact.metadata
         running = {
             "name": model.name,

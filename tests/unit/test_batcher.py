@@ -198,6 +198,70 @@ async def test_two_large_requests_take_turns() -> None:
     assert all(abs(order.index(21 + i) - order.index(30 + i)) <= 2 for i in range(3))
 
 
+async def submit_until(batcher: Numbers, item: int, ended: asyncio.Event) -> None:
+    while not ended.is_set():
+        await submit(batcher, item)
+
+
+@pytest.mark.parametrize("clients", [2, 40])
+async def test_a_large_request_is_served_though_single_images_never_cease(clients: int) -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(10):
+        ended = asyncio.Event()
+        singles = [
+            asyncio.create_task(submit_until(batcher, 20 + i, ended)) for i in range(clients)
+        ]
+        with batcher.reserve(16) as slots:
+            await asyncio.gather(*(slots.submit(100 + i) for i in range(16)))
+        ended.set()
+        await asyncio.gather(*singles)
+    first, last = (model.batches.index([item]) for item in (100, 115))
+    # As four single clients would: in their time each of the others has about four images.
+    assert 2 * clients <= last - first <= 16 + 5 * clients
+
+
+async def test_a_single_image_waits_for_a_few_of_each_large_request() -> None:
+    model = Recorder()
+    async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(10):
+        with batcher.reserve(16) as one, batcher.reserve(16) as other:
+            many = [each.submit(item) for item in range(20, 36) for each in (one, other)]
+            tasks = [asyncio.create_task(each) for each in many]
+            while len(model.batches) < 10:  # noqa: ASYNC110  # a batch more has no event
+                await asyncio.sleep(0)
+            before = len(model.batches)
+            assert await submit(batcher, 1) == 10
+            await asyncio.gather(*tasks)
+    assert model.batches.index([1]) - before <= 3
+
+
+async def test_more_lanes_are_used_at_once() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(5):
+        tasks = [asyncio.create_task(submit(batcher, i)) for i in (1, 2)]
+        await model.started.wait()
+        model.started.clear()
+        batcher.resize(lanes=2, max_batch_size=1)
+        await model.started.wait()
+        model.release.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_what_became_late_while_its_batch_failed_is_not_tried_again() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model) as batcher:
+        soon = asyncio.get_running_loop().time() + 0.01
+        tasks = [
+            asyncio.create_task(submit(batcher, i, at)) for i, at in ((13, math.inf), (1, soon))
+        ]
+        await model.started.wait()
+        asyncio.get_running_loop().call_at(soon, model.release.set)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InferenceFailed, DeadlineExceeded]
+    assert model.batches == [[13, 1], [13]]
+
+
 async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
     model = Recorder()
     model.release.clear()
