@@ -29,5 +29,9 @@ def python_of(peer: str, envs: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", env], check=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", str(constraints), "-r", str(requirements)], check=True)
+    if peer == "tutorial":
+        # ultralytics brings opencv-python, which shares its files with headless and needs libGL.
+        headless = ["--force-reinstall", "--no-deps", "opencv-python-headless"]
+        subprocess.run([*pip, "-c", str(constraints), *headless], check=True)
     made_for.write_text(wanted)
     return python

@@ -128,7 +128,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{about['clients']} --seconds {about['seconds']:g} --pictures DATA/bccd/images/val`; its "
         "figures are what that command measured, raw in "
         "[evidence/serving.json](evidence/serving.json).",
-        f"{about['cpu']}, {about['cpus']} CPUs, {about['date']}. {about['rounds']} rounds, in "
+        f"{about['cpu']}, {about['cpus']} CPUs, {about['date']}. Rounds: {about['rounds']}, in "
         f"which all take turns, one at a time; each window {about['seconds']:g} s after "
         f"{about['warm_s']:g} s of warm-up. {about['pictures']} pictures. The load generator "
         f"shares the CPUs; it used at most {_most(rows, 'generator_cpus'):.2f} of one. Figures "
