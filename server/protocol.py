@@ -6,7 +6,8 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
 - the request line and the headers have at most `MAX_HEAD_BYTES`, and `header_timeout_s` to arrive,
   also on a connection that never sends anything;
 - what is wrong with the HTTP itself is answered like every other error;
-- past `max_connections` a connection is told so and closed;
+- past `max_connections` a connection is told so and closed; one on which requests pile up is
+  closed behind the answers to those that were taken;
 - when the answer is out before the body is in (413, 503), what still comes is thrown away: little,
   and the connection lives on; much, and it is closed so that the client can still read the answer;
 - a client that does not fetch its answer is cut off.
@@ -36,6 +37,9 @@ from server.request_head import (
 
 # A chunk of one byte comes with five more; more than this a byte is no honest client's.
 MAX_CHUNK_OVERHEAD = 8
+# Requests that wait behind one that is answered. Each answer lets more of them come in: without a
+# limit a client that sends faster than it is answered takes 50 times its bytes in memory.
+MAX_PIPELINED = 16
 # Connections past the limit that are told why; any further ones are only closed.
 TOLD_CONNECTIONS = 64
 HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -127,6 +131,9 @@ class BoundedProtocol(LingeringProtocol):
     def on_headers_complete(self) -> None:
         """The head is there: the request begins."""
         check_head(self.parser, self.url, self.headers)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # Told to nobody: the answers to those that wait come first, and are the last.
+            raise BadHttp(429, "too_many_requests", f"{MAX_PIPELINED} requests wait already")
         self._upgrading = self.parser.should_upgrade()
         if self._upgrading:
             return  # and again, without the upgrade, from `_feed`

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from server.lingering import ConnectionLimits
 from server.middleware import refusal
 from server.problems import problem
-from server.protocol import TOLD_CONNECTIONS, bounded_protocol
+from server.protocol import MAX_PIPELINED, TOLD_CONNECTIONS, bounded_protocol
 from server.request_head import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.serving import LIMIT_S, HeldSession, Served, held, one_cell, served
 
@@ -306,6 +306,16 @@ async def test_requests_sent_at_once_are_answered_in_their_order(listener: Liste
         image + OK + image + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
     )
     assert [(await client.answer())[0] for _ in range(4)] == [200, 200, 200, 404]
+
+
+async def test_requests_that_pile_up_end_the_connection(listener: Listener) -> None:
+    client = await listener.connect(OK * 10_000)
+    answers = (await client.rest()).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert len(answers) == 1 + MAX_PIPELINED
+    assert [b"connection: close" in answer for answer in answers] == [
+        *[False] * MAX_PIPELINED,
+        True,
+    ]
 
 
 async def test_garbage_behind_a_request_does_not_take_its_answer(artifact: Path) -> None:
