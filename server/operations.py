@@ -55,11 +55,12 @@ def routes(
     @router.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
         """State, model and the provider that really runs; 503 unless ready."""
-        response.status_code = 200 if service.state == "ready" else 503
+        status = service.status
+        response.status_code = 200 if status == "ready" else 503
         engine = service.engine
         return Health(
-            status=service.state,
-            model=service.model_name,
+            status=status,
+            model=engine.artifact.metadata.name if engine else service.model_name,
             version=engine.artifact.version if engine else None,
             precision=engine.artifact.metadata.precision if engine else None,
             reason=engine.reason if engine else None,

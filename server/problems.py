@@ -42,7 +42,6 @@ STATUS: tuple[tuple[type[ServerError], int], ...] = (
     (Unauthorized, 401),
     (Forbidden, 403),
     (NotFound, 404),
-    (NotFound, 404),
     (ReloadFailed, 409),
     (TooLarge, 413),
     (UnsupportedImage, 415),

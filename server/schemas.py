@@ -94,7 +94,7 @@ class Alive(Body):
 class Health(Body):
     """State of the server, and what really runs: null until the model is loaded."""
 
-    status: Literal["starting", "ready", "draining", "failed"]
+    status: Literal["starting", "ready", "stuck", "draining", "failed"]
     model: str
     version: str | None
     precision: str | None

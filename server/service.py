@@ -2,13 +2,14 @@
 
 import asyncio
 import contextvars
+import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from server.errors import (
     Draining,
     NotReady,
     ReloadFailed,
+    ServerError,
 )
 from server.logs import get_logger
 from server.metrics import Metrics
@@ -42,6 +44,8 @@ State = Literal["starting", "ready", "draining", "failed"]
 FAILED_GRACE_S = 1.0
 # Model calls take all CPUs; refusals, health and decoding should not have to wait for their turn.
 MODEL_NICENESS = 5
+MAX_NICENESS = 19  # that there is
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 Candidates = NDArray[np.float32]
 
 logger = get_logger(__name__)
@@ -57,7 +61,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """One image that came back from the model, with (K, 6) candidates to sort out."""
+    """One image that came back from the model, with (K, 6) candidates to sort out.
+
+    Its canvas is empty: a request of many images must not keep all their pixels to its end.
+    """
 
     prepared: Prepared
     candidates: Candidates
@@ -190,6 +197,13 @@ class Service:
             raise NotReady("the model is being loaded")
         return self.engine
 
+    @property
+    def status(self) -> State | Literal["stuck"]:
+        """The state; "stuck" where a model call does not return, so that no request is taken."""
+        if self.state == "ready" and self._stuck_s() is not None:
+            return "stuck"
+        return self.state
+
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
         if self.state == "draining":
@@ -202,14 +216,18 @@ class Service:
         """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
         if self.state == "failed":
             raise NotReady("the model has stopped")
-        oldest = min(self._calls.values(), default=None)
-        if oldest is not None:
-            running_s = time.monotonic() - oldest
-            if running_s > self.settings.stuck_after_s:
-                raise NotReady(
-                    f"a model call has been running for {running_s:.0f} s; "
-                    f"stuck_after_s is {self.settings.stuck_after_s:g}"
-                )
+        stuck_s = self._stuck_s()
+        if stuck_s is not None:
+            raise NotReady(
+                f"a model call has been running for {stuck_s:.0f} s; "
+                f"stuck_after_s is {self.settings.stuck_after_s:g}"
+            )
+
+    def _stuck_s(self) -> float | None:
+        """Seconds that a model call has been running which is stuck; None when none is."""
+        oldest = min(self._calls.values(), default=math.inf)
+        running_s = time.monotonic() - oldest
+        return running_s if running_s > self.settings.stuck_after_s else None
 
     def begin_drain(self) -> None:
         """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
@@ -275,7 +293,8 @@ class Service:
         """
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self._decode_threads)
-        with self.batcher.reserve(len(encoded)) as slots:
+        images = len(encoded)
+        with self.batcher.reserve(images) as slots, self._counting_failures(images):
             inferred = await together(
                 self._infer_one(engine, each, slots, turns, deadline) for each in encoded
             )
@@ -313,14 +332,15 @@ class Service:
         Raises:
             QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
         """
-        with self.batcher.reserve(len(canvases)) as slots:
+        images = len(canvases)
+        with self.batcher.reserve(images) as slots, self._counting_failures(images):
             answers = await together(
                 slots.submit(Canvas(engine, pixels), deadline) for pixels in canvases
             )
         stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
         for stage_s in stages:
             self._observe(stage_s)
-        self.metrics.images.labels("ok").inc(len(canvases))
+        self.metrics.images.labels("ok").inc(images)
         longest_s = {stage: max(each[stage] for each in stages) for stage in stages[0]}
         return np.stack([each.result for each in answers]), longest_s
 
@@ -347,7 +367,16 @@ class Service:
         answer = await slots.submit(Canvas(engine, prepared.canvas), deadline)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
-        return Inferred(prepared, answer.result, stage_s)
+        return Inferred(replace(prepared, canvas=NO_PIXELS), answer.result, stage_s)
+
+    @contextmanager
+    def _counting_failures(self, images: int) -> Iterator[None]:
+        """Counts a request's images as failed where one of them can't be inferred."""
+        try:
+            yield
+        except ServerError as error:
+            self.metrics.images.labels(error.code).inc(images)
+            raise
 
     def _observe(self, stage_s: dict[str, float]) -> None:
         for stage, seconds in stage_s.items():
@@ -395,11 +424,6 @@ class Service:
     async def _start(self) -> None:
         started = time.perf_counter()
         engine = await self._load(lambda: self._artifacts)
-        self._calling = ThreadPoolExecutor(
-            max(engine.lanes, available_cpus()),
-            "model",
-            _be_nice,  # a reload may bring more lanes
-        )
         self._serve_with(engine, "ready", started)
         if self.state == "starting":  # not when a signal came meanwhile
             self.state = "ready"
@@ -416,6 +440,10 @@ class Service:
     def _serve_with(self, engine: Engine, event: str, started: float) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
+        # Not more threads than lanes: a CUDA session keeps handles and memory for each.
+        before, self._calling = self._calling, ThreadPoolExecutor(engine.lanes, "model", _be_nice)
+        if before is not None:
+            before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
         model = engine.artifact.metadata
         running = {
@@ -453,4 +481,7 @@ async def _on(
 
 def _be_nice() -> None:
     """Lets the threads of the event loop and of decoding go first where CPUs are short."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEL_NICENESS)
+    thread = threading.get_native_id()
+    niceness = os.getpriority(os.PRIO_PROCESS, thread) + MODEL_NICENESS
+    with suppress(OSError):  # a sandbox may forbid it, and the pool would be broken for good
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, MAX_NICENESS))

@@ -417,6 +417,9 @@ async def test_a_failed_inference_reveals_nothing_and_hurts_nobody_else(running:
     for internal in ("onnx", "Gather", "Traceback", "batch", "/"):
         assert internal not in response.json()["detail"]
     assert (await running.client.post("/detect", content=IMAGE)).status_code == 200
+    metrics = (await running.client.get("/metrics")).text
+    assert 'detector_images_total{outcome="inference_failed"} 1.0' in metrics
+    assert 'detector_images_total{outcome="ok"} 1.0' in metrics
 
 
 class Shapeless(HeldSession):

@@ -192,7 +192,10 @@ async def test_a_model_call_that_does_not_return_fails_liveness(artifact: Path) 
             response = await running.client.get(path)
             assert response.status_code == 503
             assert "stuck_after_s is 0.05" in response.json()["detail"]
+        health = await running.client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "stuck")
         session.gate.set()
         async with asyncio.timeout(LIMIT_S):
             assert (await asked).status_code == 200
+        assert (await running.client.get("/health")).json()["status"] == "ready"
         assert (await running.client.get("/health/live")).status_code == 200

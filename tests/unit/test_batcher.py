@@ -400,7 +400,7 @@ async def test_the_end_of_the_loop_fails_what_runs_and_what_waits(
         await loop_task
     with pytest.raises(InferenceFailed):
         await submit(batcher, 3)
-    assert batcher.queue_images == 0
+    assert (batcher.queue_images, batcher.running_batches) == (0, 0)
 
 
 async def test_retry_after_grows_with_the_queue_and_is_at_least_a_second() -> None:
