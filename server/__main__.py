@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         # Here and not above: only it needs what it imports.
         from server.doctor.command import main as healthy
 
-        return 0 if healthy(arguments[1:], os.environ) else EXIT_FAILED
+        return 0 if healthy(arguments[1:], os.environ) else EXIT_DEPLOYMENT
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
     cv2.setNumThreads(1)  # images are decoded side by side, one thread each
     quiet_codecs()
@@ -70,6 +71,7 @@ def serve(settings: Settings) -> int:
         server = Server(app, settings)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        spare_the_collector()
         logger.info("listening", url=f"http://{shown}:{port}", model=str(settings.model))
         server.run([listener])
     tracing: Tracing | None = app.state.tracing
@@ -78,6 +80,17 @@ def serve(settings: Settings) -> int:
     if isinstance(service.failure, DeploymentError):
         raise service.failure
     return EXIT_FAILED if service.failure else 0
+
+
+def spare_the_collector() -> None:
+    """Keeps Python's garbage collector from walking over all modules every few hundred requests.
+
+    What is alive now stays to the end; what a request leaves goes with its last reference, and the
+    few cycles can wait. It took 0.2 of the 3.2 ms of CPU that a request costs beside the model.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -160,6 +173,8 @@ class Server(uvicorn.Server):
                     await self._reload()
                 except ServerError as error:
                     logger.error("sighup_ignored", code=error.code, reason=str(error))
+                except Exception:  # a fault of our own must not make the next signal unheard
+                    logger.exception("sighup_failed")
 
         reloading = loop.create_task(reload_when_told())
         before = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(told.set))
