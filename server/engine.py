@@ -4,9 +4,13 @@ On a CPU, calls with one thread each side by side bring the most images a second
 detector at 480 x 480 on two CPUs 39, and 78 in int8; one call with both threads 29 and 50), and
 batches bring none. A lone request wants all threads (30 ms instead of 51; int8 18 instead of 25).
 So there are two sessions: one for each. A GPU runs one call at a time, in batches.
+
+On many CPUs with few clients, one thread a call leaves CPUs idle and answers later than it could:
+there `intra_op_threads` should be about the CPUs divided by the requests at the same time.
 """
 
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +41,41 @@ class OpenSession(Protocol):
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Runs every shape that will come once."""
+
+
+class SideBySide:
+    """Sessions of one model as one: calls at the same time have a session each.
+
+    Calls that shared a session would share its threads: eight calls of eight threads each would
+    run on 15 and not on 64.
+
+    Args:
+        sessions: alike, at least one; a call waits while all of them run.
+
+    Attributes:
+        provider, device: where they run.
+    """
+
+    def __init__(self, sessions: Sequence[OpenSession]) -> None:
+        self.provider = sessions[0].provider
+        self.device = sessions[0].device
+        self._sessions = sessions
+        self._idle: SimpleQueue[OpenSession] = SimpleQueue()
+        for session in sessions:
+            self._idle.put(session)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As a session does."""
+        session = self._idle.get()
+        try:
+            return session.run(images)
+        finally:
+            self._idle.put(session)
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """As a session does, with each of them."""
+        for session in self._sessions:
+            session.warm_up(batch_sizes)
 
 
 class Engine:
@@ -81,6 +120,7 @@ class Engine:
         precision: str = "auto",
         intra_op_threads: int | None = None,
         max_batch_size: int | None = None,
+        cpus: int | None = None,
     ) -> "Engine":
         """Loads the best of some files of one model on the first device that works.
 
@@ -91,29 +131,34 @@ class Engine:
             intra_op_threads: CPU threads of every call, >= 1; by default all for a lone call and
                 one where several run.
             max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
+            cpus: that calls share, >= 1; by default those that affinity and quota leave.
 
         Raises:
             ArtifactInvalid: no file has that precision, or ONNX Runtime cannot load it.
             ProviderUnavailable: the model does not run on the device that was asked for.
             SettingsInvalid: there is no such device name.
         """
-        cpus = available_cpus()
+        all_cpus = cpus or available_cpus()
 
         def open_on(one: str) -> Engine:
             artifact, reason = choose(artifacts, one, precision)
             if one != "cpu":
-                session = Session.open(artifact, device=one, threads=intra_op_threads or cpus)
+                session = Session.open(artifact, device=one, threads=intra_op_threads or all_cpus)
                 size = max_batch_size or GPU_BATCH_SIZE
                 return Engine(artifact, reason, session, max_batch_size=size)
-            session = Session.open(artifact, device=one, threads=intra_op_threads or 1)
+            threads = intra_op_threads or 1
+            lanes = max(1, all_cpus // threads)
+            sessions = [
+                Session.open(artifact, device=one, threads=threads)
+                for _ in range(lanes if threads > 1 else 1)
+            ]
             lone = None
-            if intra_op_threads is None and cpus > 1:
-                lone = Session.open(artifact, device=one, threads=cpus, spinning=True)
-            lanes = max(1, cpus // (intra_op_threads or 1))
+            if intra_op_threads is None and all_cpus > 1:
+                lone = Session.open(artifact, device=one, threads=all_cpus, spinning=True)
             return Engine(
                 artifact,
                 reason,
-                session,
+                sessions[0] if len(sessions) == 1 else SideBySide(sessions),
                 lone_session=lone,
                 lanes=lanes,
                 max_batch_size=max_batch_size or 1,
