@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 MAX_LINGER_BYTES = 64 * 1024 * 1024
+SHUTDOWN_LINGER_S = 1.0  # what an answered client has to read it and go, when the server ends
 KEEP_ALIVE_S = 75  # longer than common load balancers keep an idle connection
 
 
@@ -93,7 +94,8 @@ class LingeringProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Ends what is idle now and the rest after its answer, when the server ends."""
         if self.ended:
-            self._socket.abort()
+            if not self._socket.get_write_buffer_size():
+                self._arm(SHUTDOWN_LINGER_S, self._socket.abort)
         else:
             super().shutdown()
 

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.lingering import ConnectionLimits
+from server.lingering import ConnectionLimits, LingeringProtocol
 from server.middleware import refusal
 from server.problems import problem
 from server.protocol import MAX_PIPELINED, TOLD_CONNECTIONS, bounded_protocol
@@ -494,10 +494,37 @@ async def test_the_answer_can_be_read_after_all_was_sent(artifact: Path) -> None
 async def test_who_does_not_fetch_answers_is_cut_off(artifact: Path) -> None:
     async with listening(artifact, fetch_s=0.2) as listener:
         client = await listener.connect()
-        client.send_soon(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 5000)
+        large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        client.send_soon(large * (1 + MAX_PIPELINED))
         await listener.running.until(lambda: bool(listener.state.connections))
         await listener.running.until(lambda: not listener.state.connections)
         await listener.running.until(lambda: not listener.state.tasks)
+
+
+async def test_the_end_of_the_server_does_not_take_an_answer_from_who_reads_it(
+    artifact: Path,
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with listening(artifact) as listener:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            await loop.sock_connect(slow, ("127.0.0.1", listener.port))
+            await listener.running.until(lambda: bool(listener.state.connections))
+            (connection,) = listener.state.connections
+            assert isinstance(connection, LingeringProtocol)
+            # So that the answer does not wait in the kernel, which would send it anyway.
+            served_socket = connection.transport.get_extra_info("socket")
+            served_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            openapi = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            await loop.sock_sendall(slow, openapi)
+            await listener.running.until(lambda: connection.ended)
+            assert connection.transport.get_write_buffer_size()
+            connection.shutdown()
+            answer = b""
+            while piece := await loop.sock_recv(slow, 4096):
+                answer += piece
+        assert "paths" in json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
 async def test_one_connection_too_many_is_told_so(artifact: Path) -> None:
