@@ -4,17 +4,19 @@ Swagger UI comes from the package fastapi-offline, because FastAPI's own page wo
 another host.
 """
 
-from collections.abc import Awaitable, Callable
+import mimetypes
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import fastapi_offline
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import HTMLResponse, StreamingResponse
 
 from server.security_headers import page_policy
 
 SWAGGER_UI = Path(fastapi_offline.__file__).with_name("static")
+PIECE_BYTES = 64 * 1024  # so much of an answer waits for a client that reads slowly
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
@@ -48,8 +50,19 @@ def routes(title: str) -> APIRouter:
     return router
 
 
-def _asset(name: str) -> Callable[[], Awaitable[FileResponse]]:
-    async def asset() -> FileResponse:
-        return FileResponse(SWAGGER_UI / name, headers={"Cache-Control": "max-age=3600"})
+def _asset(name: str) -> Callable[[], Awaitable[StreamingResponse]]:
+    # From memory: each client that reads slowly would keep a file open.
+    content = (SWAGGER_UI / name).read_bytes()
+    headers = {"Cache-Control": "max-age=3600", "Content-Length": str(len(content))}
+
+    async def asset() -> StreamingResponse:
+        return StreamingResponse(
+            _pieces(content), media_type=mimetypes.guess_type(name)[0], headers=headers
+        )
 
     return asset
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]
