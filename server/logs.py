@@ -30,9 +30,10 @@ def configure_logging(log_format: Literal["json", "console"], stream: TextIO | N
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
         if log_format == "json"
         else [
+            _printable,
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
         ]
     )
     structlog.configure(
@@ -63,6 +64,14 @@ def _name(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """As lines of Python's `logging` call it; structlog keeps the word for itself until here."""
     event["logger"] = event.pop("source", None)
     return event
+
+
+def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What a client sent must not steer the terminal."""
+    return {
+        name: ascii(value) if isinstance(value, str) and not value.isprintable() else value
+        for name, value in event.items()
+    }
 
 
 def _json(event: dict[str, Any], **kwargs: Any) -> str:

@@ -37,6 +37,8 @@ DETECTION = "detection"
 # Where an answer is out before the body is in, a connection that lives on has to take the rest.
 MAX_KEPT_REST_BYTES = 1024 * 1024
 
+MAX_LOGGED_PATH = 256  # characters; a path may have 64 KB, and be sent again and again
+
 logger = get_logger(__name__)
 
 
@@ -155,7 +157,7 @@ class RequestScope:
         logger.info(
             "request",
             method=scope["method"],
-            path=scope["path"],
+            path=scope["path"][:MAX_LOGGED_PATH],
             status=status,
             duration_ms=round(record.elapsed_s() * 1000, 3),
             client=client[0] if client else None,

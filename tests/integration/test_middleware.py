@@ -8,6 +8,7 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from server.middleware import MAX_LOGGED_PATH
 from tests.serving import HeldSession, held, one_cell, served
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,9 @@ async def test_what_is_no_detection_is_not_counted_as_one(artifact: Path) -> Non
 
 async def test_bodies_in_memory_are_bounded_together(artifact: Path) -> None:
     room = len(IMAGE) * 3 // 2
-    async with served(artifact, open_session=HeldSession, max_upload_bytes=room, max_body_bytes=room) as running:
+    async with served(
+        artifact, open_session=HeldSession, max_upload_bytes=room, max_body_bytes=room
+    ) as running:
         session = held(running)
         first = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
@@ -68,6 +71,13 @@ async def test_a_line_says_what_a_request_was_and_took(artifact: Path) -> None:
     stages = [line[f"{stage}_ms"] for stage in ("decode", "queue", "inference", "postprocess")]
     assert 0 < sum(stages) <= line["duration_ms"]
     assert "trace_id" not in line
+
+
+async def test_a_line_holds_the_begin_of_a_long_path(artifact: Path) -> None:
+    async with served(artifact) as running:
+        with capture_logs() as lines:
+            await running.client.get("/" + "a" * 60_000)
+    assert [line["path"] for line in lines] == ["/" + "a" * (MAX_LOGGED_PATH - 1)]
 
 
 async def test_a_key_is_in_no_line_no_metric_and_no_answer(artifact: Path) -> None:

@@ -67,6 +67,15 @@ def test_console_lines_are_for_people() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("path", ["/\x1b[2J", "/\x9b2J", "/a\nb", "/\u202e"])
+def test_what_steers_a_terminal_is_spelled_out(path: str) -> None:
+    stream = io.StringIO()
+    configure_logging("console", stream)
+    get_logger("server.test").info("request", path=path)
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+
+
 def test_debug_lines_are_left_out() -> None:
     stream = io.StringIO()
     configure_logging("json", stream)
