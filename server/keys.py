@@ -105,7 +105,7 @@ def key_check(
 def _keys_of(file: Path) -> list[str]:
     try:
         with file.open("rb") as opened:
-            text = opened.read(MAX_FILE_BYTES + 1).decode()
+            text = opened.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
     except OSError as error:
         raise SettingsInvalid(f"api_keys_file {file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -13,9 +13,10 @@ def keys(*given: str, file: Path | None = None) -> Keys:
 
 def test_settings_and_file_hold_keys_together(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# who: one\n\n  two \r\n#three\nключ\n", encoding="utf-8")
+    text = "four\n# who: one\n\n  two \r\n#three\nключ\n"
+    file.write_text(text, encoding="utf-8-sig")  # as Windows' editor does
     both = keys("one", file=file)
-    for key in ("one", "two", "ключ"):
+    for key in ("one", "two", "four", "ключ"):
         assert both.allows(key)
         both.check({"authorization": f"Bearer {key.encode().decode('latin-1')}"})
         both.check({"x-api-key": key.encode().decode("latin-1")})
