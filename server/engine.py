@@ -9,6 +9,8 @@ On many CPUs with few clients, one thread a call leaves CPUs idle and answers la
 there `intra_op_threads` should be about the CPUs divided by the requests at the same time.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
@@ -20,9 +22,12 @@ from server.artifact import Artifact
 from server.choice import choose
 from server.cpus import available_cpus
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
+from server.letterbox import PAD_VALUE
 from server.session import Session, open_on_first
 
 GPU_BATCH_SIZE = 8
+# After so many lone calls in a row that had better had fewer threads, so many have them.
+SLOW_IN_A_ROW, WITH_FEWER = 3, 32
 
 
 class OpenSession(Protocol):
@@ -78,6 +83,36 @@ class SideBySide:
             session.warm_up(batch_sizes)
 
 
+class LoneCalls:
+    """Whether a lone call should have all threads: while that is faster than fewer.
+
+    Threads that wait for each other are slow where other processes want the CPUs: with six of them
+    on two CPUs an int8 call took 230 ms on both, and 65 on one. One lone call follows the other.
+    """
+
+    def __init__(self) -> None:
+        self._fewer_pace = math.inf  # moving average
+        self._slow_in_a_row = 0
+        self._with_fewer = 0  # calls to come
+
+    @property
+    def all_threads(self) -> bool:
+        """Whether the next one should."""
+        return self._with_fewer == 0
+
+    def note(self, pace: float, *, all_threads: bool) -> None:
+        """Learns from a call: the seconds it took a pixel."""
+        if not all_threads:
+            known = self._fewer_pace < math.inf
+            self._fewer_pace = 0.8 * self._fewer_pace + 0.2 * pace if known else pace
+            self._with_fewer = max(0, self._with_fewer - 1)
+            return
+        slow = pace > self._fewer_pace
+        self._slow_in_a_row = self._slow_in_a_row + 1 if slow else 0
+        if self._slow_in_a_row >= SLOW_IN_A_ROW:
+            self._with_fewer = WITH_FEWER
+
+
 class Engine:
     """A model that is loaded and, after `warm_up`, ready. Released with its last reference.
 
@@ -111,6 +146,7 @@ class Engine:
         self.device = session.device
         self._session = session
         self._lone_session = lone_session or session
+        self._lone_calls = LoneCalls()
 
     @staticmethod
     def open(
@@ -177,13 +213,19 @@ class Engine:
         except InferenceFailed as error:
             reason = error.__cause__ or error
             raise ArtifactInvalid(f"{self.artifact.path}: the warm-up failed: {reason}") from error
+        if self._lone_session is not self._session:
+            height, width = max(self.artifact.metadata.buckets)
+            grey = np.full((1, height, width, 3), PAD_VALUE, np.uint8)
+            pace = min(_timed(self._session, grey)[1] for _ in range(3))
+            self._lone_calls.note(pace, all_threads=False)
 
     def run(self, images: NDArray[np.uint8], *, alone: bool = False) -> NDArray[np.float32]:
         """Infers one batch.
 
         Args:
             images: (B, H, W, 3) uint8, RGB, letterboxed; (H, W) one of the artifact's buckets.
-            alone: nothing else runs or is about to, so that the call may have all CPUs.
+            alone: nothing else runs or is about to, so that the call may have all CPUs; never
+                two at the same time.
 
         Returns:
             (B, K, 6) float32, best first: x1, y1, x2, y2 in input pixels, score, class id.
@@ -193,9 +235,10 @@ class Engine:
             SessionLost: it failed, and so does what ran at the warm-up: a CUDA context that met
                 an illegal access or a driver reset never recovers in its process.
         """
-        session = self._lone_session if alone else self._session
+        all_threads = alone and self._lone_calls.all_threads
+        session = self._lone_session if all_threads else self._session
         try:
-            return session.run(images)
+            candidates, pace = _timed(session, images)
         except InferenceFailed as failed:
             try:
                 session.warm_up([1])
@@ -203,8 +246,18 @@ class Engine:
                 message = f"the session on {self.device} is lost: {failed.__cause__ or failed}"
                 raise SessionLost(message) from failed
             raise
+        if alone:
+            self._lone_calls.note(pace, all_threads=all_threads)
+        return candidates
 
     def _each_session(self, act: Callable[[OpenSession], None]) -> None:
         act(self._session)
         if self._lone_session is not self._session:
             act(self._lone_session)
+
+
+def _timed(session: OpenSession, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    """What a session answers, and the seconds it took a pixel."""
+    started = time.perf_counter()
+    candidates = session.run(images)
+    return candidates, (time.perf_counter() - started) / images.size

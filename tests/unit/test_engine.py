@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.artifact import Artifact, load_artifact
-from server.engine import Engine, SideBySide
+from server.engine import SLOW_IN_A_ROW, WITH_FEWER, Engine, LoneCalls, SideBySide
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
 from tests.artifacts import tiny_artifact, tiny_candidates
 
@@ -120,6 +120,50 @@ def test_only_a_call_that_is_alone_runs_in_the_lone_session(
     session, lone = Stub(), Stub()
     Engine(artifact, "a test's", session, lone_session=lone).run(GREY, alone=alone)
     assert (session.runs, lone.runs) == (not alone, alone)
+
+
+def lone_calls(all_paces: Sequence[float], fewer_pace: float) -> list[bool]:
+    """Which of so many lone calls had all threads; their paces, and that with fewer."""
+    calls, had_all = LoneCalls(), []
+    calls.note(1.7, all_threads=False)  # at the warm-up
+    for pace in all_paces:
+        had_all.append(calls.all_threads)
+        calls.note(pace if had_all[-1] else fewer_pace, all_threads=had_all[-1])
+    return had_all
+
+
+def test_lone_calls_keep_all_threads_while_nothing_disturbs_them() -> None:
+    assert all(lone_calls([1.0, 1.6, 1.2] * 50, fewer_pace=1.7))
+
+
+def test_a_few_slow_calls_are_no_reason_to_take_fewer_threads() -> None:
+    assert all(lone_calls(([1.0] + [9.0] * (SLOW_IN_A_ROW - 1)) * 50, fewer_pace=1.7))
+
+
+def test_where_others_want_the_cpus_lone_calls_take_fewer_threads_and_try_again() -> None:
+    had_all = lone_calls([1.0] * 5 + [8.0] * 200, fewer_pace=2.5)
+    assert all(had_all[: 5 + SLOW_IN_A_ROW])
+    after = had_all[5 + SLOW_IN_A_ROW :]
+    assert after[: 2 * (WITH_FEWER + 1)] == ([False] * WITH_FEWER + [True]) * 2
+
+
+def test_when_the_others_are_gone_lone_calls_have_all_threads_again() -> None:
+    had_all = lone_calls([1.0] * 5 + [8.0] * 10 + [1.0] * 100, fewer_pace=2.5)
+    assert not all(had_all)
+    assert all(had_all[5 + SLOW_IN_A_ROW + WITH_FEWER :])
+
+
+def test_where_fewer_threads_are_slower_still_lone_calls_keep_all() -> None:
+    had_all = lone_calls([1.0] * 5 + [8.0] * 100, fewer_pace=9.0)
+    assert had_all.count(False) == WITH_FEWER
+
+
+def test_the_warm_up_tells_how_fast_fewer_threads_are(artifact: Artifact) -> None:
+    session, lone = Stub(), Stub()
+    engine = Engine(artifact, "a test's", session, lone_session=lone)
+    engine.warm_up()
+    assert engine._lone_calls._fewer_pace < 1
+    assert lone.runs == 0
 
 
 def test_a_failed_call_leaves_a_session_that_still_runs(artifact: Artifact) -> None:
