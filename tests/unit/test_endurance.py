@@ -157,7 +157,8 @@ def test_only_what_the_server_took_counts_as_late() -> None:
     through_us = outcome(503, began_s=1.0, ended_s=1.35)
     through_the_server = outcome(503, began_s=1.2, ended_s=1.5)
     [(sent_s, took_ms)] = late_refusals([on_time, through_us, through_the_server], stalls)
-    assert (sent_s, took_ms) == (1.2, pytest.approx(200))
+    assert sent_s == 1.2
+    assert took_ms == pytest.approx(200)
 
 
 def test_a_blocked_loop_is_a_stall() -> None:
