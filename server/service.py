@@ -33,6 +33,7 @@ from server.errors import (
     ServerError,
 )
 from server.logs import get_logger
+from server.memory import return_freed_memory
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
 from server.settings import Settings
@@ -42,8 +43,10 @@ Result = TypeVar("Result")
 State = Literal["starting", "ready", "draining", "failed"]
 # When the service has failed, requests under way are told so, then the process ends.
 FAILED_GRACE_S = 1.0
-# Model calls take all CPUs; refusals, health and decoding should not have to wait for their turn.
+# Model calls take all CPUs; refusals and health should not have to wait for their turn, nor behind
+# the pictures of a queue that fills up, which are all decoded at once.
 MODEL_NICENESS = 5
+DECODE_NICENESS = 2
 MAX_NICENESS = 19  # that there is
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 Candidates = NDArray[np.float32]
@@ -118,9 +121,11 @@ class Service:
         self.engine: Engine | None = None
         self._decode_threads = settings.decode_threads or available_cpus()
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
-        self._decoding = ThreadPoolExecutor(self._decode_threads, "decode")
+        self._decoding = ThreadPoolExecutor(
+            self._decode_threads, "decode", _be_nice, (DECODE_NICENESS,)
+        )
         self.answering = ThreadPoolExecutor(self._decode_threads, "answer")
-        self._loading = ThreadPoolExecutor(1, "load", _be_nice)
+        self._loading = ThreadPoolExecutor(1, "load", _be_nice, (MODEL_NICENESS,))
         self._calling: ThreadPoolExecutor | None = None
         self._calls: dict[object, float] = {}  # start of each model call that runs
         self.batcher = Batcher[Canvas, Candidates](
@@ -263,6 +268,7 @@ class Service:
                 raise ReloadFailed(f"{error}; the model of before goes on serving") from error
             self.refuse_unless_ready()  # a signal may have come meanwhile
             self._serve_with(engine, "reloaded", started)
+            self._loading.submit(return_freed_memory)
             self.metrics.reloads.labels("ok").inc()
             return engine
 
@@ -273,6 +279,8 @@ class Service:
         parameters: DetectParameters,
         deadline: float,
         answer: Callable[[list[Found | BadInput]], Result],
+        *,
+        pictures: bool = False,
     ) -> Result:
         """Images from bytes to detections, and to whatever is made of them.
 
@@ -283,6 +291,8 @@ class Service:
             deadline: seconds of the event loop's clock; later nothing is inferred.
             answer: gets one outcome per image, in their order, on a thread: what is wrong with an
                 image is a value.
+            pictures: `answer` decodes and draws, so that the answers of others must not wait
+                behind it, and it has to wait with the images.
 
         Returns:
             What `answer` returned.
@@ -313,7 +323,7 @@ class Service:
                     self.metrics.images.labels(outcome.code).inc()
             return answer(outcomes)
 
-        return await self.on_thread(finish_all)
+        return await _on(self._decoding if pictures else self.answering, finish_all)
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
@@ -431,6 +441,7 @@ class Service:
     async def _load(self, read: Callable[[], Sequence[Artifact]]) -> Engine:
         def open_warm() -> Engine:
             suppression.load()  # not at the first request
+            return_freed_memory()
             engine = self._open_engine(read())
             engine.warm_up()
             return engine
@@ -441,7 +452,10 @@ class Service:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
         # Not more threads than lanes: a CUDA session keeps handles and memory for each.
-        before, self._calling = self._calling, ThreadPoolExecutor(engine.lanes, "model", _be_nice)
+        before, self._calling = (
+            self._calling,
+            ThreadPoolExecutor(engine.lanes, "model", _be_nice, (MODEL_NICENESS,)),
+        )
         if before is not None:
             before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
@@ -479,9 +493,9 @@ async def _on(
     )
 
 
-def _be_nice() -> None:
-    """Lets the threads of the event loop and of decoding go first where CPUs are short."""
+def _be_nice(by: int) -> None:
+    """Lets threads that are less nice go first where CPUs are short."""
     thread = threading.get_native_id()
-    niceness = os.getpriority(os.PRIO_PROCESS, thread) + MODEL_NICENESS
+    niceness = os.getpriority(os.PRIO_PROCESS, thread) + by
     with suppress(OSError):  # a sandbox may forbid it, and the pool would be broken for good
         os.setpriority(os.PRIO_PROCESS, thread, min(niceness, MAX_NICENESS))

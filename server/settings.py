@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         description="Seconds that an image waits for others though the model is idle.",
     )
     max_queue_images: int = Field(
-        128, ge=1, le=100_000, description="Images that may wait; past it requests get a 503."
+        96, ge=1, le=100_000, description="Images that may wait; past it requests get a 503."
     )
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, le=2**31 - 1, description="Bytes of one request's body at most."

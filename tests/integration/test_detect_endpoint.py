@@ -294,7 +294,7 @@ async def test_health_says_what_really_runs(client: httpx.AsyncClient, artifact:
         lanes=available_cpus(),  # the fixture's calls have one thread each
         max_batch_size=1,
         queue_images=0,
-        max_queue_images=128,
+        max_queue_images=96,
     )
     assert (await client.get("/health/live")).json() == {"status": "live"}
     assert (await client.get("/health/ready")).json() == {"status": "ready"}
