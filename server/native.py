@@ -60,7 +60,12 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             async with leaving_with_client(request.receive):
                 encoded = [upload.data for upload in form.images]
                 content, media_type = await service.detect(
-                    engine, encoded, chosen.detect, deadline, answer
+                    engine,
+                    encoded,
+                    chosen.detect,
+                    deadline,
+                    answer,
+                    pictures=chosen.format == "image",
                 )
             return Response(content, media_type=media_type)
 

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
+from server.postprocess import DetectParameters
 from server.service import MODEL_NICENESS
 from server.settings import Settings
 from tests.artifacts import tiny_artifact
@@ -64,7 +65,7 @@ def test_a_process_that_is_nice_already_serves_all_the_same(own: int, expected: 
         "import os, threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from server.service import _be_nice\n"
-        "pool = ThreadPoolExecutor(1, initializer=_be_nice)\n"
+        "pool = ThreadPoolExecutor(1, initializer=_be_nice, initargs=(5,))\n"
         "ask = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())\n"
         "print(pool.submit(ask).result(), os.getpriority(os.PRIO_PROCESS, 0))\n"
     )
@@ -76,6 +77,22 @@ def test_a_process_that_is_nice_already_serves_all_the_same(own: int, expected: 
         timeout=60,
     )
     assert done.stdout.split() == [str(expected), str(own)]
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+async def test_pictures_are_drawn_where_images_are_decoded(artifact: Path, pictures: bool) -> None:
+    async with served(artifact) as running:
+        service = running.service
+        async with service.accept() as deadline:
+            thread = await service.detect(
+                service.current(),
+                [IMAGE],
+                DetectParameters(),
+                deadline,
+                lambda _: threading.current_thread().name,
+                pictures=pictures,
+            )
+    assert thread.startswith("decode" if pictures else "answer")
 
 
 async def test_after_a_reload_the_name_is_that_of_the_new_model(tmp_path: Path) -> None:
