@@ -121,6 +121,15 @@ def connection_limit() -> int:
     return max(1, files - OTHER_FILES)
 
 
+def has_terminal() -> bool:
+    """Whether the terminal that the process was started in is still there."""
+    try:
+        os.tcgetpgrp(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 class Server(uvicorn.Server):
     """uvicorn, with bounded connections, a drain that the service knows of, and a reload."""
 
@@ -151,11 +160,14 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the drain at a signal; a second one ends it."""
+        """Begins the drain at a signal; a second Ctrl-C ends it."""
         # Not super(): it would raise the signal again after the drain, and the exit code be -15.
         assert self._loop is not None
+        # A second SIGTERM is no impatience: make hands on the one that its whole group got. Whoever
+        # sends it can send SIGKILL.
         if self.should_exit:
-            self.force_exit = True
+            self._loop.call_soon_threadsafe(logger.info, "signal_while_draining")
+            self.force_exit = sig == signal.SIGINT
         # A signal may come in the middle of anything the event loop does.
         self._loop.call_soon_threadsafe(self._service.begin_drain)
         self.stop()
@@ -177,7 +189,15 @@ class Server(uvicorn.Server):
                     logger.exception("sighup_failed")
 
         reloading = loop.create_task(reload_when_told())
-        before = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(told.set))
+        terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
+
+        def hang_up(sig: int, frame: FrameType | None) -> None:
+            if terminal and not has_terminal():  # it was closed, and nobody meant a reload
+                self.handle_exit(sig, frame)
+            else:
+                loop.call_soon_threadsafe(told.set)
+
+        before = signal.signal(signal.SIGHUP, hang_up)
         try:
             yield
         finally:

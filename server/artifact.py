@@ -148,14 +148,15 @@ def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
         if path.suffix == ".pt":
             raise ArtifactInvalid(
                 f"{path}: a checkpoint, which must be exported first: "
-                f"`python -m export {path} -o {path.with_suffix('.onnx')}`"
+                f"`make export ARGS='{path} -o MINE.onnx'` in a checkout, else `python -m export "
+                f"{path} -o MINE.onnx` with the extra `export` installed"
             ) from None
         raise ArtifactInvalid(f"{path}: not a complete ONNX file: {error}") from None
     if METADATA_KEY not in values:
         raise ArtifactInvalid(
             f"{path}: an ONNX file, and no artifact, as it has no {METADATA_KEY!r} metadata; one "
-            f"is made of ultralytics' ONNX files and checkpoints: `python -m export {path} -o "
-            "OUT.onnx`"
+            f"is made of ultralytics' ONNX files and checkpoints: `make export ARGS='{path} -o "
+            "MINE.onnx'` in a checkout, else `python -m export` with the extra `export` installed"
         )
     try:
         metadata = Metadata.model_validate_json(values[METADATA_KEY])

@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import math
+import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class _Entry(Generic[Item, Result]):
     slots: "Slots[Item, Result]" = field(compare=False)
     item: Item = field(compare=False)
     submitted: float = field(compare=False)  # seconds of the event loop's clock, as `deadline`
+    submitted_at: float = field(compare=False)  # of a finer clock: uvloop's steps in milliseconds
     deadline: float = field(compare=False)
     future: asyncio.Future[Answer[Result]] = field(compare=False)
 
@@ -223,7 +225,14 @@ class Batcher(Generic[Item, Result]):
         turn = max(slots._next_turn, self._turn)
         slots._next_turn = turn + 1 / slots._weight
         entry = _Entry[Item, Result](
-            turn, next(self._arrivals), slots, item, loop.time(), deadline, loop.create_future()
+            turn,
+            next(self._arrivals),
+            slots,
+            item,
+            loop.time(),
+            time.perf_counter(),
+            deadline,
+            loop.create_future(),
         )
         bucket = self._bucket(item)
         heapq.heappush(self._waiting.setdefault(bucket, []), entry)
@@ -309,8 +318,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _attempt(self, batch: list[_Entry[Item, Result]], alone: bool) -> bool:
         """Runs a batch; false when it failed and its items should be tried one by one."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = time.perf_counter()
         size = len(batch)
         try:
             results = await self._run_batch([entry.item for entry in batch], alone)
@@ -325,11 +333,11 @@ class Batcher(Generic[Item, Result]):
             if fatal:
                 raise
             return True
-        took_s = loop.time() - started
+        took_s = time.perf_counter() - started
         self._observe(took_s / size)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.submitted, took_s))
+                entry.future.set_result(Answer(result, started - entry.submitted_at, took_s))
         return True
 
     def _observe(self, item_s: float) -> None:

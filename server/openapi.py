@@ -49,6 +49,12 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+CLASSES_IN_A_FORM = "Only these classes, as ids or names; comma separated."
+# A grey picture of one pixel, as PNG.
+ONE_PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVQIHWMoKioCAAKwAVfn2/w/AAAAAElFTkSuQmCC"
+)
+
 
 def problem_responses(
     *statuses: int,
@@ -75,7 +81,12 @@ def picture_response() -> dict[int | str, dict[str, Any]]:
 
 def detect_request() -> dict[str, Any]:
     """The three forms of the body, and the parameters of the query."""
-    fields = {name: schema | {"description": text} for name, (text, schema) in PARAMETERS.items()}
+    # Without defaults: a form that is filled in with them would give each parameter twice.
+    fields = {
+        name: {key: value for key, value in schema.items() if key != "default"}
+        | {"description": text}
+        for name, (text, schema) in PARAMETERS.items()
+    }
     binary = {"schema": {"type": "string", "format": "binary"}}
     images_base64 = {
         "type": "array",
@@ -102,7 +113,8 @@ def detect_request() -> dict[str, Any]:
                                 "items": {"type": "string", "format": "binary"},
                             }
                         }
-                        | fields,
+                        | fields
+                        | {"classes": {"type": "string", "description": CLASSES_IN_A_FORM}},
                     }
                 },
                 "image/*": binary,
@@ -113,7 +125,8 @@ def detect_request() -> dict[str, Any]:
                         "required": ["images"],
                         "properties": {"images": images_base64} | fields,
                         "additionalProperties": False,
-                    }
+                    },
+                    "example": {"images": [ONE_PIXEL]},
                 },
             },
         },

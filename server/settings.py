@@ -109,7 +109,8 @@ class Settings(BaseSettings):
         description="Seconds that one model call may take; past it `/health/live` fails.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Comma-separated keys that all but health and metrics ask for; empty: none."
+        (),
+        description="Comma-separated keys; all but health, metrics and pages ask for one.",
     )
     api_keys_file: Path | None = Field(
         None, description="A file of more keys, one a line, read again at a reload."
@@ -138,7 +139,10 @@ class Settings(BaseSettings):
     def _split_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(key.strip() for key in value.split(",") if key.strip())
+        items = tuple(item.strip() for item in value.split(",") if item.strip())
+        if value.strip() and not items:
+            raise ValueError("holds nothing but commas; leave it out, or empty")
+        return items
 
     @field_validator("device")
     @classmethod

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import pty
 import re
 import signal
 import socket
@@ -19,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from server.artifact import graph_sha256, load_artifact
 from tests.artifacts import CELL, tiny_artifact
-from tests.processes import LIMIT_S, ready, run_to_the_end, started
+from tests.processes import LIMIT_S, environment, ready, run_to_the_end, started
 from tests.serving import one_cell
 
 
@@ -183,7 +185,7 @@ def test_sighup_before_ready_is_ignored(repo_dir: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_sighup_while_draining_is_ignored_and_a_second_signal_ends_the_drain(
+def test_while_draining_sighup_and_another_sigterm_are_ignored_and_ctrl_c_ends_it(
     repo_dir: Path, artifact: Path
 ) -> None:
     with ready(repo_dir, artifact, "--drain-timeout-s=3600") as (server, client):
@@ -197,8 +199,44 @@ def test_sighup_while_draining_is_ignored_and_a_second_signal_ends_the_drain(
             server.wait_for("Shutting down")
             server.process.send_signal(signal.SIGHUP)
             assert server.wait_for("sighup_ignored")["code"] == "draining"
-            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)  # as make hands on its own
+            server.wait_for("signal_while_draining")
+            assert server.process.poll() is None
+            server.process.send_signal(signal.SIGINT)
             assert server.process.wait(LIMIT_S) == 0
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_server_ends_with_its_terminal_and_reloads_while_that_is_there(
+    repo_dir: Path, artifact: Path, closed: bool
+) -> None:
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "server", "--model", str(artifact), "--port", "0"]
+    with (
+        subprocess.Popen(
+            ["setsid", "--ctty", *command],
+            cwd=repo_dir,
+            stdin=its,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        ) as process,
+    ):
+        os.close(its)
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        assert any('"event":"ready"' in line.replace('": "', '":"') for line in lines)
+        if closed:
+            os.close(ours)  # the kernel sends SIGHUP
+        else:
+            process.send_signal(signal.SIGHUP)
+            assert any("reloaded" in line for line in lines)
+            process.send_signal(signal.SIGTERM)
+        for _ in lines:
+            pass
+        assert process.wait(LIMIT_S) == 0
+    if not closed:
+        os.close(ours)
 
 
 def test_a_file_of_keys_that_cannot_be_read_stops_the_start(
