@@ -32,6 +32,15 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("export", "model", "server"):
+            raise
+        print(
+            f"python -m export: {error.name} is missing, as in the environment for serving: in a "
+            "checkout say `make env` and .venv/bin/python, elsewhere install yolov8-fla[export]",
+            file=sys.stderr,
+        )
+        return 2
     except (ExportError, ServerError, OSError) as error:
         # One line; only layers that are not recognised are listed on lines of their own.
         # Text of a hostile file may be in it: nothing that would steer the terminal.

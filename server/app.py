@@ -14,6 +14,7 @@ from server.engine import Engine
 from server.errors import ReloadFailed, SettingsInvalid
 from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
+from server.logs import get_logger
 from server.middleware import RequestScope
 from server.problems import (
     answer_errors,
@@ -26,6 +27,8 @@ from server.security_headers import allow_origins
 from server.service import Service
 from server.settings import Settings
 from server.tracing import open_tracing
+
+logger = get_logger(__name__)
 
 
 def create_app(
@@ -102,7 +105,9 @@ def create_app(
             keys.reload()
         except SettingsInvalid as error:
             service.metrics.reloads.labels("failed").inc()
+            logger.error("reload_failed", reason=str(error))
             raise ReloadFailed(f"{error}; the keys and the model of before stay") from error
+        logger.info("keys_read", keys=keys.count)
         await service.reload()
 
     app.state.reload = reload

@@ -154,7 +154,10 @@ class Batcher(Generic[Item, Result]):
 
     def refuse_when_full(self) -> None:
         """Raises `QueueFull` when not even one more item would find a place."""
-        self._refuse(1)
+        if self.queue_images >= self._max_queue_images:
+            raise QueueFull(
+                f"{self.queue_images} images wait; max_queue_images is {self._max_queue_images}"
+            )
 
     @contextmanager
     def reserve(self, images: int) -> Iterator[Slots[Item, Result]]:

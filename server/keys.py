@@ -36,6 +36,11 @@ class Keys:
         """Whether a request needs a key."""
         return bool(self._digests)
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._digests)
+
     def reload(self) -> None:
         """Reads the file again.
 

@@ -327,7 +327,7 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_again(artifact: Path)
         also_waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: running.service.batcher.queue_images == 2)
         one = await running.client.post("/detect", content=IMAGE)
-        check(one, 503, "queue_full", "2 images already wait")
+        check(one, 503, "queue_full", "2 images wait; max_queue_images is 2")
         for response in (one, two):
             assert int(response.headers["retry-after"]) >= 1
         session.gate.set()

@@ -271,3 +271,17 @@ def test_a_full_disk_leaves_nothing_half_written(checkpoint: Path, tmp_path: Pat
     assert done.stderr.count("\n") == 1
     assert existing.read_bytes() == b"precious"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_without_the_packages_of_export_it_says_how_to_get_them(repo_dir: Path) -> None:
+    program = (
+        "import sys; sys.modules['onnxslim'] = None; from export.__main__ import main; "
+        "sys.exit(main(['model.pt', '-o', 'model.onnx']))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=repo_dir, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "onnxslim is missing" in line
+    assert "make env" in line

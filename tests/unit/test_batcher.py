@@ -358,7 +358,7 @@ async def test_a_full_queue_is_refused_at_once() -> None:
         await model.started.wait()
         waiting = [asyncio.create_task(submit(batcher, i)) for i in (2, 3)]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match=r"2 images already wait.*; max_queue_images is 2"):
+        with pytest.raises(QueueFull, match="2 images wait; max_queue_images is 2"):
             batcher.refuse_when_full()
         with pytest.raises(QueueFull):
             await submit(batcher, 4)
