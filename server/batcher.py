@@ -315,6 +315,10 @@ class Batcher(Generic[Item, Result]):
                 for entry in batch:
                     if _is_wanted(entry):
                         await self._attempt([entry], False)
+        except BaseException:
+            for entry in batch:  # those that were still to be tried again
+                _fail(entry, "the batch loop has ended")
+            raise
         finally:
             self._in_lanes = [each for each in self._in_lanes if each is not batch]
             self._changed.set()

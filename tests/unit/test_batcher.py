@@ -403,6 +403,15 @@ async def test_the_end_of_the_loop_fails_what_runs_and_what_waits(
     assert (batcher.queue_images, batcher.running_batches) == (0, 0)
 
 
+async def test_a_session_lost_while_items_are_tried_again_fails_the_rest_of_them() -> None:
+    async with serving(Recorder(), max_batch_size=4) as batcher, asyncio.timeout(5):
+        outcomes = await asyncio.gather(
+            *(submit(batcher, i) for i in (1, 13, 16, 2)), return_exceptions=True
+        )
+    assert outcomes[0] == 10
+    assert [type(outcome) for outcome in outcomes[1:]] == [InferenceFailed] * 3
+
+
 async def test_retry_after_grows_with_the_queue_and_is_at_least_a_second() -> None:
     model = Recorder()
     async with serving(model, max_batch_size=1, max_queue_images=10_000) as batcher:
