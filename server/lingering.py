@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 MAX_LINGER_BYTES = 64 * 1024 * 1024
@@ -59,6 +60,7 @@ class LingeringProtocol(HttpToolsProtocol):
         self.ended = False
         self._deaf = False  # nothing more is read as HTTP
         self._rest_bytes = 0  # thrown away
+        self._answering: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -73,6 +75,14 @@ class LingeringProtocol(HttpToolsProtocol):
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
+        # uvicorn tells only the last request that came, which may wait behind this one.
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def end(self) -> None:
         """Closes the connection; a client that still sends can read the answer first."""
@@ -142,6 +152,11 @@ class _Gentle:
     def __getattr__(self, name: str) -> Any:
         """All else is the transport's own."""
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Sends, unless nothing can be sent any more: uvloop would raise."""
+        if not self.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         """Sends no more; the client may still read."""

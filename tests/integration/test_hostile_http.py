@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from server.lingering import ConnectionLimits, LingeringProtocol
@@ -559,3 +560,22 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(listener
         await client.close()
         await listener.running.until(lambda: not listener.state.connections)
         await listener.running.until(lambda: not listener.state.tasks)
+
+
+async def test_who_leaves_with_requests_waiting_abandons_the_one_that_runs(artifact: Path) -> None:
+    async with listening(artifact, open_session=HeldSession) as listener:
+        session = held(listener.running)
+        image = post(b"Content-Length: %d" % len(IMAGE), body=IMAGE)
+        other = await listener.connect(image)  # keeps the model busy
+        await listener.running.until(lambda: session.batch_sizes == [1])
+        client = await listener.connect(image + OK)
+        batcher = listener.running.service.batcher
+        await listener.running.until(lambda: batcher.queue_images == 1)
+        with capture_logs() as lines:
+            await client.close()
+            await listener.running.until(lambda: batcher.queue_images == 0)
+            await listener.running.until(lambda: len(listener.state.tasks) == 1)
+        session.gate.set()
+        assert (await other.answer())[0] == 200
+        assert session.batch_sizes == [1]
+        assert [line["status"] for line in lines] == [499]
