@@ -17,6 +17,7 @@ from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionL
 
 MAX_QUEUE_IMAGES = 12
 BUCKETS = 3
+LIMIT_S = 20
 Task = asyncio.Task[Answer[int]]
 
 
@@ -86,7 +87,8 @@ class Clients(RuleBasedStateMachine):
         """Does something, and lets everybody react to it."""
 
         async def settle() -> Any:
-            done = await work
+            async with asyncio.timeout(LIMIT_S):  # an item without an outcome would wait forever
+                done = await work
             for _ in range(30):
                 await asyncio.sleep(0)
             return done
