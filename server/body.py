@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from server.byte_budget import Share
+from server.byte_budget import Share, announced_bytes
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
 from server.multipart import MultipartReader
 from server.parameters import NAMES, shown
@@ -131,9 +131,9 @@ def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) 
         raise UnsupportedImage(
             f"Content-Encoding {headers['content-encoding']!r} is not served; send it unencoded"
         )
-    announced_bytes = _announced_bytes(headers)
-    limits.check_bytes(announced_bytes)
-    share.check(announced_bytes)
+    body_bytes = announced_bytes(headers)
+    limits.check_bytes(body_bytes)
+    share.check(body_bytes)
 
 
 async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytes:
@@ -222,9 +222,3 @@ def _likely_mistake(form: Form, media_type: str) -> str:
     if media_type == JSON:
         return f': unknown field {shown(meant)}; images come as "images": ["<base64>", ...]'
     return f": field {shown(meant)} is text; a file is sent as image=@FILE"
-
-
-def _announced_bytes(headers: Mapping[str, str]) -> int:
-    announced = headers.get("content-length", "0")
-    # An HTTP server has refused anything else before us; a test client may not have.
-    return int(announced) if announced.isascii() and announced.isdigit() else 0

@@ -1,5 +1,7 @@
 """How many bytes all requests' bodies may have in memory together."""
 
+from collections.abc import Mapping
+
 from server.errors import TooLarge, UploadsFull
 
 
@@ -60,3 +62,10 @@ class Share:
         """Ends the request's hold on memory; safe to call again."""
         self._budget.taken -= self._taken
         self._taken = 0
+
+
+def announced_bytes(headers: Mapping[str, str]) -> int:
+    """What a request's headers say of its body; 0 where they don't."""
+    announced = headers.get("content-length", "0")
+    # An HTTP server has refused anything else before us; a test client may not have.
+    return int(announced) if announced.isascii() and announced.isdigit() else 0

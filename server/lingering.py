@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 MAX_LINGER_BYTES = 64 * 1024 * 1024
 SHUTDOWN_LINGER_S = 1.0  # what an answered client has to read it and go, when the server ends
@@ -49,14 +47,8 @@ class LingeringProtocol(HttpToolsProtocol):
 
     limits: ConnectionLimits
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.ended = False
         self._deaf = False  # nothing more is read as HTTP
         self._rest_bytes = 0  # thrown away

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from server.byte_budget import ByteBudget, Share
+from server.byte_budget import ByteBudget, Share, announced_bytes
 from server.logs import get_logger
 from server.metrics import Metrics
 from server.security_headers import completed
@@ -183,7 +183,7 @@ class _Exchange:
         self._send = send
         self._record = record
         self._expects_continue = "expect" in headers
-        self._rest_bytes = _announced_bytes(headers)
+        self._rest_bytes = announced_bytes(headers)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -237,11 +237,6 @@ def refusal(
 
 def _rounded(stage_ms: dict[str, float]) -> dict[str, float]:
     return {f"{stage}_ms": round(value, 3) for stage, value in stage_ms.items()}
-
-
-def _announced_bytes(headers: Headers) -> int:
-    announced = headers.get("content-length", "0")
-    return int(announced) if announced.isascii() and announced.isdigit() else 0
 
 
 def _route_template(scope: Scope) -> str:

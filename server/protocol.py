@@ -19,10 +19,8 @@ from typing import Any
 
 import httptools
 from starlette.responses import Response
-from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-from uvicorn.server import ServerState
 
 from server.lingering import ConnectionLimits, LingeringProtocol
 from server.middleware import MAX_KEPT_REST_BYTES
@@ -63,14 +61,8 @@ class BoundedProtocol(LingeringProtocol):
 
     refusal: Refuse
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._in_head = True  # what comes next belongs to a request's head
         self._begun = False  # a request has begun to come in
         self._messages = 0  # that came in whole
