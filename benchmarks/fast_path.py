@@ -23,8 +23,8 @@ from server.choice import choose, load_model
 from server.cpus import available_cpus
 from server.detector import finish, prepare_encoded
 from server.errors import BadInput
+from server.pipeline import Found
 from server.postprocess import DetectParameters, nms
-from server.service import Found
 from server.session import Session
 from server.settings import DEFAULT_MODEL
 

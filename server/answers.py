@@ -13,8 +13,8 @@ from server.body import Upload
 from server.detector import ImageDetections
 from server.errors import BadInput
 from server.image import decode
+from server.pipeline import Found
 from server.postprocess import Detections
-from server.service import Found
 
 # Which stages of `server.metrics.STAGES` make up each of the answer's timings.
 TIMINGS = {

@@ -25,8 +25,9 @@ from server.keys import Keys
 from server.middleware import DETECTION, record_of
 from server.openapi import problem_responses
 from server.parameters import number, shown
+from server.pipeline import Found
 from server.postprocess import DetectParameters
-from server.service import Found, Service
+from server.service import Service
 
 PREFIX = "/v1"
 DEFAULT_MIN_CONFIDENCE = 0.4
@@ -105,7 +106,7 @@ def routes(
             engine = service.current()
             _refuse_unless_multipart(headers.get("content-type", ""))
             form = await read_form(
-                headers, request.stream(), limits, record.share, service.answering
+                headers, request.stream(), limits, record.share, service.pipeline.answering
             )
             if key_in_form:
                 check_form_key(form, keys)
@@ -124,7 +125,9 @@ def routes(
 
             async with leaving_with_client(request.receive):
                 encoded = [upload.data for upload in form.images]
-                content = await service.detect(engine, encoded, parameters, deadline, answer)
+                content = await service.pipeline.detect(
+                    engine, encoded, parameters, deadline, answer
+                )
             return Response(content, media_type="application/json")
 
     return router

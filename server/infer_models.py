@@ -13,7 +13,7 @@ from server.answers import placed_boxes
 from server.artifact import Artifact, Metadata
 from server.errors import BadInput, MalformedRequest, NoImage, NotFound
 from server.parameters import shown
-from server.service import Found
+from server.pipeline import Found
 from server.tensors import InputTensor, OutputTensor, TensorSpec, check_against
 
 RAW_SUFFIX = "-raw"

@@ -13,8 +13,9 @@ from server.errors import BadInput, InvalidParameter
 from server.middleware import DETECTION, record_of
 from server.openapi import detect_request, picture_response, problem_responses
 from server.parameters import read_parameters
+from server.pipeline import Found
 from server.schemas import DetectResponse
-from server.service import Found, Service
+from server.service import Service
 
 
 def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRouter:
@@ -33,7 +34,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
         async with service.accept() as deadline:
             engine = service.current()
             form = await read_form(
-                request.headers, request.stream(), limits, record.share, service.answering
+                request.headers, request.stream(), limits, record.share, service.pipeline.answering
             )
             record.version = engine.artifact.version
             record.images = len(form.images)
@@ -59,7 +60,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
             async with leaving_with_client(request.receive):
                 encoded = [upload.data for upload in form.images]
-                content, media_type = await service.detect(
+                content, media_type = await service.pipeline.detect(
                     engine,
                     encoded,
                     chosen.detect,

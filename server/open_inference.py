@@ -41,8 +41,9 @@ from server.infer_openapi import (
 )
 from server.middleware import DETECTION, record_of
 from server.parameters import read_parameters, shown
+from server.pipeline import Found
 from server.postprocess import DetectParameters
-from server.service import Found, Service
+from server.service import Service
 from server.tensors import OutputTensor, TensorSpec, read_files, read_pixels
 
 PREFIX = "/v2"
@@ -99,7 +100,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             body = await read_whole(request.stream(), limits, record.share)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
             record.share.take(parsed_bytes(body, json_length))
-            asked, images = await service.on_thread(
+            asked, images = await service.pipeline.on_thread(
                 _read, body, json_length, model, artifact, limits
             )
             record.version = model.version
@@ -119,13 +120,13 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
             async with leaving_with_client(request.receive):
                 if isinstance(images, np.ndarray):
-                    candidates, stage_s = await service.infer(engine, images, deadline)
+                    candidates, stage_s = await service.pipeline.infer(engine, images, deadline)
                     record.stage_ms = {stage: 1000 * s for stage, s in stage_s.items()}
-                    content, binary_from = await service.on_thread(
+                    content, binary_from = await service.pipeline.on_thread(
                         write, [OutputTensor(model.outputs[0], candidates)]
                     )
                 else:
-                    content, binary_from = await service.detect(
+                    content, binary_from = await service.pipeline.detect(
                         engine, images, parameters, deadline, answer
                     )
         if binary_from is None:

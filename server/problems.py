@@ -106,7 +106,7 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
             logger.error("request_failed", code=error.code, exc_info=error)
         headers = {}
         if isinstance(error, Unavailable):
-            headers["Retry-After"] = str(service.batcher.retry_after_s())
+            headers["Retry-After"] = str(service.pipeline.batcher.retry_after_s())
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         detail = INTERNAL_DETAIL if status == 500 else str(error)
@@ -130,9 +130,9 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
     def refuse(scope: Scope) -> Response | None:
         try:
             service.refuse_unless_ready()
-            service.batcher.refuse_when_full()
+            service.pipeline.batcher.refuse_when_full()
         except Unavailable as error:
-            headers = {"Retry-After": str(service.batcher.retry_after_s())}
+            headers = {"Retry-After": str(service.pipeline.batcher.retry_after_s())}
             return respond(scope, status_of(error), error.code, str(error), headers)
         return None
 

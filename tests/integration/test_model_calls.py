@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.postprocess import DetectParameters
-from server.service import MODEL_NICENESS
 from server.settings import Settings
+from server.threads import MODEL_NICENESS
 from tests.artifacts import tiny_artifact
 from tests.serving import HeldSession, held, one_cell, served
 
@@ -64,8 +64,8 @@ def test_a_process_that_is_nice_already_serves_all_the_same(own: int, expected: 
     program = (
         "import os, threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from server.service import _be_nice\n"
-        "pool = ThreadPoolExecutor(1, initializer=_be_nice, initargs=(5,))\n"
+        "from server.threads import be_nice\n"
+        "pool = ThreadPoolExecutor(1, initializer=be_nice, initargs=(5,))\n"
         "ask = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())\n"
         "print(pool.submit(ask).result(), os.getpriority(os.PRIO_PROCESS, 0))\n"
     )
@@ -84,7 +84,7 @@ async def test_pictures_are_drawn_where_images_are_decoded(artifact: Path, pictu
     async with served(artifact) as running:
         service = running.service
         async with service.accept() as deadline:
-            thread = await service.detect(
+            thread = await service.pipeline.detect(
                 service.current(),
                 [IMAGE],
                 DetectParameters(),

@@ -7,8 +7,8 @@ from server.artifact import Artifact, load_artifact
 from server.detector import ImageDetections
 from server.errors import MalformedRequest, NoImage, NotFound, UndecodableImage
 from server.infer_models import InferModel, detection_tensors, find_model, images_in, infer_models
+from server.pipeline import Found
 from server.postprocess import Detections
-from server.service import Found
 from server.tensors import InputTensor
 from tests.artifacts import tiny_artifact
 
