@@ -54,7 +54,10 @@ class Shot:
     def wrong(self, answer: Answer, request_id: str) -> str | None:
         """What is wrong with an answer; a refusal for a while is right as well."""
         if answer.headers.get("x-request-id") != request_id:
-            return f"{self.kind}: answered with another request's id"
+            return (
+                f"{self.kind}: a {answer.status} with the id {answer.headers.get('x-request-id')} "
+                f"for the request {request_id}: {answer.body[:200]!r}"
+            )
         if answer.status == 503:
             waits = answer.headers.get("retry-after", "").isdecimal()
             return None if waits else f"{self.kind}: 503 without Retry-After"
