@@ -275,7 +275,7 @@ def test_an_answer_to_another_request_is_wrong() -> None:
     shot = raw(JPEG, EXPECTED)
     body = {"results": [result(JPEG, 2)]}
     assert shot.wrong(answer(body), "me") is None
-    assert "another request's id" in (shot.wrong(answer(body), "you") or "")
+    assert "the id me for the request you" in (shot.wrong(answer(body), "you") or "")
 
 
 @pytest.mark.parametrize(

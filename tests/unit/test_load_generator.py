@@ -257,8 +257,11 @@ def test_so_many_percent_do_not_exceed_a_percentile_and_no_smaller_value_will_do
 
 
 def test_the_use_of_a_tree_of_processes_counts_its_children() -> None:
-    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # The child says itself that it runs: between fork and exec its memory is neither's.
+    command = ["sh", "-c", "sh -c 'echo $$; read line' <&0 & wait"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdin is not None
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
@@ -267,6 +270,6 @@ def test_the_use_of_a_tree_of_processes_counts_its_children() -> None:
         assert both.rss_bytes > one.rss_bytes > 0
         assert both.pss_bytes > 0
     finally:
-        subprocess.run(["kill", str(child)], check=True)
+        process.stdin.close()
         process.wait()
         process.stdout.close()
