@@ -258,7 +258,7 @@ def test_so_many_percent_do_not_exceed_a_percentile_and_no_smaller_value_will_do
 
 def test_the_use_of_a_tree_of_processes_counts_its_children() -> None:
     # The child says itself that it runs: between fork and exec its memory is neither's.
-    command = ["sh", "-c", "sh -c 'echo $$; read line' <&0 & wait"]
+    command = ["sh", "-c", "exec 3<&0; sh -c 'echo $$; read line' <&3 & wait"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     assert process.stdin is not None
