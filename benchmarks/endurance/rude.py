@@ -18,8 +18,11 @@ LIMIT_S = 60.0
 async def leaves_in_body(client: Client, shot: Shot, request_id: str, after_s: float) -> Outcome:
     """Sends two thirds of a request and is gone."""
     request = shot.request(request_id)
-    cut = len(request.wire) - len(shot.body) // 3 - 1
-    partial = replace(request, wire=request.wire[:cut], leave_after_s=after_s)
+    # A refusal may come before the client has left. The connection can't be used again then: what
+    # came next on it would be taken for the rest of this body.
+    wire = request.wire.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    cut = len(wire) - len(shot.body) // 3 - 1
+    partial = replace(request, wire=wire[:cut], leave_after_s=after_s)
     return await send(client, partial, time.perf_counter())
 
 
