@@ -106,7 +106,7 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
             logger.error("request_failed", code=error.code, exc_info=error)
         headers = {}
         if isinstance(error, Unavailable):
-            headers["Retry-After"] = str(service.pipeline.batcher.retry_after_s())
+            headers = retry_after(service)
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         detail = INTERNAL_DETAIL if status == 500 else str(error)
@@ -132,11 +132,16 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
             service.refuse_unless_ready()
             service.pipeline.batcher.refuse_when_full()
         except Unavailable as error:
-            headers = {"Retry-After": str(service.pipeline.batcher.retry_after_s())}
+            headers = retry_after(service)
             return respond(scope, status_of(error), error.code, str(error), headers)
         return None
 
     return refuse
+
+
+def retry_after(service: Service) -> dict[str, str]:
+    """The header that says when to come again."""
+    return {"Retry-After": str(service.pipeline.batcher.retry_after_s())}
 
 
 def status_of(error: ServerError) -> int:
