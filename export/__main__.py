@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from model.environment import contain_ultralytics
+from server.version import this_build
 
 if TYPE_CHECKING:
     from export.sources.source import Origin
@@ -60,6 +61,7 @@ def export_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.add_argument("--version", action="version", version=str(this_build()))
     root.add_argument("-o", "--output", type=Path, required=True, help="the artifact, .onnx")
     root.add_argument("--imgsz", type=int, help="longer side of the input, pixels; default 640")
     root.add_argument(

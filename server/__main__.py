@@ -31,6 +31,7 @@ from server.protocol import bounded_protocol
 from server.service import Service
 from server.settings import Settings
 from server.tracing import Tracing
+from server.version import this_build
 
 EXIT_FAILED = 1  # the service could not go on
 EXIT_DEPLOYMENT = 2  # it could not start as it was deployed
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = Settings.load(arguments, os.environ)
         configure_logging(settings.log_format)
+        logger.info("starting", **this_build()._asdict())
         return serve(settings)
     except DeploymentError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from server.version import UNKNOWN, this_build
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
 
@@ -109,6 +111,9 @@ class Metrics:
         ):
             gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
             gauge.set_function(ask)
+        build = Info("detector_build", "The software that runs.", registry=self.registry)
+        version, revision = this_build()
+        build.info({"version": version, "revision": revision or UNKNOWN})
         self._model = Info("detector_model", "The model that runs.", registry=self.registry)
 
     def set_model(

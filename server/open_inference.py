@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,7 @@ from server.pipeline import Found
 from server.postprocess import DetectParameters
 from server.service import Service
 from server.tensors import OutputTensor, TensorSpec, read_files, read_pixels
+from server.version import this_build
 
 PREFIX = "/v2"
 
@@ -57,7 +57,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
     async def server_metadata() -> ServerMetadata:
         """What serves, and which extensions of the protocol it has."""
         return ServerMetadata(
-            name="yolov8-fla", version=_own_version(), extensions=["binary_tensor_data"]
+            name="yolov8-fla", version=this_build().version, extensions=["binary_tensor_data"]
         )
 
     @router.get("/health/live", responses=error_responses(503))
@@ -197,10 +197,3 @@ def _parameters(asked: InferRequest, model: InferModel, metadata: Metadata) -> D
         if name == "format":  # of POST /detect alone
             raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
     return read_parameters(list(asked.parameters.items()), metadata.class_names).detect
-
-
-def _own_version() -> str:
-    try:
-        return version("yolov8-fla")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"

@@ -10,6 +10,7 @@ from server.metrics import CONTENT_TYPE
 from server.openapi import problem_responses
 from server.schemas import Alive, Health, ModelDescription
 from server.service import Service
+from server.version import this_build
 
 
 def routes(
@@ -60,6 +61,8 @@ def routes(
         engine = service.engine
         return Health(
             status=status,
+            server_version=this_build().version,
+            revision=this_build().revision,
             model=engine.artifact.metadata.name if engine else service.model_name,
             version=engine.artifact.version if engine else None,
             precision=engine.artifact.metadata.precision if engine else None,

@@ -95,6 +95,11 @@ class Health(Body):
     """State of the server, and what really runs: null until the model is loaded."""
 
     status: Literal["starting", "ready", "stuck", "draining", "failed"]
+    server_version: str
+    revision: str | None = Field(
+        description="The commit that was built: with `-dirty` where files differed from it, with "
+        "`-checkout` where nothing was built; null where it is not known."
+    )
     model: str
     version: str | None
     precision: str | None

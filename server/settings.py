@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.errors import SettingsInvalid
+from server.version import this_build
 
 ENV_PREFIX = "YOLO_FLA_"
 DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}|tensorrt")
@@ -220,6 +221,7 @@ def _parse_flags(arguments: Sequence[str]) -> dict[str, str]:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=str(this_build()))
     for name, field in Settings.model_fields.items():
         spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
         parser.add_argument(

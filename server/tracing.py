@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from server.errors import SettingsInvalid
+from server.version import this_build
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -140,7 +141,10 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
         ) from None
     path = parts.path if parts.path not in ("", "/") else TRACES_PATH
     provider = TracerProvider(
-        resource=Resource.create({"service.name": SERVICE}), shutdown_on_exit=False
+        resource=Resource.create(
+            {"service.name": SERVICE, "service.version": this_build().version}
+        ),
+        shutdown_on_exit=False,
     )
     exporter = OTLPSpanExporter(endpoint=parts._replace(path=path).geturl())
     provider.add_span_processor(BatchSpanProcessor(exporter))

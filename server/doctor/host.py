@@ -11,6 +11,7 @@ import cv2
 from server.cpus import available_cpus, cpu_name, integer_instructions
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check
+from server.version import DISTRIBUTION, UNKNOWN, this_build
 
 # A test holds the server at rest below 300 MB; images and bodies come on top.
 LEAST_MEMORY_BYTES = 512 * 2**20
@@ -31,7 +32,9 @@ def check_software(build: Build, environment: Mapping[str, str]) -> Iterator[Che
         environment: of the process.
     """
     section = "Software"
-    yield Check(section, "yolov8-fla", "info", _version("yolov8-fla"))
+    installed, revision = this_build()
+    text = f"{installed}, commit {revision or UNKNOWN}"
+    yield Check(section, DISTRIBUTION, "info", text)
     yield Check(section, "Python", "ok", f"{platform.python_version()}, {sys.executable}")
     packages = " and ".join(f"{name} {version}" for name, version in build.packages.items())
     if build.problem:

@@ -17,6 +17,7 @@ from server.detector import Detector
 from server.postprocess import DetectParameters
 from server.schemas import DetectResponse, Health, ModelDescription
 from server.session import Session
+from server.version import this_build
 from tests.artifacts import CLASS_NAMES, paint, tiny_artifact
 from tests.serving import HeldSession, Served, encode, held, one_cell, served
 
@@ -285,6 +286,8 @@ async def test_health_says_what_really_runs(client: httpx.AsyncClient, artifact:
     assert response.status_code == 200
     assert Health.model_validate_json(response.content) == Health(
         status="ready",
+        server_version=this_build().version,
+        revision=this_build().revision,
         model="tiny",
         version=load_artifact(artifact).version,
         precision="fp32",

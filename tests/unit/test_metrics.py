@@ -19,6 +19,7 @@ LABELS = {
     "detector_lanes": set(),
     "detector_busy_lanes": set(),
     "detector_reloads": {"outcome"},
+    "detector_build_info": {"version", "revision"},
     "detector_model_info": {"name", "version", "precision", "provider", "device"},
 }
 

@@ -96,7 +96,7 @@ def wheel(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_the_three_packages_with_their_data_and_nothing_else(
+def test_the_wheel_holds_the_packages_with_their_data_and_the_revision_and_nothing_else(
     repo_dir: Path, wheel: Path
 ) -> None:
     expected = {
@@ -106,6 +106,7 @@ def test_the_wheel_holds_the_three_packages_with_their_data_and_nothing_else(
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert any(name.endswith(".yaml") for name in expected)
+    expected.add("server/revision.txt")  # by hatch_build.py
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted(expected)
