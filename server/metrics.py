@@ -1,6 +1,7 @@
 """The server's Prometheus metrics, in one registry per app."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,6 +18,7 @@ from server.version import UNKNOWN, this_build
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
+STATES = ("starting", "ready", "stuck", "draining", "failed")
 
 # From half a millisecond (a letterbox) to the request timeout, each step about a factor of two.
 SECONDS = (
@@ -34,6 +36,9 @@ class Metrics:
         upload_bytes: asked for the bytes that requests' bodies have in memory.
         lanes: asked for the model calls that may run side by side.
         busy_lanes: asked for those that run.
+        state: asked for one of `STATES`.
+        max_queue_images: the limit of `queue_images`.
+        max_upload_bytes: the limit of `upload_bytes`.
     """
 
     def __init__(
@@ -44,6 +49,9 @@ class Metrics:
         upload_bytes: Callable[[], int],
         lanes: Callable[[], int],
         busy_lanes: Callable[[], int],
+        state: Callable[[], str],
+        max_queue_images: int,
+        max_upload_bytes: int,
     ) -> None:
         # `_created` series double the output and say nothing that Prometheus uses.
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -70,12 +78,15 @@ class Metrics:
             registry=self.registry,
         )
         self.stage_seconds = {stage: stage_seconds.labels(stage) for stage in STAGES}
+        # By status: under overload most answers are refusals, and take no time.
         self.request_seconds = Histogram(
             "detector_request_seconds",
             "Seconds from the first byte of a detection request to its answer.",
+            ["status"],
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.request_seconds.labels("200")
         self.batch_size = Histogram(
             "detector_batch_size",
             "Images in one model call.",
@@ -105,12 +116,22 @@ class Metrics:
             self.reloads.labels(outcome)
         for name, ask, documentation in (
             ("queue_images", queue_images, "Images accepted and not yet in a model call."),
+            ("max_queue_images", lambda: max_queue_images, "Images that may wait."),
             ("upload_bytes", upload_bytes, "Bytes that requests' bodies have in memory."),
+            ("max_upload_bytes", lambda: max_upload_bytes, "Bytes that they may have."),
             ("lanes", lanes, "Model calls that may run side by side."),
             ("busy_lanes", busy_lanes, "Model calls that run."),
         ):
             gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
             gauge.set_function(ask)
+        states = Gauge(
+            "detector_state",
+            "1 for the state that the server is in, 0 for the others.",
+            ["state"],
+            registry=self.registry,
+        )
+        for each in STATES:
+            states.labels(each).set_function(partial(_is, state, each))
         build = Info("detector_build", "The software that runs.", registry=self.registry)
         version, revision = this_build()
         build.info({"version": version, "revision": revision or UNKNOWN})
@@ -133,3 +154,7 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+def _is(state: Callable[[], str], name: str) -> float:
+    return float(state() == name)

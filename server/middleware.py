@@ -147,7 +147,7 @@ class RequestScope:
         metrics = self._metrics
         metrics.requests.labels(route, str(status)).inc()
         if DETECTION in getattr(scope.get("route"), "tags", ()) and scope["method"] == "POST":
-            metrics.request_seconds.observe(record.elapsed_s())
+            metrics.request_seconds.labels(str(status)).observe(record.elapsed_s())
             if record.code:
                 metrics.rejected.labels(record.code).inc()
         if route in PROBES and status == 200:

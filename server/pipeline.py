@@ -75,6 +75,7 @@ class Pipeline:
         settings: limits and threads.
         rejection_reasons: error codes for the metrics.
         upload_bytes: asked by the metrics for the bytes that requests' bodies have in memory.
+        state: asked by the metrics for the state of the server.
 
     Attributes:
         batcher: the queue, to be served.
@@ -88,6 +89,7 @@ class Pipeline:
         *,
         rejection_reasons: Sequence[str],
         upload_bytes: Callable[[], int],
+        state: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._decode_threads = settings.decode_threads or available_cpus()
@@ -108,6 +110,9 @@ class Pipeline:
             upload_bytes=upload_bytes,
             lanes=lambda: self.batcher.lanes if self._calling else 0,
             busy_lanes=lambda: len(self._calls),
+            state=state,
+            max_queue_images=settings.max_queue_images,
+            max_upload_bytes=settings.max_upload_bytes,
         )
 
     def arrange_for(self, engine: Engine) -> None:
@@ -126,7 +131,8 @@ class Pipeline:
 
     def stuck_s(self) -> float | None:
         """Seconds that a model call has been running which is stuck; None when none is."""
-        oldest = min(self._calls.values(), default=math.inf)
+        # A copy, made in one step: metrics are read on another thread.
+        oldest = min(list(self._calls.values()), default=math.inf)
         running_s = time.monotonic() - oldest
         return running_s if running_s > self._settings.stuck_after_s else None
 

@@ -58,7 +58,10 @@ class Service:
         self.failure: BaseException | None = None
         self.engine: Engine | None = None
         self.pipeline = Pipeline(
-            settings, rejection_reasons=rejection_reasons, upload_bytes=upload_bytes
+            settings,
+            rejection_reasons=rejection_reasons,
+            upload_bytes=upload_bytes,
+            state=lambda: self.status,
         )
         self.metrics = self.pipeline.metrics
         self._loading = nice_pool(1, "load", MODEL_NICENESS)

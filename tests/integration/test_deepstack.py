@@ -163,7 +163,7 @@ async def test_an_answer_carries_what_every_answer_carries(running: Served) -> N
     metrics = (await running.client.get("/metrics")).text
     assert f'detector_requests_total{{route="{PATH}",status="200"}} 1.0' in metrics
     assert 'detector_images_total{outcome="ok"} 1.0' in metrics
-    assert "detector_request_seconds_count 1.0" in metrics
+    assert 'detector_request_seconds_count{status="200"} 1.0' in metrics
 
 
 async def test_a_key_may_stand_in_the_form_or_in_a_header(artifact: Path) -> None:

@@ -334,10 +334,15 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert samples["detector_images_total", "unsupported_image"] == 2
     assert samples["detector_rejected_total", "unsupported_image"] == 1
     assert samples["detector_rejected_total", "queue_full"] == 0
-    assert samples["detector_request_seconds_count",] == 2
+    assert samples["detector_request_seconds_count", "200"] == 1
+    assert samples["detector_request_seconds_count", "415"] == 1
     assert samples["detector_batch_size_sum",] == 1
     assert samples["detector_inflight_requests",] == 1  # this one
     assert samples["detector_queue_images",] == 0
+    assert samples["detector_max_queue_images",] == 96
+    assert samples["detector_max_upload_bytes",] == 256 * 2**20
+    assert samples["detector_state", "ready"] == 1
+    assert samples["detector_state", "starting"] == 0
     for stage in ("decode", "letterbox", "queue", "inference", "postprocess"):
         assert samples["detector_stage_seconds_count", stage] == 1
     (info,) = [key for key in samples if key[0] == "detector_model_info"]

@@ -300,7 +300,7 @@ async def test_an_answer_carries_what_every_answer_carries(running: Served) -> N
     route = 'route="/v2/models/{name}/infer",status="200"'
     assert f"detector_requests_total{{{route}}} 1.0" in metrics
     assert 'detector_images_total{outcome="ok"} 1.0' in metrics
-    assert "detector_request_seconds_count 1.0" in metrics
+    assert 'detector_request_seconds_count{status="200"} 1.0' in metrics
 
 
 @pytest.mark.anyio

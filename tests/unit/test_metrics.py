@@ -1,21 +1,26 @@
 import shutil
 import subprocess
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import STAGES, Metrics
+from server.metrics import STAGES, STATES, Metrics
+from server.schemas import Health
 
 LABELS = {
     "detector_requests": {"route", "status"},
     "detector_images": {"outcome"},
     "detector_stage_seconds": {"stage"},
-    "detector_request_seconds": set(),
+    "detector_request_seconds": {"status"},
     "detector_batch_size": set(),
     "detector_queue_images": set(),
     "detector_rejected": {"reason"},
     "detector_inflight_requests": set(),
     "detector_upload_bytes": set(),
+    "detector_max_queue_images": set(),
+    "detector_max_upload_bytes": set(),
+    "detector_state": {"state"},
     "detector_lanes": set(),
     "detector_busy_lanes": set(),
     "detector_reloads": {"outcome"},
@@ -31,6 +36,9 @@ def fresh(queue_images: int = 0) -> Metrics:
         upload_bytes=lambda: 6,
         lanes=lambda: 2,
         busy_lanes=lambda: 1,
+        state=lambda: "ready",
+        max_queue_images=96,
+        max_upload_bytes=2**20,
     )
 
 
@@ -69,6 +77,9 @@ def test_gauges_are_asked_at_every_scrape() -> None:
         upload_bytes=lambda: 10 * waiting[0],
         lanes=lambda: 2,
         busy_lanes=lambda: 1,
+        state=lambda: "ready",
+        max_queue_images=96,
+        max_upload_bytes=2**20,
     )
     for waiting[0] in (3, 4):
         exposed = families(metrics)
@@ -76,6 +87,35 @@ def test_gauges_are_asked_at_every_scrape() -> None:
         assert exposed["detector_upload_bytes"] == {frozenset(): 10 * waiting[0]}
     assert exposed["detector_lanes"] == {frozenset(): 2}
     assert exposed["detector_busy_lanes"] == {frozenset(): 1}
+
+
+def test_the_limits_stand_beside_what_they_limit() -> None:
+    exposed = families(fresh())
+    assert exposed["detector_max_queue_images"] == {frozenset(): 96}
+    assert exposed["detector_max_upload_bytes"] == {frozenset(): 2**20}
+
+
+def test_one_state_is_1_and_it_is_the_one_of_now() -> None:
+    state = ["starting"]
+    metrics = Metrics(
+        [],
+        queue_images=lambda: 0,
+        upload_bytes=lambda: 0,
+        lanes=lambda: 0,
+        busy_lanes=lambda: 0,
+        state=lambda: state[0],
+        max_queue_images=96,
+        max_upload_bytes=2**20,
+    )
+    for state[0] in STATES:
+        exposed = families(metrics)["detector_state"]
+        assert {dict(labels)["state"] for labels in exposed} == set(STATES)
+        assert [dict(labels)["state"] for labels, value in exposed.items() if value] == state
+
+
+def test_the_metrics_know_every_state_that_health_tells() -> None:
+    told = get_args(Health.model_fields["status"].annotation)
+    assert set(STATES) == set(told)
 
 
 def test_promtool_finds_nothing_wrong() -> None:
