@@ -18,6 +18,8 @@ from server.version import UNKNOWN, this_build
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
+# Statuses of detection requests that start at 0, so that a first failure is a rate, too.
+FIRST_STATUSES = ("200", "500", "503", "504")
 STATES = ("starting", "ready", "stuck", "draining", "failed")
 
 # From half a millisecond (a letterbox) to the request timeout, each step about a factor of two.
@@ -86,7 +88,8 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.request_seconds.labels("200")
+        for status in FIRST_STATUSES:
+            self.request_seconds.labels(status)
         self.batch_size = Histogram(
             "detector_batch_size",
             "Images in one model call.",

@@ -134,13 +134,15 @@ def test_promtool_finds_nothing_wrong() -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_stages_and_rejections_start_at_zero() -> None:
+def test_stages_statuses_and_rejections_start_at_zero() -> None:
     exposed = families(fresh())
     assert exposed["detector_rejected"] == {frozenset({("reason", "queue_full")}): 0}
     zero = {frozenset({("outcome", outcome)}): 0 for outcome in ("ok", "failed")}
     assert exposed["detector_reloads"] == zero
     stages = {dict(s).get("stage") for s in exposed["detector_stage_seconds"]}
     assert stages == set(STAGES)
+    statuses = {dict(s).get("status") for s in exposed["detector_request_seconds"]}
+    assert statuses == {"200", "500", "503", "504"}
 
 
 def test_two_apps_do_not_share_their_counts() -> None:
