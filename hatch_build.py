@@ -18,7 +18,7 @@ VARIABLE = "REVISION"  # for a build without .git, such as a container's
 _FORM = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,99}")
 
 
-class RevisionHook(BuildHookInterface):
+class RevisionHook(BuildHookInterface[Any]):
     """What hatchling calls; it finds the class by itself."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

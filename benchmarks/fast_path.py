@@ -19,14 +19,13 @@ import numpy as np
 
 from server.answers import detections_json
 from server.body import Upload
-from server.choice import choose, load_model
+from server.choice import DEFAULT_MODEL, choose, load_model
 from server.cpus import available_cpus
 from server.detector import finish, prepare_encoded
 from server.errors import BadInput
 from server.pipeline import Found
 from server.postprocess import DetectParameters, nms
 from server.session import Session
-from server.settings import DEFAULT_MODEL
 
 PICTURE = Path(__file__).resolve().parent.parent / "samples" / "smear_1.jpg"
 SIZES = ((640, 480), (1280, 720), (4000, 3000))

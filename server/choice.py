@@ -10,6 +10,8 @@ from server.certificate import Precision
 from server.cpus import integer_instructions
 from server.errors import ArtifactInvalid
 
+DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "weights"  # of a checkout
+
 # Best first, and why. An int8 file comes last where it is not the best: its answers differ most.
 _ON_INTEGER_CPU: dict[Precision, str] = {
     "int8": "this CPU has {instructions}",
@@ -54,6 +56,12 @@ def load_model(path: Path) -> tuple[Artifact, ...]:
         ArtifactInvalid: a file is none or is damaged; or the folder has none, two of one
             precision, or two of different models. The message names the files.
     """
+    if path == DEFAULT_MODEL and not path.exists():
+        raise ArtifactInvalid(
+            "no model is given, and the installed package brings none: --model FILE (or "
+            "YOLO_FLA_MODEL) names one, which `python -m export` makes; the default weights are in "
+            "the folder weights of the source"
+        )
     if not path.is_dir():
         return (load_artifact(path),)
     try:

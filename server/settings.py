@@ -11,12 +11,12 @@ from typing import Annotated, Literal, NoReturn, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.choice import DEFAULT_MODEL
 from server.errors import SettingsInvalid
 from server.version import this_build
 
 ENV_PREFIX = "YOLO_FLA_"
 DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}|tensorrt")
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "weights"
 
 
 class Settings(BaseSettings):

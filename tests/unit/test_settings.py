@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from server.errors import SettingsInvalid
-from server.settings import DEFAULT_MODEL, ENV_PREFIX, Settings, settings_table, variable_name
+from server.choice import DEFAULT_MODEL
+from server.settings import ENV_PREFIX, Settings, settings_table, variable_name
 
 OTHER_VALUES = {
     "model": "other.onnx",
