@@ -9,6 +9,7 @@ more than the server itself.
 import argparse
 import http.client
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -27,6 +28,12 @@ def resident_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process took, on all CPUs together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(url: str, method: str, path: str, body: bytes | None = None) -> int:
@@ -54,19 +61,22 @@ def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]
     assert process.stderr is not None
     reader = None
     try:
-        event = json.loads(process.stderr.readline())
+        event: dict[str, str] = {}
+        while "url" not in event:
+            event = json.loads(process.stderr.readline())
         # A log that nobody reads fills its pipe, and the server would wait.
         reader = threading.Thread(target=process.stderr.read, daemon=True)
         reader.start()
         while ask(event["url"], "GET", "/health/ready") != 200:
             time.sleep(POLL_S)
         ready_s = time.perf_counter() - started
-        at_start_mb = resident_mb(process.pid)
+        at_start_mb, cpu_s = resident_mb(process.pid), cpu_seconds(process.pid)
         for _ in range(requests):
             if (status := ask(event["url"], "POST", "/detect", picture)) != 200:
                 raise SystemExit(f"/detect answered {status}")
         return {
             "ready_s": ready_s,
+            "cpu_until_ready_s": cpu_s,
             "memory_ready_mb": at_start_mb,
             "memory_after_requests_mb": resident_mb(process.pid),
         }

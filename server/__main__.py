@@ -1,214 +1,69 @@
-"""`python -m server`: settings, app, HTTP server; ends with 0, or says in one line why not.
+"""`python -m server`: settings, model, app, HTTP server; ends with 0, or says in one line why not.
 
 `python -m server doctor` says what the machine has for it.
 """
 
-import asyncio
 import gc
 import logging
-import math
 import os
-import resource
 import signal
-import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Sequence
 
-import cv2
-import uvicorn
-from fastapi import FastAPI
+from server.errors import DeploymentError
 
-from server.app import create_app
-from server.errors import DeploymentError, ServerError
-from server.image import quiet_codecs
-from server.lingering import KEEP_ALIVE_S, ConnectionLimits
-from server.logs import configure_logging, get_logger
-from server.middleware import refusal
-from server.problems import problem
-from server.protocol import bounded_protocol
-from server.service import Service
-from server.settings import Settings
-from server.tracing import Tracing
-from server.version import this_build
-
-EXIT_FAILED = 1  # the service could not go on
-EXIT_DEPLOYMENT = 2  # it could not start as it was deployed
-
-# Requests end by themselves when the drain time is over; this much later they are cut off.
-LAST_RESORT_S = 2
-# Each takes a file descriptor and some 20 KB. Ten seconds of overload make hundreds, not thousands.
-MAX_CONNECTIONS = 4096
-OTHER_FILES = 256  # libraries, devices, connections that are told that there are too many
-
-logger = get_logger(__name__)
+EXIT_DEPLOYMENT = 2  # the server could not start as it was deployed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until a signal comes; returns the exit code."""
     if arguments[:1] == ["doctor"]:
-        # Here and not above: only it needs what it imports.
         from server.doctor.command import main as healthy
 
         return 0 if healthy(arguments[1:], os.environ) else EXIT_DEPLOYMENT
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
-    cv2.setNumThreads(1)  # images are decoded side by side, one thread each
-    quiet_codecs()
     try:
-        settings = Settings.load(arguments, os.environ)
-        configure_logging(settings.log_format)
-        logger.info("starting", **this_build()._asdict())
-        return serve(settings)
+        return start(arguments)
     except DeploymentError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DEPLOYMENT
 
 
-def serve(settings: Settings) -> int:
-    """Runs one server; raises `DeploymentError` when it can't start."""
-    app = create_app(settings, on_failure=lambda: server.stop())
-    service: Service = app.state.service
-    with listen(settings.host, settings.port) as listener:
-        server = Server(app, settings)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        spare_the_collector()
-        logger.info("listening", url=f"http://{shown}:{port}", model=str(settings.model))
-        server.run([listener])
-    tracing: Tracing | None = app.state.tracing
-    if tracing is not None:
-        tracing.close()
-    if isinstance(service.failure, DeploymentError):
-        raise service.failure
-    return EXIT_FAILED if service.failure else 0
+def start(arguments: Sequence[str]) -> int:
+    """Loads the model on a thread while the web framework is imported, then serves.
 
-
-def spare_the_collector() -> None:
-    """Keeps Python's garbage collector from walking over all modules every few hundred requests.
-
-    What is alive now stays to the end; what a request leaves goes with its last reference, and the
-    few cycles can wait. It took 0.2 of the 3.2 ms of CPU that a request costs beside the model.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Opens the port before the model is loaded, so that a taken one is known at once.
+    Most of the start is imports (0.6 s of CPU time), and most of the rest the model (0.4 s). One
+    holds Python's lock and the other does not, so they go side by side. Hence the imports in here,
+    in the order in which the start needs them.
 
     Raises:
-        DeploymentError: the address is taken, not ours, or unknown.
+        DeploymentError: the server can't start as it was deployed.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        # create_server repeats the address. Not os.strerror: it knows no error of name resolution.
-        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
-        raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
+    # What is imported stays. Looking for garbage among it took 0.1 s; `serve` turns it on again.
+    gc.disable()
+    # numpy's and OpenCV's: a thread for each CPU, which begin with waiting busily. No matrix is
+    # multiplied there.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from server.logs import configure_logging, get_logger
+    from server.settings import Settings
+    from server.version import this_build
 
+    settings = Settings.load(arguments, os.environ)
+    configure_logging(settings.log_format)
+    get_logger(__name__).info("starting", **this_build()._asdict())
 
-def connection_limit() -> int:
-    """How many connections may be open, after asking for as many files as they need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + OTHER_FILES
-    if resource.RLIM_INFINITY != soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with suppress(OSError, ValueError):  # a sandbox may forbid it
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
-    return max(1, files - OTHER_FILES)
+    import cv2
 
+    from server.image import quiet_codecs
+    from server.loading import Loader
 
-def has_terminal() -> bool:
-    """Whether the terminal that the process was started in is still there."""
-    try:
-        os.tcgetpgrp(sys.stdin.fileno())
-    except (OSError, ValueError):
-        return False
-    return True
+    cv2.setNumThreads(1)  # images are decoded side by side, one thread each
+    quiet_codecs()
+    loader = Loader(settings)
 
+    from server.process import serve
 
-class Server(uvicorn.Server):
-    """uvicorn, with bounded connections, a drain that the service knows of, and a reload."""
-
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
-        service: Service = app.state.service
-        limits = ConnectionLimits(settings.header_timeout_s, connection_limit())
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=bounded_protocol(limits, refusal(service.metrics, problem)),
-                ws="none",
-                log_config=None,  # its lines go through ours
-                access_log=False,  # the middleware writes one, with the request id
-                server_header=False,
-                lifespan="on",
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + LAST_RESORT_S,
-            )
-        )
-        self._service = service
-        self._reload: Callable[[], Awaitable[None]] = app.state.reload
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until a signal comes or the service fails."""
-        self._loop = asyncio.get_running_loop()
-        with self._reloading_at_sighup():
-            await super().serve(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the drain at a signal; a second Ctrl-C ends it."""
-        # Not super(): it would raise the signal again after the drain, and the exit code be -15.
-        assert self._loop is not None
-        # A second SIGTERM is no impatience: make hands on the one that its whole group got. Whoever
-        # sends it can send SIGKILL.
-        if self.should_exit:
-            self._loop.call_soon_threadsafe(logger.info, "signal_while_draining")
-            self.force_exit = sig == signal.SIGINT
-        # A signal may come in the middle of anything the event loop does.
-        self._loop.call_soon_threadsafe(self._service.begin_drain)
-        self.stop()
-
-    @contextmanager
-    def _reloading_at_sighup(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        told = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
-
-        async def reload_when_told() -> None:
-            while True:
-                await told.wait()
-                told.clear()
-                try:
-                    await self._reload()
-                except ServerError as error:
-                    logger.error("sighup_ignored", code=error.code, reason=str(error))
-                except Exception:  # a fault of our own must not make the next signal unheard
-                    logger.exception("sighup_failed")
-
-        reloading = loop.create_task(reload_when_told())
-        terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
-
-        def hang_up(sig: int, frame: FrameType | None) -> None:
-            if terminal and not has_terminal():  # it was closed, and nobody meant a reload
-                self.handle_exit(sig, frame)
-            else:
-                loop.call_soon_threadsafe(told.set)
-
-        before = signal.signal(signal.SIGHUP, hang_up)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
-            reloading.cancel()
-
-    def stop(self) -> None:
-        """Ends the server as a signal would, without its exit code."""
-        self.should_exit = True
+    return serve(settings, loader)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from server import deepstack, native, open_inference, operations, pages
 from server.artifact import Artifact
 from server.body import Limits
 from server.byte_budget import ByteBudget
-from server.choice import load_model
 from server.engine import Engine
-from server.errors import ReloadFailed, SettingsInvalid
 from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
+from server.loading import Loader
 from server.logs import get_logger
 from server.middleware import RequestScope
 from server.problems import (
@@ -34,14 +33,16 @@ logger = get_logger(__name__)
 def create_app(
     settings: Settings,
     *,
+    loader: Loader | None = None,
     open_engine: Callable[[Sequence[Artifact], Settings], Engine] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """Builds the app around one model; it is loaded when the lifespan starts.
+    """Builds the app around one model, which is loaded meanwhile.
 
     Args:
-        settings: checked settings; the artifact they name is read and checked here.
-        open_engine: loads the model; on ONNX Runtime by default.
+        settings: checked settings.
+        loader: loads the model that they name; by default one that begins now.
+        open_engine: what such a one opens the model with; ONNX Runtime by default.
         on_failure: called once when the service can't go on; `app.state.service.failure` says
             why, and the process should end.
 
@@ -54,8 +55,7 @@ def create_app(
     uploads = ByteBudget(settings.max_upload_bytes)
     service = Service(
         settings,
-        load_model(settings.model),
-        open_engine=lambda artifacts: (open_engine or open_onnx_engine)(artifacts, settings),
+        loader or Loader(settings, open_engine),
         on_failure=on_failure,
         rejection_reasons=sorted(rejection_reasons()),
         upload_bytes=lambda: uploads.taken,
@@ -101,14 +101,11 @@ def create_app(
 
     async def reload() -> None:
         """What SIGHUP and `POST /model/reload` do."""
-        try:
-            keys.reload()
-        except SettingsInvalid as error:
-            service.metrics.reloads.labels("failed").inc()
-            logger.error("reload_failed", reason=str(error))
-            raise ReloadFailed(f"{error}; the keys and the model of before stay") from error
+        await service.reload(read_keys)
+
+    def read_keys() -> None:
+        keys.reload()
         logger.info("keys_read", keys=keys.count)
-        await service.reload()
 
     app.state.reload = reload
     limits = Limits(settings.max_body_bytes, settings.max_images_per_request)
@@ -122,14 +119,3 @@ def create_app(
     app.include_router(deepstack.routes(service, limits, keys, schemes))
     answer_errors(app, service, respond)
     return app
-
-
-def open_onnx_engine(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
-    """Loads the best of some files into ONNX Runtime."""
-    return Engine.open(
-        artifacts,
-        device=settings.device,
-        precision=settings.precision,
-        intra_op_threads=settings.intra_op_threads,
-        max_batch_size=settings.max_batch_size,
-    )

@@ -11,7 +11,7 @@ there `intra_op_threads` should be about the CPUs divided by the requests at the
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -209,15 +209,12 @@ class Engine:
             ArtifactInvalid: the model can't run them.
         """
         try:
-            self._each_session(lambda session: session.warm_up(range(1, self.max_batch_size + 1)))
+            self._session.warm_up(range(1, self.max_batch_size + 1))
+            if self._lone_session is not self._session:
+                self._warm_up_lone()
         except InferenceFailed as error:
             reason = error.__cause__ or error
             raise ArtifactInvalid(f"{self.artifact.path}: the warm-up failed: {reason}") from error
-        if self._lone_session is not self._session:
-            height, width = max(self.artifact.metadata.buckets)
-            grey = np.full((1, height, width, 3), PAD_VALUE, np.uint8)
-            pace = min(_timed(self._session, grey)[1] for _ in range(3))
-            self._lone_calls.note(pace, all_threads=False)
 
     def run(self, images: NDArray[np.uint8], *, alone: bool = False) -> NDArray[np.float32]:
         """Infers one batch.
@@ -250,10 +247,15 @@ class Engine:
             self._lone_calls.note(pace, all_threads=all_threads)
         return candidates
 
-    def _each_session(self, act: Callable[[OpenSession], None]) -> None:
-        act(self._session)
-        if self._lone_session is not self._session:
-            act(self._lone_session)
+    def _warm_up_lone(self) -> None:
+        """After the other session, which has shown that the model runs every shape."""
+        shapes = sorted(self.artifact.metadata.buckets, key=math.prod)
+        smallest, largest = (
+            np.full((1, *shape, 3), PAD_VALUE, np.uint8) for shape in (shapes[0], shapes[-1])
+        )
+        self._lone_session.run(largest)  # threads, and memory for all shapes
+        pace = min(_timed(self._session, smallest)[1] for _ in range(3))
+        self._lone_calls.note(pace, all_threads=False)
 
 
 def _timed(session: OpenSession, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

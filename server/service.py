@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from server import suppression
-from server.artifact import Artifact
-from server.choice import load_model
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -17,11 +14,10 @@ from server.errors import (
     NotReady,
     ReloadFailed,
 )
+from server.loading import Loader, Loading
 from server.logs import get_logger
-from server.memory import return_freed_memory
 from server.pipeline import Pipeline
 from server.settings import Settings
-from server.threads import MODEL_NICENESS, nice_pool
 
 State = Literal["starting", "ready", "draining", "failed"]
 # When the service has failed, requests under way are told so, then the process ends.
@@ -35,25 +31,27 @@ class Service:
 
     Args:
         settings: limits and times.
-        artifacts: the model to serve, in one or several precisions.
-        open_engine: loads the best of them; called on a thread of its own, again at each reload.
+        loader: loads the model; waits here until its files are read.
         on_failure: called once when the service can't go on; `failure` then says why.
         rejection_reasons: error codes for the metrics.
         upload_bytes: asked by the metrics for the bytes that requests' bodies have in memory.
+
+    Raises:
+        ArtifactInvalid: the model is not one that this server can serve.
     """
 
     def __init__(
         self,
         settings: Settings,
-        artifacts: Sequence[Artifact],
+        loader: Loader,
         *,
-        open_engine: Callable[[Sequence[Artifact]], Engine],
         on_failure: Callable[[], None],
         rejection_reasons: Sequence[str],
         upload_bytes: Callable[[], int],
     ) -> None:
         self.settings = settings
-        self.model_name = artifacts[0].metadata.name
+        assert loader.first is not None
+        self.model_name = loader.first.artifacts.result()[0].metadata.name
         self.state: State = "starting"
         self.failure: BaseException | None = None
         self.engine: Engine | None = None
@@ -64,23 +62,21 @@ class Service:
             state=lambda: self.status,
         )
         self.metrics = self.pipeline.metrics
-        self._loading = nice_pool(1, "load", MODEL_NICENESS)
-        self._artifacts = artifacts
-        self._open_engine = open_engine
+        self._loader = loader
         self._on_failure = on_failure
         self._limits: set[asyncio.Timeout] = set()
         self._reloading = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Loads the model in the background, then serves; ends all threads on exit."""
+        """Serves as soon as the model is loaded; ends all threads on exit."""
         serving = asyncio.create_task(self._live())
         try:
             yield
         finally:
             serving.cancel()
             await asyncio.wait([serving])
-            self._loading.shutdown(wait=False, cancel_futures=True)
+            self._loader.shut_down()
             self.pipeline.shut_down()
 
     @asynccontextmanager
@@ -163,11 +159,14 @@ class Service:
             if not limit.expired():
                 limit.reschedule(min(end, limit.when() or end))
 
-    async def reload(self) -> Engine:
+    async def reload(self, read_first: Callable[[], None] = lambda: None) -> Engine:
         """Reads, checks, loads and warms the model files anew, then serves them.
 
         Requests that began before are finished by the model that they began with. One reload
         follows the other.
+
+        Args:
+            read_first: reads what else is configured; raises `DeploymentError` where that can't be.
 
         Raises:
             NotReady, Draining: requests are not taken now.
@@ -175,16 +174,17 @@ class Service:
         """
         async with self._reloading:
             self.refuse_unless_ready()
-            started = time.perf_counter()
             try:
-                engine = await self._load(lambda: load_model(self.settings.model))
+                read_first()
+                loading = self._loader.begin()
+                engine = await asyncio.wrap_future(loading.engine)
             except DeploymentError as error:
                 logger.error("reload_failed", reason=str(error))
                 self.metrics.reloads.labels("failed").inc()
                 raise ReloadFailed(f"{error}; the model of before goes on serving") from error
             self.refuse_unless_ready()  # a signal may have come meanwhile
-            self._serve_with(engine, "reloaded", started)
-            self._loading.submit(return_freed_memory)
+            self._serve_with(engine, "reloaded", loading)
+            self._loader.return_memory()
             self.metrics.reloads.labels("ok").inc()
             return engine
 
@@ -204,23 +204,13 @@ class Service:
             self._on_failure()
 
     async def _start(self) -> None:
-        started = time.perf_counter()
-        engine = await self._load(lambda: self._artifacts)
-        self._serve_with(engine, "ready", started)
+        loading, self._loader.first = self._loader.first, None
+        assert loading is not None
+        self._serve_with(await asyncio.wrap_future(loading.engine), "ready", loading)
         if self.state == "starting":  # not when a signal came meanwhile
             self.state = "ready"
 
-    async def _load(self, read: Callable[[], Sequence[Artifact]]) -> Engine:
-        def open_warm() -> Engine:
-            suppression.load()  # not at the first request
-            return_freed_memory()
-            engine = self._open_engine(read())
-            engine.warm_up()
-            return engine
-
-        return await asyncio.get_running_loop().run_in_executor(self._loading, open_warm)
-
-    def _serve_with(self, engine: Engine, event: str, started: float) -> None:
+    def _serve_with(self, engine: Engine, event: str, loading: Loading) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
         self.pipeline.arrange_for(engine)
@@ -236,7 +226,7 @@ class Service:
         logger.info(
             event,
             requested_device=self.settings.device,
-            load_s=round(time.perf_counter() - started, 3),
+            load_s=round(time.perf_counter() - loading.started, 3),
             reason=engine.reason,
             lanes=engine.lanes,
             max_batch_size=engine.max_batch_size,

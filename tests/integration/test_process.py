@@ -311,7 +311,7 @@ def test_a_model_without_its_device_ends_the_process_with_the_reason(
 
 def test_it_starts_without_training_or_conversion_libraries(repo_dir: Path, artifact: Path) -> None:
     code = (
-        "import sys; import server.__main__, server.session; "
+        "import sys; import server.__main__, server.process; "
         "print(sorted({'torch', 'onnx', 'ultralytics', 'PIL'} & set(sys.modules)))"
     )
     ended = subprocess.run(
@@ -342,7 +342,7 @@ def test_a_model_call_that_never_returns_does_not_keep_the_process(
 # `python -m server` on a device that is lost with the first batch; no CPU can be lost like that.
 ON_A_LOST_DEVICE = """
 import sys
-from server import app
+from server import loading
 from server.__main__ import main
 from server.engine import Engine
 from tests.serving import LosingSession
@@ -351,7 +351,7 @@ def open_losing(artifacts, settings):
     session = LosingSession(artifacts[0], settings)
     return Engine(artifacts[0], "a test's", session, max_batch_size=1)
 
-app.open_onnx_engine = open_losing
+loading.open_onnx_engine = open_losing
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -105,12 +105,18 @@ def test_every_session_is_warmed_up_with_every_size(artifact: Artifact) -> None:
     Engine(
         artifact, "a test's", SideBySide(sessions), lone_session=lone, max_batch_size=3
     ).warm_up()
-    assert [each.warmed for each in (lone, *sessions)] == [[[1, 2, 3]]] * 3
+    assert [each.warmed for each in sessions] == [[[1, 2, 3]]] * 2
+    assert lone.runs == 1  # it is the same model: no shape is new to it but for its memory
 
 
 def test_a_model_that_cannot_warm_up_is_no_artifact(artifact: Artifact) -> None:
     with pytest.raises(ArtifactInvalid, match="warm-up failed: no memory"):
         Engine(artifact, "a test's", Stub(fails_warm=True)).warm_up()
+
+
+def test_a_model_that_cannot_run_alone_is_no_artifact(artifact: Artifact) -> None:
+    with pytest.raises(ArtifactInvalid, match="warm-up failed: the driver"):
+        Engine(artifact, "a test's", Stub(), lone_session=Stub(fails=True)).warm_up()
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -163,7 +169,7 @@ def test_the_warm_up_tells_how_fast_fewer_threads_are(artifact: Artifact) -> Non
     engine = Engine(artifact, "a test's", session, lone_session=lone)
     engine.warm_up()
     assert engine._lone_calls._fewer_pace < 1
-    assert lone.runs == 0
+    assert session.runs == 3
 
 
 def test_a_failed_call_leaves_a_session_that_still_runs(artifact: Artifact) -> None:
