@@ -1,0 +1,100 @@
+"""What Grafana would show: every query of the dashboard, answered by Prometheus after some load.
+
+    python -m benchmarks.dashboard [--seconds 60] [--clients 32] [--pictures FOLDER]
+
+Starts the server with the default weights and a Prometheus with the shipped configuration (only
+target and interval differ), lets clients ask, and prints a table of what Prometheus answers for the
+end of the load. One request in fifty holds no image. Needs `prometheus` on the PATH; ends with 1 where a panel has no answer that should have one.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.dashboard.prometheus import PrometheusMissing, Series
+from benchmarks.dashboard.queries import ROOT, PanelQuery, alerts, panel_queries
+from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
+from benchmarks.serving.load import summarize
+from benchmarks.serving.pictures import read_pictures
+from benchmarks.serving.process import DidNotStart
+from server.gpu_metrics import open_nvml
+
+MOST_SHOWN = 6  # series of an answer
+GPU = "detector_gpu_"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs and prints; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    pictures = [each.data for each in read_pictures(given.pictures, 32)]
+    try:
+        with watched(
+            ROOT / "weights",
+            pictures,
+            clients=given.clients,
+            seconds=given.seconds,
+            interval_s=given.interval,
+        ) as seen:
+            return report(seen)
+    except (PrometheusMissing, DidNotStart) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def report(seen: Watched) -> int:
+    """Prints the tables; 1 where something has no answer."""
+    load = summarize(seen.load)
+    print(
+        f"{load.requests} requests in {load.seconds:.0f} s, by status {load.statuses}; "
+        f"the clients saw {load.images_per_s:.1f} images/s, p99 {load.p99_ms / 1e3:.3f} s\n"
+    )
+    silent = 0
+    print("| row | panel | query | Prometheus' answer |\n|---|---|---|---|")
+    for query in panel_queries():
+        found = seen.prometheus.ask(query.filled([seen.server], RATE_INTERVAL), seen.ended_s)
+        if not found and GPU in query.expr and open_nvml() is None:
+            shown = "none: there is no GPU here"
+        else:
+            shown = "; ".join(told(query, found))
+            silent += not shown
+        expr = query.expr.replace("|", "\\|")
+        print(
+            f"| {query.row or 'at a glance'} | {query.panel} | `{expr}` | {shown or '**none**'} |"
+        )
+    print("\n| alert | state |\n|---|---|")
+    known = seen.prometheus.ask("ALERTS", seen.ended_s)
+    states = {each.labels["alertname"]: each.labels["alertstate"] for each in known}
+    for alert in alerts():
+        print(f"| {alert.name} | {states.get(alert.name, 'silent')} |")
+    return 1 if silent else 0
+
+
+def told(query: PanelQuery, found: Sequence[Series]) -> list[str]:
+    """An answer in words: the largest series first, those without a value left out."""
+    there = sorted((s for s in found if not math.isnan(s.value)), key=lambda s: -s.value)
+    named = [(" ".join(s.labels.values()) if len(there) > 1 else "", s.value) for s in there]
+    if GPU not in query.expr and query.legend == "":  # a table: its labels are what it shows
+        return [", ".join(f"{name}={value}" for name, value in s.labels.items()) for s in there]
+    shown = [f"{name} {value:.4g}".strip() for name, value in named[:MOST_SHOWN]]
+    return [*shown, f"{len(named) - MOST_SHOWN} more"] if len(named) > MOST_SHOWN else shown
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dashboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--seconds", type=float, default=60, help="of load")
+    add("--clients", type=int, default=32)
+    add("--interval", type=float, default=1, help="seconds between scrapes")
+    add("--pictures", type=Path, default=ROOT / "samples", help="JPEGs, some of 640 x 480")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
