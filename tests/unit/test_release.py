@@ -1,0 +1,144 @@
+import hashlib
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import release
+from release import Refused, Release
+
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+
+## [1.2.0] - 2026-11-22
+
+### Added
+
+- Something.
+
+## [1.1.0] - 2026-10-01
+
+## [1.0.0]
+
+- Without a date.
+"""
+PROJECT = """[project]
+name = "yolov8-fla"
+version = "1.2.0"
+[project.optional-dependencies]
+cpu = ["onnxruntime"]
+gpu = ["onnxruntime-gpu"]
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that may be released, in a repository apart from this machine's configuration."""
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    git(tmp_path, "init", "-q", "-b", "main")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    named = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "tag.gpgSign=false"]
+    command = ["git", "-C", str(folder), *named, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(folder: Path) -> str:
+    git(folder, "add", "--all")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "a change")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def test_a_clean_commit_with_its_changes_told_may_be_released(checkout: Path) -> None:
+    found = release.examine(checkout)
+    assert found == Release(
+        version="1.2.0",
+        commit=git(checkout, "rev-parse", "HEAD"),
+        epoch=int(git(checkout, "log", "-1", "--format=%ct")),
+        tagged=False,
+        extras=("cpu", "gpu"),
+    )
+    git(checkout, "tag", "-a", "v1.2.0", "-m", "1.2.0")
+    git(checkout, "tag", "nightly")  # a tag that names no version says nothing against one
+    assert release.examine(checkout).tagged
+
+
+@pytest.mark.parametrize("file", ["CHANGELOG.md", "new.py"])
+def test_files_that_no_commit_has_are_refused(checkout: Path, file: str) -> None:
+    (checkout / file).write_text("changed")
+    with pytest.raises(Refused, match=f"files differ from the commit: {file}$"):
+        release.examine(checkout)
+
+
+def test_a_tag_of_another_version_is_refused(checkout: Path) -> None:
+    git(checkout, "tag", "v1.1.0")
+    with pytest.raises(Refused, match=r"tagged v1\.1\.0, and pyproject\.toml says 1\.2\.0"):
+        release.examine(checkout)
+
+
+def test_a_version_is_released_once(checkout: Path) -> None:
+    git(checkout, "tag", "v1.2.0")
+    commit(checkout)
+    with pytest.raises(Refused, match=r"v1\.2\.0 is another commit's"):
+        release.examine(checkout)
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        ("1.3.0", "no section"),
+        ("1.2", "no section"),
+        ("1.1.0", "tells nothing of"),
+        ("1.0.0", "no section"),  # it has no date
+    ],
+)
+def test_a_version_without_a_dated_section_that_tells_something_is_refused(
+    version: str, text: str
+) -> None:
+    release.refuse_untold("1.2.0", CHANGELOG)
+    with pytest.raises(Refused, match=text):
+        release.refuse_untold(version, CHANGELOG)
+
+
+@pytest.mark.parametrize("version", ["", "next", "1.0+mine", "v1.0", "1.0-rc1", "01.0"])
+def test_a_version_that_tags_can_t_carry_as_it_is_is_refused(version: str) -> None:
+    assert release.checked_version("1.0rc1") == "1.0rc1"
+    with pytest.raises(Refused):
+        release.checked_version(version)
+
+
+def test_this_projects_version_can_be_released(repo_dir: Path) -> None:
+    project = tomllib.loads((repo_dir / "pyproject.toml").read_text())["project"]
+    assert release.checked_version(project["version"]) == project["version"]
+
+
+def test_the_sums_are_those_that_sha256sum_checks(tmp_path: Path) -> None:
+    for name, content in (("b.whl", b"wheel"), ("a.tar.gz", b"source")):
+        (tmp_path / name).write_bytes(content)
+    release.write_sums(tmp_path)
+    release.write_sums(tmp_path)  # its own file is not among them
+    assert (tmp_path / "SHA256SUMS").read_text() == (
+        f"{hashlib.sha256(b'source').hexdigest()}  a.tar.gz\n"
+        f"{hashlib.sha256(b'wheel').hexdigest()}  b.whl\n"
+    )
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_the_last_words_tell_what_is_left_to_publish(tagged: bool) -> None:
+    made = Release("1.2.0", "c" * 40, 0, tagged, ("cpu",))
+    told = release.farewell(made, ["yolov8-fla:1.2.0-cpu sha256:1 5"], "audited", ["a.whl"])
+    assert "Nothing was published." in told
+    assert ("git tag -a v1.2.0" in told) is not tagged
+    assert "git push origin v1.2.0" in told
+    assert "docker push REGISTRY/yolov8-fla:1.2.0-cpu\n" in told
