@@ -47,12 +47,7 @@ FROM pip AS dependencies
 COPY constraints.txt /build/
 COPY --from=requirements /build/serving.txt /build/
 # The secrets are optional: pip's configuration for a mirror, and the certificate authorities that it names.
-RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
-    --mount=type=secret,id=ca,target=/run/build-ca.crt \
-    python3.11 -m venv --without-pip /opt/venv \
-    && /opt/pip/bin/pip --python /opt/venv/bin/python install -c /build/constraints.txt -r /build/serving.txt
-WORKDIR /opt/venv/lib/python3.11/site-packages
-# What serving never reads. Of CUDA's libraries:
+# Then goes what serving never reads. Of CUDA's libraries:
 # - libcufft (and libnvJitLink, which it alone loads) is only for the operators Rfft and Irfft, which no detector has; ONNX
 #   Runtime looks for it when it meets one (onnxruntime#29808).
 # - libnvblas and libcufftw are for programs written for other libraries' interfaces, static libraries and headers for compilers.
@@ -61,15 +56,21 @@ WORKDIR /opt/venv/lib/python3.11/site-packages
 # - libonnxruntime_providers_tensorrt.so stays, so that device=tensorrt can tell what it misses, and works where it is added.
 # libonnxruntime.so.* is for other programs; Python's ONNX Runtime has its own inside (onnxruntime#21223).
 # What the packages tell of themselves (*.dist-info) stays: scanners and licences need it.
-RUN rm -rf nvidia/*/include nvidia/*/nvvm nvidia/*/bin nvidia/*/lib/cmake nvidia/*/lib/pkgconfig \
+# One RUN, as a layer between would hold gigabytes twice. Times are set to 0, so that the same pins give the same layer.
+WORKDIR /opt/venv/lib/python3.11/site-packages
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca,target=/run/build-ca.crt \
+    python3.11 -m venv --without-pip /opt/venv \
+    && /opt/pip/bin/pip --python /opt/venv/bin/python install -c /build/constraints.txt -r /build/serving.txt \
+    && rm -rf nvidia/*/include nvidia/*/nvvm nvidia/*/bin nvidia/*/lib/cmake nvidia/*/lib/pkgconfig \
         nvidia/cu13/lib/libcufft.so.* nvidia/cu13/lib/libcufftw.so.* nvidia/cu13/lib/libnvJitLink.so.* \
         nvidia/cu13/lib/libnvblas.so.* \
-        numpy/_core/include numpy/_core/lib numpy/f2py numpy/random/lib numpy/typing/tests \
+        numpy/_core/include numpy/_core/lib numpy/f2py numpy/random/lib \
         onnxruntime/capi/libonnxruntime.so.* \
         onnxruntime/backend onnxruntime/datasets onnxruntime/quantization onnxruntime/tools onnxruntime/transformers \
         cv2/data cv2/gapi cv2/typing ../../../include \
     && find . -type d -name tests -prune -exec rm -rf {} + \
-    && find . \( -name '*.a' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' \) -delete \
+    && find . \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.pyx' \) -delete \
     && mkdir -p nvidia \
     && mv nvidia /opt/nvidia \
     && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . \
@@ -111,6 +112,7 @@ COPY weights weights
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
     YOLO_FLA_HOST=0.0.0.0 \
     YOLO_FLA_MODEL=/app/weights
@@ -135,6 +137,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 # DL3006: it is one of the two above.
 # hadolint ignore=DL3006
 FROM ${EXTRA} AS final
+# Debian's podman overlooks a stage that only an argument's default names, so the default is named here once more.
+COPY --from=gpu /app/LICENSE /app/
 ARG EXTRA
 ARG REVISION=""
 ARG VERSION=""

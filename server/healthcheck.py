@@ -1,7 +1,7 @@
-"""`python -m server.healthcheck`: ends with 0 if the server of this container is ready, else with 1.
+"""`python -m server.healthcheck`: ends with 0 if this container's server is ready, else with 1.
 
-For a container's HEALTHCHECK, so it starts in some ten milliseconds: only the standard library, and of
-that little; nothing of the server, whose settings it therefore reads by itself.
+For a container's HEALTHCHECK, so it starts in some ten milliseconds: it takes little of the
+standard library and nothing of the server, and so reads the two settings that it needs by itself.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 TIMEOUT_S = 4.0
 # Of the container's first process: the server, or an init that was told to start it.
 COMMAND = Path("/proc/1/cmdline")
-# Those that listen on every address, and where to reach them.
+# Addresses that mean all, and where the server is reached then.
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def address(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str]:
-    """Where the server listens, host and port: its flags, else its environment, else its defaults."""
+    """Where the server listens, host and port: by its flags, its environment, or by default."""
     host = chosen("host", command, environment) or "127.0.0.1"
     port = chosen("port", command, environment) or "8000"
     return ANYWHERE.get(host, host), port

@@ -1,0 +1,301 @@
+"""The image for CPUs at work: hardened as anyone should run it."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.artifacts import CELL, tiny_artifact
+from tests.container.engine import LIMIT_S, Container, Engine, ended, ready, started
+from tests.serving import one_cell
+
+EXIT_DEPLOYMENT = 2
+MODELS = "/models"
+
+
+@pytest.fixture(scope="module")
+def running(engine: Engine, cpu_image: str) -> Iterator[tuple[Container, httpx.Client]]:
+    with ready(engine, cpu_image) as both:
+        yield both
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder that the container's user may read."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
+
+
+def publish(artifact: Path) -> Path:
+    artifact.chmod(0o644)
+    return artifact
+
+
+def mounted(models: Path, model: str) -> tuple[str, ...]:
+    return f"--volume={models}:{MODELS}:ro", f"--env=YOLO_FLA_MODEL={MODELS}/{model}"
+
+
+def overlap(one: dict[str, float], other: list[float]) -> float:
+    """Intersection over union of a box of an answer and one of samples/smears.json."""
+    left, top = max(one["x1"], other[0]), max(one["y1"], other[1])
+    right, bottom = min(one["x2"], other[2]), min(one["y2"], other[3])
+    both = max(0.0, right - left) * max(0.0, bottom - top)
+    areas = (one["x2"] - one["x1"]) * (one["y2"] - one["y1"])
+    areas += (other[2] - other[0]) * (other[3] - other[1])
+    return both / (areas - both)
+
+
+def assert_finds_the_cells(client: httpx.Client, repo_dir: Path, name: str = "smear_1.jpg") -> None:
+    cells = json.loads((repo_dir / "samples" / "smears.json").read_text())[name]["cells"]
+    picture = (repo_dir / "samples" / name).read_bytes()
+    answer = client.post("/detect", content=picture, headers={"content-type": "image/jpeg"})
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json()["results"]
+    found = [(each["class_name"], each["box"]) for each in result["detections"]]
+    missed = [
+        cell
+        for cell in cells
+        if not any(
+            name == cell["class_name"] and overlap(box, cell["box"]) > 0.5 for name, box in found
+        )
+    ]
+    assert len(missed) <= len(cells) // 20, missed
+    assert len(found) <= len(cells) + 2
+
+
+def test_it_finds_the_cells_of_a_picture(
+    running: tuple[Container, httpx.Client], repo_dir: Path
+) -> None:
+    assert_finds_the_cells(running[1], repo_dir)
+
+
+def test_it_tells_what_it_serves_and_what_it_was_built_from(
+    running: tuple[Container, httpx.Client],
+) -> None:
+    health = running[1].get("/health").json()
+    assert health["provider"] == "CPUExecutionProvider"
+    assert health["revision"] == "a-revision"
+    assert health["model"] == "yolov8n-fla-bccd"
+
+
+def test_its_health_check_passes(running: tuple[Container, httpx.Client]) -> None:
+    checked = running[0].execute(*health_check(running[0]))
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_it_runs_as_nobody_with_no_rights(running: tuple[Container, httpx.Client]) -> None:
+    status = running[0].execute("cat", "/proc/1/status").stdout
+    told = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert told["Uid"].split() == ["10001"] * 4
+    assert told["Gid"].split() == ["10001"] * 4
+    assert {name: int(told[name], 16) for name in told if name.startswith("Cap")} == dict.fromkeys(
+        ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0
+    )
+    assert told["NoNewPrivs"] == "1"
+
+
+def test_it_can_write_nowhere(running: tuple[Container, httpx.Client]) -> None:
+    folders = ("/", "/app", "/app/weights", "/opt/venv", "/tmp", "/var/tmp", "/run", "/home")
+    written = [each for each in folders if running[0].execute("touch", f"{each}/x").returncode == 0]
+    assert written == []
+
+
+def test_it_logs_nothing_but_json(running: tuple[Container, httpx.Client]) -> None:
+    lines = running[0].logs().splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("{")] == []
+
+
+def test_the_health_check_looks_where_flags_say_that_the_server_is(
+    engine: Engine, cpu_image: str
+) -> None:
+    flags = ("--port=8123", "--host", "127.0.0.1")
+    with started(engine, cpu_image, command=flags) as container:
+        check = health_check(container)
+        # The server has to be there first, and can't be asked from outside.
+        assert until(lambda: bool(container.events("ready")))
+        checked = container.execute(*check)
+        assert checked.returncode == 0, checked.stderr
+        wrong = container.execute("env", "YOLO_FLA_PORT=1", *check)
+        assert wrong.returncode == 0, "the flag is stronger than the environment"
+
+
+def test_the_health_check_fails_where_nobody_is_ready(engine: Engine, cpu_image: str) -> None:
+    test = engine.inspect_image(cpu_image)["Config"]["Healthcheck"]["Test"][1:]
+    checked = engine.run("run", "--rm", f"--entrypoint={test[0]}", cpu_image, *test[1:])
+    assert checked.returncode == 1
+    assert "not ready at 127.0.0.1:8000: " in checked.stderr
+
+
+def test_limits_come_from_the_environment_and_are_named(engine: Engine, cpu_image: str) -> None:
+    flags = ("--env=YOLO_FLA_MAX_BODY_BYTES=1000", "--env=YOLO_FLA_MAX_IMAGE_PIXELS=4000")
+    with ready(engine, cpu_image, *flags) as (_, client):
+        large = client.post("/detect", content=bytes(1001))
+        assert (large.status_code, large.json()["code"]) == (413, "body_too_large")
+        assert "1000" in large.json()["detail"]
+        wide = client.post("/detect", content=one_cell((64, 64)))
+        assert (wide.status_code, wide.json()["code"]) == (413, "too_many_pixels")
+        assert "4000" in wide.json()["detail"]
+
+
+def encoded(
+    extension: str, hw: tuple[int, int], dtype: type = np.uint8, channels: int = 3
+) -> bytes:
+    """A smooth picture: few bytes, all pixels different from their neighbours' rows."""
+    rows: NDArray[Any] = np.linspace(0, np.iinfo(dtype).max, hw[0]).astype(dtype)
+    picture = np.broadcast_to(rows[:, None, None], (*hw, channels))
+    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1] if extension == ".png" else []
+    return cv2.imencode(extension, np.ascontiguousarray(picture), fast)[1].tobytes()
+
+
+def test_large_pictures_of_many_clients_do_not_end_it(
+    engine: Engine, cpu_image: str, repo_dir: Path
+) -> None:
+    side = (6000, 8000)  # 48 million pixels, just under the limit
+    pictures = [
+        encoded(".jpg", side),
+        encoded(".png", side),
+        encoded(".png", side, channels=4),
+        encoded(".png", side, np.uint16),
+        encoded(".png", side, np.uint16, channels=4),
+        encoded(".webp", (4000, 4000)),
+        *(path.read_bytes() for path in sorted((repo_dir / "samples").glob("*.jpg"))),
+    ]
+    with ready(engine, cpu_image) as (container, client):
+
+        def one_client(first: int) -> list[int]:
+            order = pictures[first:] + pictures[:first]
+            return [client.post("/detect", content=each).status_code for each in order]
+
+        with ThreadPoolExecutor(8) as clients:
+            statuses = [status for each in clients.map(one_client, range(8)) for status in each]
+        state = container.state()
+        assert state["Running"], (state, container.logs()[-2000:])
+        assert not state["OOMKilled"]
+        assert 200 in statuses
+        # What does not fit is refused or late, and never an error of the server's own.
+        assert set(statuses) <= {200, 413, 503, 504}, statuses
+        assert_finds_the_cells(client, repo_dir)
+
+
+def test_a_request_under_way_at_sigterm_is_answered(
+    engine: Engine, cpu_image: str, repo_dir: Path
+) -> None:
+    picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
+    files = [("image", (f"{index}.jpg", picture)) for index in range(64)]
+    with ready(engine, cpu_image) as (container, client):
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/detect", files=files))
+        )
+        asking.start()
+        with httpx.Client(base_url=client.base_url) as other:
+            assert until(lambda: bool(answers) or other.get("/health").json()["queue_images"] > 0)
+        assert not answers, "the model was too fast to be caught running"
+        container.signal("TERM")
+        asking.join(LIMIT_S)
+        assert [answer.status_code for answer in answers] == [200]
+        assert [len(answer.json()["results"]) for answer in answers] == [64]
+        assert container.wait() == 0
+
+
+def test_an_artifact_of_ones_own_is_served_from_a_mounted_folder(
+    engine: Engine, cpu_image: str, models: Path
+) -> None:
+    publish(tiny_artifact(models / "mine.onnx"))
+    with ready(engine, cpu_image, *mounted(models, "mine.onnx")) as (_, client):
+        (result,) = client.post("/detect", content=one_cell()).json()["results"]
+        assert [each["class_name"] for each in result["detections"]] == ["RBC"]
+
+
+def test_a_mounted_model_is_changed_without_a_restart(
+    engine: Engine, cpu_image: str, models: Path, tmp_path: Path
+) -> None:
+    publish(tiny_artifact(models / "mine.onnx"))
+    with ready(engine, cpu_image, *mounted(models, "")) as (container, client):
+        before = client.get("/health").json()["version"]
+        side = 2 * CELL
+        other = tiny_artifact(
+            tmp_path / "other.onnx", input_hw=(side, side), buckets=[(side, side)]
+        )
+        publish(other).rename(models / "mine.onnx")
+        container.signal("HUP")
+        assert until(lambda: client.get("/health").json()["version"] != before)
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        # A bad one is refused, and the good one goes on.
+        now = client.get("/health").json()["version"]
+        (tmp_path / "bad.onnx").write_bytes(b"no model")
+        publish(tmp_path / "bad.onnx").rename(models / "mine.onnx")
+        container.signal("HUP")
+        assert until(lambda: 'reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text)
+        assert client.get("/health").json()["version"] == now
+
+
+def test_a_file_that_is_no_artifact_is_refused(
+    engine: Engine, cpu_image: str, models: Path
+) -> None:
+    (models / "bad.onnx").write_bytes(b"no model")
+    publish(models / "bad.onnx")
+    assert_refused(
+        ended(engine, cpu_image, *mounted(models, "bad.onnx")), r"/models/bad\.onnx: .*ONNX"
+    )
+
+
+def test_a_model_that_is_not_there_is_refused(engine: Engine, cpu_image: str) -> None:
+    run = ended(engine, cpu_image, "--env=YOLO_FLA_MODEL=/models/none.onnx")
+    assert_refused(run, r"/models/none\.onnx")
+
+
+def test_a_variable_that_it_does_not_know_is_refused(engine: Engine, cpu_image: str) -> None:
+    run = ended(engine, cpu_image, "--env=YOLO_FLA_DEVISE=cpu")
+    assert_refused(run, "unknown environment variable YOLO_FLA_DEVISE; did you mean .*_DEVICE")
+
+
+def test_a_gpu_that_is_asked_for_is_refused_with_what_is_missing(
+    engine: Engine, cpu_image: str
+) -> None:
+    run = ended(engine, cpu_image, "--env=YOLO_FLA_DEVICE=cuda")
+    assert_refused(run, "built without CUDAExecutionProvider")
+
+
+def test_the_doctor_works_inside(engine: Engine, cpu_image: str) -> None:
+    told = ended(engine, cpu_image, command=["doctor"])
+    assert told.returncode == 0, told.stdout
+    assert "The server would start" in told.stdout
+
+
+def health_check(container: Container) -> list[str]:
+    """The command of HEALTHCHECK: podman runs it by itself only where systemd is."""
+    inspected = container.engine.output("inspect", "--format={{json .Config}}", container.name)
+    config: dict[str, Any] = json.loads(inspected)
+    command = config["Healthcheck"]["Test"][1:]
+    assert isinstance(command, list)
+    return command
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Whether something comes true in time; a container gives no event."""
+    event = threading.Event()
+    for _ in range(20 * LIMIT_S):
+        if condition():
+            return True
+        event.wait(0.05)
+    return False
+
+
+def assert_refused(run: Any, why: str) -> None:
+    assert run.returncode == EXIT_DEPLOYMENT, run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), run.stderr
+    assert re.search(why, last), last
