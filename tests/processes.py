@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,16 +59,11 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(
-    repo: Path,
-    artifact: Path,
-    *flags: str,
-    program: Sequence[str] = ("-m", "server"),
-    **variables: str,
+def following(
+    command: Sequence[str], folder: Path, variables: Mapping[str, str]
 ) -> Iterator[ServerProcess]:
-    command = [sys.executable, *program, "--model", str(artifact), "--port", "0", *flags]
     with subprocess.Popen(
-        command, cwd=repo, env=environment(**variables), stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=variables, stderr=subprocess.PIPE, text=True
     ) as process:
         server = ServerProcess(process)
         reader = threading.Thread(target=server.follow)
@@ -79,6 +74,19 @@ def started(
             process.kill()
             process.wait()
             reader.join()
+
+
+@contextmanager
+def started(
+    repo: Path,
+    artifact: Path,
+    *flags: str,
+    program: Sequence[str] = ("-m", "server"),
+    **variables: str,
+) -> Iterator[ServerProcess]:
+    command = [sys.executable, *program, "--model", str(artifact), "--port", "0", *flags]
+    with following(command, repo, environment(**variables)) as server:
+        yield server
 
 
 @contextmanager

@@ -71,6 +71,5 @@ def test_all_pins_of_this_project_are_read(repo_dir: Path) -> None:
 
 @pytest.mark.slow  # it may wait for a network that is not there
 def test_a_version_that_never_was_is_not_taken_for_looked_up() -> None:
-    pytest.importorskip("pip_audit", reason="pip-audit is not installed")
     findings = audit.audit(["yolov8-fla==0.0.0.dev0"], audit.ask_pip_audit)
     assert findings.exit_code == 2, findings.text()
