@@ -4,7 +4,8 @@
 
 Starts the server with the default weights and a Prometheus with the shipped configuration (only
 target and interval differ), lets clients ask, and prints a table of what Prometheus answers for the
-end of the load. One request in fifty holds no image. Needs `prometheus` on the PATH; ends with 1 where a panel has no answer that should have one.
+end of the load. One request in fifty holds no image. Needs `prometheus` on the PATH; ends with 1
+where a panel has no answer that should have one.
 """
 
 import argparse

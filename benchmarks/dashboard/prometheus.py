@@ -128,6 +128,18 @@ def configuration(targets: Sequence[str], interval_s: float) -> dict[str, Any]:
     return shipped
 
 
+def find_prometheus() -> str:
+    """The program.
+
+    Raises:
+        PrometheusMissing: it is not on the PATH.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        raise PrometheusMissing("there is no `prometheus` on the PATH (Debian's package has it)")
+    return program
+
+
 @contextmanager
 def prometheus(targets: Sequence[str], interval_s: float) -> Iterator[Prometheus]:
     """Runs one until the block ends; it keeps nothing.
@@ -140,9 +152,7 @@ def prometheus(targets: Sequence[str], interval_s: float) -> Iterator[Prometheus
         PrometheusMissing: there is none to be run.
         DidNotStart: it ended, or was not ready in time.
     """
-    program = shutil.which("prometheus")
-    if program is None:
-        raise PrometheusMissing("there is no `prometheus` on the PATH (Debian's package has it)")
+    program = find_prometheus()
     with tempfile.TemporaryDirectory(prefix="prometheus-") as name:
         folder = Path(name)
         config, log = folder / "prometheus.yml", folder / "log"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.dashboard.prometheus import Prometheus, prometheus
+from benchmarks.dashboard.prometheus import Prometheus, find_prometheus, prometheus
 from benchmarks.serving.contestants import Thresholds, ours
 from benchmarks.serving.http_client import Client, Request, image_request
 from benchmarks.serving.load import Load, closed_loop, in_turn, run_light
@@ -57,6 +57,7 @@ def watched(
     Raises:
         PrometheusMissing, DidNotStart: one of both can't be started.
     """
+    find_prometheus()  # before anything is started
     contestant = ours(model, Thresholds(), free_port())
     requests = mixture(contestant.path, pictures)
     with running(contestant, requests[0]) as server:

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import STAGES, STATES, Metrics
 from server.schemas import Health
+from tests.metrics import fresh
 
 LABELS = {
     "detector_requests": {"route", "status"},
@@ -29,21 +30,8 @@ LABELS = {
 }
 
 
-def fresh(queue_images: int = 0) -> Metrics:
-    return Metrics(
-        ["queue_full"],
-        queue_images=lambda: queue_images,
-        upload_bytes=lambda: 6,
-        lanes=lambda: 2,
-        busy_lanes=lambda: 1,
-        state=lambda: "ready",
-        max_queue_images=96,
-        max_upload_bytes=2**20,
-    )
-
-
 def used() -> Metrics:
-    metrics = fresh(5)
+    metrics = fresh("queue_full", queue_images=lambda: 5)
     metrics.requests.labels("/detect", "200").inc()
     metrics.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
     return metrics
@@ -71,15 +59,9 @@ def test_no_other_metric_of_ours_is_exposed() -> None:
 
 def test_gauges_are_asked_at_every_scrape() -> None:
     waiting = [3]
-    metrics = Metrics(
-        [],
+    metrics = fresh(
         queue_images=lambda: waiting[0],
         upload_bytes=lambda: 10 * waiting[0],
-        lanes=lambda: 2,
-        busy_lanes=lambda: 1,
-        state=lambda: "ready",
-        max_queue_images=96,
-        max_upload_bytes=2**20,
     )
     for waiting[0] in (3, 4):
         exposed = families(metrics)
@@ -97,16 +79,7 @@ def test_the_limits_stand_beside_what_they_limit() -> None:
 
 def test_one_state_is_1_and_it_is_the_one_of_now() -> None:
     state = ["starting"]
-    metrics = Metrics(
-        [],
-        queue_images=lambda: 0,
-        upload_bytes=lambda: 0,
-        lanes=lambda: 0,
-        busy_lanes=lambda: 0,
-        state=lambda: state[0],
-        max_queue_images=96,
-        max_upload_bytes=2**20,
-    )
+    metrics = fresh(state=lambda: state[0])
     for state[0] in STATES:
         exposed = families(metrics)["detector_state"]
         assert {dict(labels)["state"] for labels in exposed} == set(STATES)
@@ -135,7 +108,7 @@ def test_promtool_finds_nothing_wrong() -> None:
 
 
 def test_stages_statuses_and_rejections_start_at_zero() -> None:
-    exposed = families(fresh())
+    exposed = families(fresh("queue_full"))
     assert exposed["detector_rejected"] == {frozenset({("reason", "queue_full")}): 0}
     zero = {frozenset({("outcome", outcome)}): 0 for outcome in ("ok", "failed")}
     assert exposed["detector_reloads"] == zero
