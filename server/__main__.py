@@ -44,13 +44,11 @@ def start(arguments: Sequence[str]) -> int:
     # numpy's and OpenCV's: a thread for each CPU, which begin with waiting busily. No matrix is
     # multiplied there.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from server.logs import configure_logging, get_logger
+    from server.logs import configure_logging
     from server.settings import Settings
-    from server.version import this_build
 
     settings = Settings.load(arguments, os.environ)
     configure_logging(settings.log_format)
-    get_logger(__name__).info("starting", **this_build()._asdict())
 
     import cv2
 

@@ -26,6 +26,7 @@ from server.protocol import bounded_protocol
 from server.service import Service
 from server.settings import Settings
 from server.tracing import Tracing
+from server.version import this_build
 
 EXIT_FAILED = 1  # the service could not go on
 
@@ -58,7 +59,14 @@ def serve(settings: Settings, loader: Loader) -> int:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         spare_the_collector()
-        logger.info("listening", url=f"http://{shown}:{port}", model=str(settings.model))
+        version, revision = this_build()
+        logger.info(
+            "listening",
+            url=f"http://{shown}:{port}",
+            model=str(settings.model),
+            server_version=version,
+            revision=revision,
+        )
         server.run([listener])
     tracing: Tracing | None = app.state.tracing
     if tracing is not None:

@@ -68,12 +68,13 @@ def test_the_installed_server_tells_its_build_wherever_it_is_asked(
 ) -> None:
     flags = ["--model", str(artifact), "--port", "0"]
     with following([str(python), "-m", "server", *flags], tmp_path, environment()) as server:
-        first = server.wait_for("starting")
-        assert (first["version"], first["revision"]) == build
+        first = server.wait_for("listening")
+        assert (first["server_version"], first["revision"]) == (build.version, build.revision)
         server.wait_for("ready")
-        with httpx.Client(base_url=server.wait_for("listening")["url"], timeout=LIMIT_S) as client:
+        with httpx.Client(base_url=first["url"], timeout=LIMIT_S) as client:
             health = client.get("/health").json()
-            assert (health["server_version"], health["revision"]) == build
+            assert health["server_version"] == build.version
+            assert health["revision"] == build.revision
             labels = f'revision="{build.revision}",version="{build.version}"'
             assert f"detector_build_info{{{labels}}} 1.0" in client.get("/metrics").text
             assert client.get("/").status_code == 200  # with the page that the wheel carries
