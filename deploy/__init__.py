@@ -1,0 +1,1 @@
+"""Growing out of one machine, on engines that exist."""

@@ -1,0 +1,200 @@
+"""The story of one run: look around, list, detect what is missing, say what came of it."""
+
+import argparse
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import ray
+
+from deploy.ray.detect_folder.errors import JobRefused
+from deploy.ray.detect_folder.folder_job import (
+    FolderJob,
+    Request,
+    delete_results,
+    path_inside,
+)
+from deploy.ray.detect_folder.folders import open_folder
+from deploy.ray.detect_folder.passes import Workers, room_for_actors, run_job
+from deploy.ray.detect_folder.progress import Progress, counted
+from server.artifact import Artifact
+from server.choice import choose, load_model
+from server.parameters import read_parameters
+from server.runtime import onnxruntime
+from server.session import CUDA
+
+# Of a Ray that is started here: only numbers of parts and counts of images pass through it.
+OBJECT_STORE_BYTES = 128 * 2**20
+# Nobody else needs to reach it. Not 127.0.0.1: Ray takes that for the machine's public address.
+LOOPBACK = "127.0.0.2"
+# Decoding of a GPU's images: more would wait for the GPU, of most models.
+MAX_CPUS_BESIDE_GPU = 8
+CONNECT_S = 10.0
+
+
+def detect_folder(options: argparse.Namespace) -> None:
+    """Runs the job that a command line asks for.
+
+    Raises:
+        JobRefused, DeploymentError, InvalidParameter: it can't be run as it was asked for.
+        JobStopped: it can't go on.
+    """
+    artifacts = load_model(options.model.absolute())
+    source = open_folder(options.source)
+    if not source.exists():
+        raise JobRefused(f"{options.source}: there is no such folder")
+    with connected(options.address):
+        device, why = device_for(options.device)
+        # One file for all nodes, whatever they would choose by themselves.
+        artifact, reason = choose(
+            artifacts, "cuda:0" if device == "cuda" else device, options.precision
+        )
+        workers = plan_workers(options, device)
+        request = request_of(options, artifact, source.address)
+        job, resumed = open_job(options, request)
+        missing = job.missing()
+        todo = job.images_in(missing)
+        progress = Progress(job.images, job.images - todo)
+        others = f" ({job.others:,} other files are left out)" if job.others else ""
+        progress.say(f"{job.images:,} images in {request.source}{others}")
+        if resumed:
+            progress.say(
+                f"{job.images - todo:,} were done before; what came into the folder since is not "
+                "looked at"
+            )
+        progress.say(f"{request.model_name} {request.model_version}, {reason}")
+        progress.say(f"{workers.count} workers on {device} ({why})")
+        run_job(job, workers, progress.part_done, progress.say)
+    rows, errors = counted(results(job.out))
+    progress.say(f"done: {rows:,} images in {job.out}")
+    for code, count in errors.most_common():
+        progress.say(f"  {count:,} without detections: {code}")
+
+
+def open_job(options: argparse.Namespace, request: Request) -> tuple[FolderJob, bool]:
+    """The job, begun or found; and whether it was found."""
+    out = open_folder(options.out).address
+    if options.overwrite:
+        delete_results(out)
+    job = FolderJob.open(request, out, images_per_part=options.images_per_part)
+    if job is not None:
+        return job, True
+    left_out = path_inside(out, request.source)
+    begun = FolderJob.begin(
+        request, out, images_per_part=options.images_per_part, left_out=left_out
+    )
+    return begun, False
+
+
+def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> Request:
+    """What decides about the results.
+
+    Raises:
+        InvalidParameter: a threshold or a class that the model does not have.
+    """
+    names = ("conf", "iou", "max_det", "classes", "agnostic_nms")
+    given = [(name, getattr(options, name)) for name in names]
+    parameters = read_parameters(given, artifact.metadata.class_names)
+    return Request(
+        source=source,
+        all_files=options.all_files,
+        model=str(artifact.path),
+        model_name=artifact.metadata.name,
+        model_version=artifact.version,
+        precision=artifact.metadata.precision,
+        parameters=parameters.detect,
+        max_image_bytes=options.max_image_bytes,
+        max_image_pixels=options.max_image_pixels,
+        jpeg_reduced_decoding=options.jpeg_reduced_decoding == "true",
+    )
+
+
+def device_for(asked: str) -> tuple[str, str]:
+    """Where all workers run the model, and why."""
+    if asked != "auto":
+        return asked, "asked for"
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if not gpus:
+        return "cpu", "the cluster has no GPU"
+    if CUDA not in onnxruntime().get_available_providers():
+        return (
+            "cpu",
+            f"the cluster has {gpus:g} GPUs, but this is ONNX Runtime's build without CUDA",
+        )
+    return "cuda", f"the cluster has {gpus:g} GPUs"
+
+
+def plan_workers(options: argparse.Namespace, device: str) -> Workers:
+    """How many workers, with what.
+
+    Raises:
+        JobRefused: the cluster has no room for one.
+    """
+    on_gpu = device != "cpu"
+    gpus = options.gpus_per_worker if options.gpus_per_worker is not None else float(on_gpu)
+    if not on_gpu and gpus:
+        raise JobRefused("--gpus-per-worker is for --device cuda or tensorrt")
+    if on_gpu and gpus <= 0:
+        raise JobRefused(f"--gpus-per-worker is {gpus:g}, it must be over 0")
+    cpus = options.cpus_per_worker or (cpus_beside_gpu(gpus) if on_gpu else 1)
+    count = options.concurrency or room_for_actors(cpus, gpus)
+    return Workers(count, cpus, gpus, device, options.batch_size)
+
+
+def cpus_beside_gpu(gpus: float) -> int:
+    """CPUs for each worker of some GPUs, so that every GPU of every node finds a worker."""
+    shares = [
+        node["Resources"].get("CPU", 0) * gpus / node["Resources"]["GPU"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0)
+    ]
+    return max(1, min(MAX_CPUS_BESIDE_GPU, int(min(shares, default=1))))
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raises `JobRefused` for a cluster that nobody answers for; Ray itself tries for minutes."""
+    if "://" in address:
+        raise JobRefused(f"{address}: run this on a node of the cluster, with --address auto")
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return  # local, or auto: what Ray finds on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise JobRefused(f"the Ray cluster at {address} can't be reached: {error}") from None
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to a cluster, or Ray on this machine for as long as the block runs.
+
+    Raises:
+        JobRefused: the cluster can't be reached.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    refuse_unreachable(address)
+    try:
+        if address == "local":
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address=LOOPBACK,
+            )
+        else:
+            ray.init(address=address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise JobRefused(f"the Ray cluster at {address} can't be reached: {first_line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def results(out: str) -> ds.Dataset:
+    """The results of a job, as pyarrow reads them."""
+    return ds.dataset(out if "://" in out else str(Path(out)), format="parquet")
