@@ -10,9 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 
 from benchmarks.dashboard.__main__ import main, report
-from benchmarks.dashboard.prometheus import Series
+from benchmarks.dashboard.prometheus import Series, prometheus
 from benchmarks.dashboard.queries import ALERTS, Alert, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
+from benchmarks.serving.process import DidNotStart, free_port
 from server.gpu_metrics import GpuCollector
 from tests.nvml import Driver
 
@@ -157,6 +158,24 @@ def test_the_command_shows_an_answer_for_every_panel(
     rows = [line for line in shown if line.startswith("| ") and "`" in line]
     assert len(rows) == len(panel_queries())
     assert any("DetectorDown | silent" in line for line in shown)
+
+
+@needs_prometheus
+def test_a_prometheus_that_does_not_start_says_why() -> None:
+    with pytest.raises(DidNotStart, match="is not a valid hostname"), prometheus(["http://a"], 1):
+        pytest.fail("it runs")
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_a_target_that_is_down_is_not_waited_for_without_end() -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    with prometheus([nobody], 0.1) as watcher:
+        # Prometheus looks for its targets some seconds after its start.
+        with pytest.raises(TimeoutError, match=nobody):
+            watcher.until_scraped(1, limit_s=8)
+        (up,) = watcher.ask('up{job="detector"}')
+    assert (up.labels["instance"], up.value) == (nobody, 0)
 
 
 def test_without_prometheus_the_command_says_so(
