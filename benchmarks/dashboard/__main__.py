@@ -10,6 +10,7 @@ where a panel has no answer that should have one.
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from server.gpu_metrics import open_nvml
 
 MOST_SHOWN = 6  # series of an answer
 GPU = "detector_gpu_"
+TEMPLATE = re.compile(r"(,|GPU| of)? *\{\{\w+\}\}")  # what a legend takes from labels
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,13 +75,36 @@ def report(seen: Watched) -> int:
 
 
 def told(query: PanelQuery, found: Sequence[Series]) -> list[str]:
-    """An answer in words: the largest series first, those without a value left out."""
-    there = sorted((s for s in found if not math.isnan(s.value)), key=lambda s: -s.value)
-    named = [(" ".join(s.labels.values()) if len(there) > 1 else "", s.value) for s in there]
-    if GPU not in query.expr and query.legend == "":  # a table: its labels are what it shows
-        return [", ".join(f"{name}={value}" for name, value in s.labels.items()) for s in there]
-    shown = [f"{name} {value:.4g}".strip() for name, value in named[:MOST_SHOWN]]
-    return [*shown, f"{len(named) - MOST_SHOWN} more"] if len(named) > MOST_SHOWN else shown
+    """An answer in words: the largest series first; those that say nothing are counted."""
+    if query.legend == "":  # a table: its labels are what it shows
+        return [", ".join(f"{name}={value}" for name, value in s.labels.items()) for s in found]
+    there = [s for s in found if not math.isnan(s.value)]
+    if query.legend == "{{le}}":
+        there = bars(there)
+    else:
+        there.sort(key=lambda s: -s.value)
+    if len(there) == 1:
+        return [f"{there[0].value:.4g}"]
+    shown = [s for s in there if s.value][:MOST_SHOWN] or there[:1]
+    words = [f"{' '.join(s.labels.values())} {s.value:.4g}" for s in shown]
+    rest = len(there) - len(shown)
+    return [*words, f"and {rest} that are less or 0"] if rest else words
+
+
+def bars(cumulative: Sequence[Series]) -> list[Series]:
+    """The bars of a histogram from its buckets, each of which holds those below it, too."""
+    buckets = sorted(cumulative, key=lambda s: float(s.labels["le"]))
+    below = [0.0, *(s.value for s in buckets)]
+    return [
+        Series({"le": f"up to {s.labels['le']}:"}, s.value - less)
+        for s, less in zip(buckets, below, strict=False)
+    ]
+
+
+def headed(query: PanelQuery) -> str:
+    """A panel's title, and which of its lines, where that does not depend on the answer."""
+    line = TEMPLATE.sub("", query.legend)
+    return f"{query.panel}: {line}" if line and line != query.panel else query.panel
 
 
 def _parser() -> argparse.ArgumentParser:
