@@ -45,7 +45,7 @@ def two_nodes(*, cpus: int = 1) -> Iterator[TwoNodes]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Not below a test's own folder: the path of a socket has 107 bytes at most.
     folder = tempfile.mkdtemp(prefix="ray")
-    settings = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+    settings: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = Cluster(
         initialize_head=True,
         head_node_args=settings

@@ -14,8 +14,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from deploy.ray.detect_folder.command import detect_folder
 from deploy.ray.detect_folder.errors import JobRefused, JobStopped
+from server.choice import DEFAULT_MODEL
 from server.errors import DeploymentError, InvalidParameter
-from server.settings import DEFAULT_MODEL
 
 EXIT_STOPPED, EXIT_REFUSED, EXIT_SIGNAL = 1, 2, 130
 

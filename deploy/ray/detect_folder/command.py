@@ -1,15 +1,12 @@
 """The story of one run: look around, list, detect what is missing, say what came of it."""
 
 import argparse
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import ray
 
+from deploy.ray.connection import connected
 from deploy.ray.detect_folder.errors import JobRefused
 from deploy.ray.detect_folder.folder_job import (
     FolderJob,
@@ -26,13 +23,8 @@ from server.parameters import read_parameters
 from server.runtime import onnxruntime
 from server.session import CUDA
 
-# Of a Ray that is started here: only numbers of parts and counts of images pass through it.
-OBJECT_STORE_BYTES = 128 * 2**20
-# Nobody else needs to reach it. Not 127.0.0.1: Ray takes that for the machine's public address.
-LOOPBACK = "127.0.0.2"
 # Decoding of a GPU's images: more would wait for the GPU, of most models.
 MAX_CPUS_BESIDE_GPU = 8
-CONNECT_S = 10.0
 
 
 def detect_folder(options: argparse.Namespace) -> None:
@@ -152,47 +144,6 @@ def cpus_beside_gpu(gpus: float) -> int:
         if node["Alive"] and node["Resources"].get("GPU", 0)
     ]
     return max(1, min(MAX_CPUS_BESIDE_GPU, int(min(shares, default=1))))
-
-
-def refuse_unreachable(address: str) -> None:
-    """Raises `JobRefused` for a cluster that nobody answers for; Ray itself tries for minutes."""
-    if "://" in address:
-        raise JobRefused(f"{address}: run this on a node of the cluster, with --address auto")
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return  # local, or auto: what Ray finds on this machine
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise JobRefused(f"the Ray cluster at {address} can't be reached: {error}") from None
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to a cluster, or Ray on this machine for as long as the block runs.
-
-    Raises:
-        JobRefused: the cluster can't be reached.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    refuse_unreachable(address)
-    try:
-        if address == "local":
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address=LOOPBACK,
-            )
-        else:
-            ray.init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise JobRefused(f"the Ray cluster at {address} can't be reached: {first_line}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def results(out: str) -> ds.Dataset:

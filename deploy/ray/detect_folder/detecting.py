@@ -13,6 +13,7 @@ import numpy as np
 from deploy.ray.detect_folder.folders import Folder
 from deploy.ray.detect_folder.result_rows import ImageError
 from server import suppression
+from server.byte_budget import ByteBudget
 from server.concurrency import together
 from server.detector import ImageDetections
 from server.engine import Engine
@@ -94,7 +95,10 @@ class Detecting:
             }
         )
         self._pipeline = Pipeline(
-            settings, rejection_reasons=(), upload_bytes=lambda: 0, state=lambda: "ready"
+            settings,
+            rejection_reasons=(),
+            uploads=ByteBudget(0),
+            state=lambda: "ready",
         )
         self._pipeline.arrange_for(engine)
         self._reading = ThreadPoolExecutor(READERS, "read")

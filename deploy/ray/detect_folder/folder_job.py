@@ -217,6 +217,6 @@ def _read_job(folder: Folder) -> dict[str, Any] | None:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "parameters"} | values[
-        "parameters"
-    ]
+    """One level of names, with the parameters' among them."""
+    parameters: dict[str, Any] = values["parameters"]
+    return {name: value for name, value in values.items() if name != "parameters"} | parameters

@@ -86,18 +86,16 @@ class LocalFolder:
     def names(self) -> list[str]:
         """See `Folder`."""
         try:
-            return os.listdir(self._root)
+            return [each.name for each in self._root.iterdir()]
         except FileNotFoundError:
             return []
 
     def read(self, path: bytes, max_bytes: int) -> bytes:
         """See `Folder`."""
         # Non-blocking: a named pipe that nobody writes into would stop us for good.
-        descriptor = os.open(
-            os.path.join(os.fsencode(self._root), path), os.O_RDONLY | os.O_NONBLOCK
-        )
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        full = os.fsencode(self._root) + b"/" + path
+        with os.fdopen(os.open(full, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("not a regular file")
             refuse_over(status.st_size, max_bytes)
@@ -204,14 +202,15 @@ def refuse_over(size_bytes: int, max_bytes: int) -> None:
 
 
 def _files_below(root: bytes, inside: bytes) -> Iterator[bytes]:
+    """Paths below `inside`, which is b"" or ends with a slash."""
     folders: list[bytes] = []
-    with os.scandir(os.path.join(root, inside)) as entries:
+    with os.scandir(root + b"/" + inside) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            path = os.path.join(inside, entry.name)
+            path = inside + entry.name
             if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
+                folders.append(path + b"/")
             elif not entry.is_dir():
                 yield path
     for folder in sorted(folders):

@@ -1,0 +1,132 @@
+"""`python -m deploy.ray.serve`: the server on Ray Serve, with the flags of `python -m server`."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+# Before Ray is loaded, which reads them then: no usage statistics, and errors in our form.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault(
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deploy.ray.serve.proxy:middlewares"
+)
+
+from ray import serve
+
+from deploy.ray.connection import connected
+from deploy.ray.serve.application import NAME, bound
+from deploy.ray.serve.replica import refuse_without_gpu
+from server.choice import load_model
+from server.errors import DeploymentError
+from server.logs import configure_logging, get_logger
+from server.settings import Settings
+
+EXIT_DEPLOYMENT = 2
+
+logger = get_logger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serves until a signal comes; returns the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        parser().print_help()
+        print("\nand the settings of the server:\n")
+        Settings.load(["--help"])
+    options, flags = parser().parse_known_args(arguments)
+    try:
+        settings = Settings.load(flags)
+        deployment = deployment_options(options)
+        refuse_without_gpu(settings.device, options.gpus_per_replica)
+        configure_logging(settings.log_format)
+        if options.address is None:  # else it is the nodes that have to have it
+            load_model(settings.model)
+        with connected(options.address):
+            serve_until_signal(settings, deployment)
+        return 0
+    except DeploymentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DEPLOYMENT
+
+
+def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
+    """Deploys, waits, and takes down again.
+
+    Raises:
+        DeploymentError: the replicas can't start.
+    """
+    ended = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: ended.set())
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        serve.run(bound(settings, **deployment), name=NAME, route_prefix="/")
+        logger.info("listening", url=f"http://{settings.host}:{settings.port}", **deployment)
+        ended.wait()
+    except RuntimeError as error:
+        raise DeploymentError(why_not(str(error))) from None
+    finally:
+        serve.shutdown()
+
+
+def why_not(message: str) -> str:
+    """The last line of a traceback that Serve hands on, which is the replica's own error."""
+    status: Any = serve.status()
+    application = status.applications.get(NAME)
+    messages = [each.message for each in application.deployments.values()] if application else []
+    lines = [line.strip() for line in "\n".join([message, *messages]).splitlines()]
+    ours = [line for line in lines if line.startswith("server.errors.")]
+    return (ours or lines)[-1].partition("server.errors.")[2] or message
+
+
+def deployment_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of replicas.
+
+    Raises:
+        DeploymentError: they contradict each other.
+    """
+    chosen: dict[str, Any] = {
+        "ray_actor_options": {
+            "num_cpus": options.cpus_per_replica,
+            "num_gpus": options.gpus_per_replica,
+        }
+    }
+    if options.max_replicas is None:
+        return chosen | {"num_replicas": options.replicas}
+    if options.max_replicas < options.replicas:
+        raise DeploymentError("--max-replicas is less than --replicas")
+    autoscaling = {
+        "min_replicas": options.replicas,
+        "max_replicas": options.max_replicas,
+        "target_ongoing_requests": options.target_ongoing_requests,
+    }
+    return chosen | {"num_replicas": None, "autoscaling_config": autoscaling}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags beside the server's."""
+    program = argparse.ArgumentParser(
+        prog="python -m deploy.ray.serve",
+        description="Serves detections over HTTP, in replicas on a Ray cluster.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = program.add_argument
+    add("--address", help="of a Ray cluster, or auto; else Ray is started on this machine")
+    add("--replicas", type=int, default=1, help="models that run, or the least of them [1]")
+    add("--max-replicas", type=int, help="scale up to so many under load")
+    add(
+        "--target-ongoing-requests",
+        type=float,
+        default=16,
+        help="requests of each replica that scaling aims at [16]",
+    )
+    add("--cpus-per-replica", type=float, default=1, help="[1]")
+    add("--gpus-per-replica", type=float, default=0, help="such as 0.5 [0]")
+    return program
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
