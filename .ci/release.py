@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,9 @@ class Release:
 def main(arguments: Sequence[str]) -> int:
     """Makes it, step by step; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make release", description=__doc__)
-    parser.add_argument("--images", nargs="*", choices=IMAGES, default=IMAGES, help="those to build")
+    parser.add_argument(
+        "--images", nargs="*", choices=IMAGES, default=IMAGES, help="those to build"
+    )
     asked = parser.parse_args(arguments)
     try:
         release = examine(REPO)
@@ -68,6 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         write_sums(out)
     except Refused as error:
         print(f"no release: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:  # which has said why
+        print(f"no release: `{shlex.join(error.cmd)}` failed", file=sys.stderr)
         return 1
     print(farewell(release, images, audited, sorted(path.name for path in out.iterdir())))
     return 0
