@@ -24,7 +24,6 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
-    PIP_NO_COMPILE=1 \
     PIP_ONLY_BINARY=:all:
 RUN python3.11 -m venv /opt/pip
 
@@ -61,7 +60,7 @@ WORKDIR /opt/venv/lib/python3.11/site-packages
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/run/build-ca.crt \
     python3.11 -m venv --without-pip /opt/venv \
-    && /opt/pip/bin/pip --python /opt/venv/bin/python install -c /build/constraints.txt -r /build/serving.txt \
+    && /opt/pip/bin/pip --python /opt/venv/bin/python install --no-compile -c /build/constraints.txt -r /build/serving.txt \
     && rm -rf nvidia/*/include nvidia/*/nvvm nvidia/*/bin nvidia/*/lib/cmake nvidia/*/lib/pkgconfig \
         nvidia/cu13/lib/libcufft.so.* nvidia/cu13/lib/libcufftw.so.* nvidia/cu13/lib/libnvJitLink.so.* \
         nvidia/cu13/lib/libnvblas.so.* \
@@ -73,7 +72,7 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     && find . \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.pyx' \) -delete \
     && mkdir -p nvidia \
     && mv nvidia /opt/nvidia \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash . \
+    && /opt/venv/bin/python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash . \
     && find /opt/venv /opt/nvidia -exec touch --no-dereference --date=@0 {} +
 
 
@@ -92,9 +91,9 @@ COPY model model
 COPY server server
 # Of the three packages only the server: the others need torch.
 RUN /opt/pip/bin/python -m hatchling build --target wheel --directory /build/dist \
-    && /opt/pip/bin/pip install --no-deps --no-index --target /opt/package dist/*.whl \
+    && /opt/pip/bin/pip install --no-compile --no-deps --no-index --target /opt/package dist/*.whl \
     && rm -rf /opt/package/export /opt/package/model \
-    && python3.11 -m compileall -q --invalidation-mode unchecked-hash /opt/package \
+    && python3.11 -m compileall -q -f --invalidation-mode unchecked-hash /opt/package \
     && find /opt/package -exec touch --no-dereference --date=@0 {} +
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from server.runtime import onnxruntime
 
-# What CUDAExecutionProvider of onnxruntime-gpu 1.31 loads, in this order, and who brings it.
+# What CUDAExecutionProvider of onnxruntime-gpu 1.31 needs, in the order of loading, and who brings it.
+# Not cuFFT, which is only for operators that no detector has (onnxruntime#29808).
 CUDA_LIBRARIES = {
     "libcublasLt.so.13": "nvidia-cublas",
     "libcublas.so.13": "nvidia-cublas",
     "libnvrtc.so.13": "nvidia-cuda-nvrtc",
     "libcurand.so.10": "nvidia-curand",
-    "libcufft.so.12": "nvidia-cufft",
     "libcudart.so.13": "nvidia-cuda-runtime",
     "libcudnn.so.9": "nvidia-cudnn-cu13",
 }

@@ -84,6 +84,14 @@ class Engine:
         assert isinstance(known, dict)
         return known
 
+    def health_check(self, image: str) -> list[str]:
+        """The command of HEALTHCHECK: podman runs it by itself only where systemd is."""
+        known = self.inspect_image(image)
+        check = known["Config"].get("Healthcheck") or known["Healthcheck"]  # docker, podman
+        words: list[str] = check["Test"]
+        assert words[0] == "CMD"
+        return words[1:]
+
     def python(self, image: str, script: str, *flags: str) -> Any:
         """Runs a script with the image's Python; returns what it prints, as JSON."""
         return json.loads(

@@ -89,8 +89,10 @@ def test_it_tells_what_it_serves_and_what_it_was_built_from(
     assert health["model"] == "yolov8n-fla-bccd"
 
 
-def test_its_health_check_passes(running: tuple[Container, httpx.Client]) -> None:
-    checked = running[0].execute(*health_check(running[0]))
+def test_its_health_check_passes(
+    running: tuple[Container, httpx.Client], engine: Engine, cpu_image: str
+) -> None:
+    checked = running[0].execute(*engine.health_check(cpu_image))
     assert checked.returncode == 0, checked.stderr
 
 
@@ -122,7 +124,7 @@ def test_the_health_check_looks_where_flags_say_that_the_server_is(
 ) -> None:
     flags = ("--port=8123", "--host", "127.0.0.1")
     with started(engine, cpu_image, command=flags) as container:
-        check = health_check(container)
+        check = engine.health_check(cpu_image)
         # The server has to be there first, and can't be asked from outside.
         assert until(lambda: bool(container.events("ready")))
         checked = container.execute(*check)
@@ -132,8 +134,8 @@ def test_the_health_check_looks_where_flags_say_that_the_server_is(
 
 
 def test_the_health_check_fails_where_nobody_is_ready(engine: Engine, cpu_image: str) -> None:
-    test = engine.inspect_image(cpu_image)["Config"]["Healthcheck"]["Test"][1:]
-    checked = engine.run("run", "--rm", f"--entrypoint={test[0]}", cpu_image, *test[1:])
+    program, *arguments = engine.health_check(cpu_image)
+    checked = engine.run("run", "--rm", f"--entrypoint={program}", cpu_image, *arguments)
     assert checked.returncode == 1
     assert "not ready at 127.0.0.1:8000: " in checked.stderr
 
@@ -273,15 +275,6 @@ def test_the_doctor_works_inside(engine: Engine, cpu_image: str) -> None:
     told = ended(engine, cpu_image, command=["doctor"])
     assert told.returncode == 0, told.stdout
     assert "The server would start" in told.stdout
-
-
-def health_check(container: Container) -> list[str]:
-    """The command of HEALTHCHECK: podman runs it by itself only where systemd is."""
-    inspected = container.engine.output("inspect", "--format={{json .Config}}", container.name)
-    config: dict[str, Any] = json.loads(inspected)
-    command = config["Healthcheck"]["Test"][1:]
-    assert isinstance(command, list)
-    return command
 
 
 def until(condition: Callable[[], bool]) -> bool:

@@ -105,9 +105,9 @@ def test_no_gpu_where_one_was_asked_for_fails_with_both_ways_out() -> None:
 
 
 def test_missing_libraries_are_named_together_with_their_packages() -> None:
-    found = checks(libraries=lambda: absent("libcudnn.so.9", "libcufft.so.12"))
+    found = checks(libraries=lambda: absent("libcudnn.so.9", "libcurand.so.10"))
     assert found["CUDA libraries"].text == (
-        "missing: libcufft.so.12 (of nvidia-cufft), libcudnn.so.9 (of nvidia-cudnn-cu13)"
+        "missing: libcurand.so.10 (of nvidia-curand), libcudnn.so.9 (of nvidia-cudnn-cu13)"
     )
 
 
