@@ -9,11 +9,13 @@ from server import deepstack, native, open_inference, operations, pages
 from server.artifact import Artifact
 from server.body import Limits
 from server.byte_budget import ByteBudget
+from server.decode_memory import upload_share
 from server.engine import Engine
 from server.gpu_metrics import open_nvml, register_gpu_metrics
 from server.keys import Keys, key_check, key_schemes
 from server.loading import Loader
 from server.logs import get_logger
+from server.memory import available_bytes
 from server.middleware import RequestScope
 from server.problems import (
     answer_errors,
@@ -35,6 +37,7 @@ def create_app(
     *,
     loader: Loader | None = None,
     open_engine: Callable[[Sequence[Artifact], Settings], Engine] | None = None,
+    memory_bytes: int | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Builds the app around one model, which is loaded meanwhile.
@@ -43,6 +46,8 @@ def create_app(
         settings: checked settings.
         loader: loads the model that they name; by default one that begins now.
         open_engine: what such a one opens the model with; ONNX Runtime by default.
+        memory_bytes: what the process may use; by default what its control groups, or else the
+            machine, leave it.
         on_failure: called once when the service can't go on; `app.state.service.failure` says
             why, and the process should end.
 
@@ -52,13 +57,16 @@ def create_app(
     """
     keys = Keys(settings.api_keys, settings.api_keys_file)
     tracing = open_tracing(settings.otlp_endpoint)
-    uploads = ByteBudget(settings.max_upload_bytes)
+    memory_bytes = memory_bytes or available_bytes()
+    unset_bytes = max(settings.max_body_bytes, upload_share(memory_bytes))
+    uploads = ByteBudget(settings.max_upload_bytes or unset_bytes)
     service = Service(
         settings,
         loader or Loader(settings, open_engine),
         on_failure=on_failure,
         rejection_reasons=sorted(rejection_reasons()),
-        upload_bytes=lambda: uploads.taken,
+        uploads=uploads,
+        memory_bytes=memory_bytes,
     )
 
     register_gpu_metrics(service.metrics.registry, open_nvml())

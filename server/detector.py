@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact, Metadata
-from server.image import decode, decode_reduced
+from server.image import Require, decode, decode_reduced, unlimited
 from server.letterbox import Frame, Letterbox, choose_bucket, full_size, letterbox
 from server.postprocess import Detections, DetectParameters, nms
 from server.session import Session
@@ -66,7 +66,12 @@ def prepare_image(
 
 
 def prepare_encoded(
-    data: bytes, metadata: Metadata, *, max_pixels: int, reduced: bool
+    data: bytes,
+    metadata: Metadata,
+    *,
+    max_pixels: int,
+    reduced: bool,
+    require: Require = unlimited,
 ) -> tuple[Prepared, dict[str, float]]:
     """Decodes and letterboxes an image file.
 
@@ -76,6 +81,7 @@ def prepare_encoded(
         max_pixels: pixels, >= 1; checked before decoding begins.
         reduced: a large JPEG may be decoded at reduced scale, which is faster and changes the
             pixels that the model sees a little; boxes come in original pixels all the same.
+        require: checks the memory; what it raises is raised.
 
     Returns:
         The image, ready for a batch; and the seconds of the stages "decode" and "letterbox".
@@ -87,10 +93,13 @@ def prepare_encoded(
     frame: Frame | None = None
     if reduced:
         image, frame = decode_reduced(
-            data, max_pixels=max_pixels, full_hw=full_size(metadata.buckets)
+            data,
+            max_pixels=max_pixels,
+            full_hw=full_size(metadata.buckets),
+            require=require,
         )
     else:
-        image = decode(data, max_pixels=max_pixels)
+        image = decode(data, max_pixels=max_pixels, require=require)
     decoded = time.perf_counter()
     prepared = prepare_image(image, metadata, frame=frame)
     placed = time.perf_counter()

@@ -1,5 +1,6 @@
 """From the bytes of an image file to upright RGB pixels, limits first."""
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -9,14 +10,30 @@ from numpy.typing import NDArray
 from server.errors import TooLarge, UndecodableImage
 from server.exif import jpeg_orientation
 from server.image_header import ImageHeader, read_header
+from server.image_memory import decoding_bytes
 from server.jpeg_header import refuse_costly_jpeg
 from server.letterbox import Frame, resized_hw
 from server.png import essential_png
 
-__all__ = ["ImageHeader", "decode", "decode_reduced", "quiet_codecs", "read_header"]
+__all__ = [
+    "ImageHeader",
+    "Require",
+    "decode",
+    "decode_reduced",
+    "quiet_codecs",
+    "read_header",
+    "unlimited",
+]
+
+# Is told how many bytes decoding takes at most, before it begins; raises where there is no room.
+Require = Callable[[int], None]
 
 
-def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
+def unlimited(_: int) -> None:
+    """There is room for everything."""
+
+
+def decode(data: bytes, *, max_pixels: int, require: Require = unlimited) -> NDArray[np.uint8]:
     """Decodes the first frame of an image file.
 
     Alpha is dropped, of 16 bits the upper 8 are kept, grey and palettes become RGB.
@@ -24,6 +41,7 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     Args:
         data: a whole JPEG, PNG, WebP, BMP or TIFF file.
         max_pixels: pixels, >= 1; checked before decoding begins.
+        require: checks the memory.
 
     Returns:
         (H, W, 3) uint8, RGB, 0..255, contiguous, upright (EXIF orientation applied).
@@ -37,11 +55,13 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         ultralytics 8.4.190 `ultralytics.utils.patches.imread`, pixel for pixel: the model was
         trained on what that returns. (So 8-bit TIFF colours come multiplied with alpha.)
     """
-    return _decode_exactly(data, _header_within(data, max_pixels))
+    header = _header_within(data, max_pixels)
+    require(decoding_bytes(data, header))
+    return _decode_exactly(data, header)
 
 
 def decode_reduced(
-    data: bytes, *, max_pixels: int, full_hw: tuple[int, int]
+    data: bytes, *, max_pixels: int, full_hw: tuple[int, int], require: Require = unlimited
 ) -> tuple[NDArray[np.uint8], Frame]:
     """Decodes as `decode` does, but a large JPEG at a half, a quarter or an eighth of its size.
 
@@ -52,6 +72,7 @@ def decode_reduced(
         max_pixels: original pixels, >= 1; checked before decoding begins.
         full_hw: the input that the picture will be scaled for, (height, width) in pixels: it
             stays at least twice as large on both sides as it will be there.
+        require: checks the memory.
 
     Returns:
         (h, w, 3) uint8 as from `decode`; and where these pixels lie in the original.
@@ -65,6 +86,7 @@ def decode_reduced(
         original_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
         reduction = _reduction(original_hw, full_hw)
         if reduction > 1:
+            require(decoding_bytes(data, header, reduction))
             pixels = _imdecode(data, header, _REDUCED_RGB[reduction])
             height, width = pixels.shape[:2]
             covered_hw = height * reduction, width * reduction
@@ -73,6 +95,7 @@ def decode_reduced(
                 above = over_h if orientation in _FROM_THE_BOTTOM else 0
                 left = over_w if orientation in _FROM_THE_RIGHT else 0
                 return pixels, Frame(original_hw, covered_hw, (above, left))
+    require(decoding_bytes(data, header))
     pixels = _decode_exactly(data, header)
     return pixels, Frame.whole(pixels)
 

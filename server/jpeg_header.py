@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from server.errors import UndecodableImage
 
 START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _HUFFMAN_CODED = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _MAX_SCANS, _MAX_SEGMENTS = 100, 10_000
 # Each scan is a pass over all pixels: 20 times the default of max_image_pixels.
@@ -39,6 +40,26 @@ def refuse_costly_jpeg(data: bytes) -> None:
             _refuse_too_few_bytes(data, position, width * height)
     except (IndexError, struct.error):
         raise UndecodableImage("the JPEG header is cut off or corrupt") from None
+
+
+def jpeg_coefficient_bytes(data: bytes) -> int:
+    """What libjpeg keeps of all scans until the last has come; 0 where there is only one.
+
+    Raises:
+        UndecodableImage: the header is cut off or corrupt.
+    """
+    try:
+        marker, width, height, position = _frame(data)
+        across, down = _sampling_factors(data, position)
+        scans = (at for found, at in jpeg_segments(data) if found == START_OF_SCAN)
+        first = next(scans, None)
+        if marker not in _PROGRESSIVE and (first is None or data[first + 2] == len(across)):
+            return 0
+    except (IndexError, struct.error):
+        raise UndecodableImage("the JPEG header is cut off or corrupt") from None
+    blocks = -(-width // (8 * max(across))) * -(-height // (8 * max(down)))
+    per_block = sum(x * y for x, y in zip(across, down, strict=True))
+    return 2 * 64 * blocks * per_block
 
 
 def _frame(data: bytes) -> tuple[int, int, int, int]:
@@ -88,13 +109,18 @@ def _refuse_too_few_bytes(data: bytes, frame: int, pixels: int) -> None:
 
     What is missing would be grey, and cost as much as a picture.
     """
-    count = data[frame + 7]
-    factors = [data[frame + 9 + 3 * i] for i in range(count)]
-    across, down = [each >> 4 for each in factors], [each & 15 for each in factors]
-    if not all(across) or not all(down):
-        raise IndexError("a sampling factor of 0")
+    across, down = _sampling_factors(data, frame)
     samples = sum(
         pixels * x * y // (max(across) * max(down)) for x, y in zip(across, down, strict=True)
     )
     if samples // 64 > 8 * len(data):
         raise UndecodableImage(f"the JPEG image is cut off: {len(data)} bytes for {pixels} pixels")
+
+
+def _sampling_factors(data: bytes, frame: int) -> tuple[list[int], list[int]]:
+    """Of each component, across and down, each >= 1; at least one."""
+    factors = [data[frame + 9 + 3 * i] for i in range(data[frame + 7])]
+    across, down = [each >> 4 for each in factors], [each & 15 for each in factors]
+    if not factors or not all(across) or not all(down):
+        raise IndexError("no sampling factor, or one of 0")
+    return across, down

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -14,15 +15,25 @@ from numpy.typing import NDArray
 
 from server.artifact import Metadata
 from server.batcher import Batcher, Slots
+from server.byte_budget import ByteBudget
 from server.concurrency import together
 from server.cpus import available_cpus
+from server.decode_memory import Claim, DecodeMemory, NoRoom
 from server.detector import ImageDetections, Prepared, finish, prepare_encoded, stacked
 from server.engine import Engine
 from server.errors import BadInput, ServerError
+from server.image_memory import picture_bytes
+from server.memory import return_large_blocks
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
 from server.settings import Settings
-from server.threads import DECODE_NICENESS, MODEL_NICENESS, nice_pool, on_pool
+from server.threads import (
+    DECODE_NICENESS,
+    MODEL_NICENESS,
+    nice_pool,
+    on_pool,
+    on_pool_until,
+)
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -74,13 +85,14 @@ class Pipeline:
     Args:
         settings: limits and threads.
         rejection_reasons: error codes for the metrics.
-        upload_bytes: asked by the metrics for the bytes that requests' bodies have in memory.
+        uploads: what requests' bodies have in memory, for the metrics.
         state: asked by the metrics for the state of the server.
 
     Attributes:
         batcher: the queue, to be served.
         metrics: of the whole server.
         answering: threads that make answers.
+        decode_memory: what images may take while they are decoded.
     """
 
     def __init__(
@@ -88,7 +100,7 @@ class Pipeline:
         settings: Settings,
         *,
         rejection_reasons: Sequence[str],
-        upload_bytes: Callable[[], int],
+        uploads: ByteBudget,
         state: Callable[[], str],
     ) -> None:
         self._settings = settings
@@ -96,6 +108,7 @@ class Pipeline:
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
         self._decoding = nice_pool(self._decode_threads, "decode", DECODE_NICENESS)
         self.answering = ThreadPoolExecutor(self._decode_threads, "answer")
+        self.decode_memory = DecodeMemory()
         self._calling: ThreadPoolExecutor | None = None
         self._calls: dict[object, float] = {}  # start of each model call that runs
         self.batcher = Batcher[Canvas, Candidates](
@@ -107,12 +120,12 @@ class Pipeline:
         self.metrics = Metrics(
             rejection_reasons,
             queue_images=lambda: self.batcher.queue_images,
-            upload_bytes=upload_bytes,
+            upload_bytes=lambda: uploads.taken,
             lanes=lambda: self.batcher.lanes if self._calling else 0,
             busy_lanes=lambda: len(self._calls),
             state=state,
             max_queue_images=settings.max_queue_images,
-            max_upload_bytes=settings.max_upload_bytes,
+            max_upload_bytes=uploads.max_bytes,
         )
 
     def arrange_for(self, engine: Engine) -> None:
@@ -122,6 +135,13 @@ class Pipeline:
         if before is not None:
             before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
+
+    def limit_decoding(self, max_bytes: int) -> None:
+        """Sets how much memory images may take while they are decoded."""
+        self.decode_memory.max_bytes = max_bytes
+        most = self._decode_threads * picture_bytes((1, self._settings.max_image_pixels))
+        if most > max_bytes:  # where there is plenty, reusing blocks is faster
+            return_large_blocks()
 
     def shut_down(self) -> None:
         """Ends the threads, without waiting for a call that is stuck in the provider."""
@@ -155,8 +175,8 @@ class Pipeline:
             deadline: seconds of the event loop's clock; later nothing is inferred.
             answer: gets one outcome per image, in their order, on a thread: what is wrong with an
                 image is a value.
-            pictures: `answer` decodes and draws, so that the answers of others must not wait
-                behind it, and it has to wait with the images.
+            pictures: `answer` decodes and draws, one image after the other, so that the answers
+                of others must not wait behind it, and it has to wait with the images.
 
         Returns:
             What `answer` returned.
@@ -164,6 +184,7 @@ class Pipeline:
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
+            TooLarge: there is never memory for a picture.
         """
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self._decode_threads)
@@ -187,7 +208,11 @@ class Pipeline:
                     self.metrics.images.labels(outcome.code).inc()
             return answer(outcomes)
 
-        return await on_pool(self._decoding if pictures else self.answering, finish_all)
+        if not pictures:
+            return await on_pool(self.answering, finish_all)
+        drawn = [each.prepared for each in inferred if isinstance(each, Inferred)]
+        needed = max((picture_bytes(each.placed.original_hw) for each in drawn), default=0)
+        return await self._on_memory(lambda _: finish_all(), needed)
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
@@ -234,7 +259,7 @@ class Pipeline:
     ) -> Inferred | BadInput:
         try:
             async with turns:
-                prepared, stage_s = await on_pool(self._decoding, self._prepare, engine, encoded)
+                prepared, stage_s = await self._prepare(engine, encoded)
         except BadInput as error:
             slots.give_back()
             return error
@@ -256,13 +281,32 @@ class Pipeline:
         for stage, seconds in stage_s.items():
             self.metrics.stage_seconds[stage].observe(seconds)
 
-    def _prepare(self, engine: Engine, encoded: bytes) -> tuple[Prepared, dict[str, float]]:
-        return prepare_encoded(
-            encoded,
-            engine.artifact.metadata,
-            max_pixels=self._settings.max_image_pixels,
-            reduced=self._settings.jpeg_reduced_decoding,
-        )
+    async def _prepare(self, engine: Engine, encoded: bytes) -> tuple[Prepared, dict[str, float]]:
+        def prepare(claim: Claim) -> tuple[Prepared, dict[str, float]]:
+            return prepare_encoded(
+                encoded,
+                engine.artifact.metadata,
+                max_pixels=self._settings.max_image_pixels,
+                reduced=self._settings.jpeg_reduced_decoding,
+                require=claim.require,
+            )
+
+        return await self._on_memory(prepare)
+
+    async def _on_memory(self, work: Callable[[Claim], Result], needed: int = 0) -> Result:
+        """Runs what decodes, on a thread that never waits for memory.
+
+        Args:
+            work: takes what it is given, and asks it for more as it learns what it needs.
+            needed: bytes that it is given at first.
+        """
+        while True:
+            memory = self.decode_memory
+            claim = await memory.wait_for(needed) if needed else memory.claim()
+            try:
+                return await on_pool_until(self._decoding, partial(work, claim), claim.give_back)
+            except NoRoom as full:
+                needed = full.needed
 
     async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
         assert self._calling is not None

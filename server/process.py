@@ -39,12 +39,13 @@ OTHER_FILES = 256  # libraries, devices, connections that are told that there ar
 logger = get_logger(__name__)
 
 
-def serve(settings: Settings, loader: Loader) -> int:
+def serve(settings: Settings, loader: Loader, *, memory_bytes: int | None = None) -> int:
     """Runs one server until a signal comes, or it can't go on.
 
     Args:
         settings: checked.
         loader: loads the model, and loads it again when it is told to.
+        memory_bytes: what the process may use; as `create_app` takes it.
 
     Returns:
         The exit code.
@@ -52,7 +53,9 @@ def serve(settings: Settings, loader: Loader) -> int:
     Raises:
         DeploymentError: it can't start as it was deployed.
     """
-    app = create_app(settings, loader=loader, on_failure=lambda: server.stop())
+    app = create_app(
+        settings, loader=loader, memory_bytes=memory_bytes, on_failure=lambda: server.stop()
+    )
     service: Service = app.state.service
     with listen(settings.host, settings.port) as listener:
         server = Server(app, settings)

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from server.byte_budget import ByteBudget
+from server.decode_memory import LEAST_BYTES, decoding_share
 from server.engine import Engine
 from server.errors import (
     DeadlineExceeded,
@@ -14,8 +16,10 @@ from server.errors import (
     NotReady,
     ReloadFailed,
 )
+from server.letterbox import full_size
 from server.loading import Loader, Loading
 from server.logs import get_logger
+from server.memory import resident_bytes
 from server.pipeline import Pipeline
 from server.settings import Settings
 
@@ -34,7 +38,8 @@ class Service:
         loader: loads the model; waits here until its files are read.
         on_failure: called once when the service can't go on; `failure` then says why.
         rejection_reasons: error codes for the metrics.
-        upload_bytes: asked by the metrics for the bytes that requests' bodies have in memory.
+        uploads: what requests' bodies have in memory.
+        memory_bytes: what the process may use in all.
 
     Raises:
         ArtifactInvalid: the model is not one that this server can serve.
@@ -47,7 +52,8 @@ class Service:
         *,
         on_failure: Callable[[], None],
         rejection_reasons: Sequence[str],
-        upload_bytes: Callable[[], int],
+        uploads: ByteBudget,
+        memory_bytes: int,
     ) -> None:
         self.settings = settings
         assert loader.first is not None
@@ -58,11 +64,13 @@ class Service:
         self.pipeline = Pipeline(
             settings,
             rejection_reasons=rejection_reasons,
-            upload_bytes=upload_bytes,
+            uploads=uploads,
             state=lambda: self.status,
         )
         self.metrics = self.pipeline.metrics
         self._loader = loader
+        self._uploads = uploads
+        self._memory_bytes = memory_bytes
         self._on_failure = on_failure
         self._limits: set[asyncio.Timeout] = set()
         self._reloading = asyncio.Lock()
@@ -206,9 +214,28 @@ class Service:
     async def _start(self) -> None:
         loading, self._loader.first = self._loader.first, None
         assert loading is not None
-        self._serve_with(await asyncio.wrap_future(loading.engine), "ready", loading)
+        engine = await asyncio.wrap_future(loading.engine)
+        self._share_memory(engine)
+        self._serve_with(engine, "ready", loading)
         if self.state == "starting":  # not when a signal came meanwhile
             self.state = "ready"
+
+    def _share_memory(self, engine: Engine) -> None:
+        """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs."""
+        height, width = full_size(engine.artifact.metadata.buckets)
+        parts = {
+            "resident_bytes": resident_bytes(),
+            "canvas_bytes": 3 * height * width * self.settings.max_queue_images,
+            "upload_bytes": self._uploads.max_bytes,
+        }
+        decode_bytes = decoding_share(self._memory_bytes, **parts)
+        self.pipeline.limit_decoding(decode_bytes)
+        logger.info("memory", limit_bytes=self._memory_bytes, **parts, decode_bytes=decode_bytes)
+        if decode_bytes == LEAST_BYTES:
+            logger.warning(
+                "memory is short: more is needed, or less with a smaller max_queue_images or "
+                "max_upload_bytes; the process may be killed under load"
+            )
 
     def _serve_with(self, engine: Engine, event: str, loading: Loading) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""

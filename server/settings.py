@@ -62,11 +62,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, le=2**31 - 1, description="Bytes of one request's body at most."
     )
-    max_upload_bytes: int = Field(
-        256 * 2**20,
+    max_upload_bytes: int | None = Field(
+        None,
         ge=1,
         le=2**40,
-        description="Bytes of all bodies in memory at once; past it requests get a 503.",
+        description="Bytes of all bodies in memory at once; past it requests get a 503. "
+        "Unset: 256 MiB, or an eighth of the memory where that is less.",
     )
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=2**30, description="Pixels (width x height) of one image at most."
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
                 f"max_images_per_request ({self.max_images_per_request}) must not be over "
                 f"max_queue_images ({self.max_queue_images}): such a request could never be taken"
             )
-        if self.max_body_bytes > self.max_upload_bytes:
+        if self.max_upload_bytes is not None and self.max_body_bytes > self.max_upload_bytes:
             raise ValueError(
                 f"max_body_bytes ({self.max_body_bytes}) must not be over max_upload_bytes "
                 f"({self.max_upload_bytes}): such a body could never be taken"

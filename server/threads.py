@@ -42,6 +42,22 @@ async def on_pool(
     )
 
 
+async def on_pool_until(
+    pool: ThreadPoolExecutor, work: Callable[[], Result], at_end: Callable[[], None]
+) -> Result:
+    """Runs work as `on_pool` does.
+
+    Args:
+        pool: the threads.
+        work: what to run.
+        at_end: called once, when the work has ended, or can't begin any more. Whoever waits for the
+            work may have left long before.
+    """
+    running = pool.submit(contextvars.copy_context().run, work)
+    running.add_done_callback(lambda _: at_end())
+    return await asyncio.wrap_future(running)
+
+
 def be_nice(by: int) -> None:
     """Lets threads that are less nice go first where CPUs are short."""
     thread = threading.get_native_id()

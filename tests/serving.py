@@ -48,6 +48,7 @@ async def served(
     *,
     open_session: Callable[[Artifact, Settings], OpenSession] | None = None,
     wait_until_ready: bool = True,
+    memory_bytes: int | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Runs the app in this process, without a socket."""
@@ -66,6 +67,7 @@ async def served(
     app = create_app(
         chosen,
         open_engine=one_lane if open_session else None,
+        memory_bytes=memory_bytes,
         on_failure=lambda: failures.append(app.state.service.failure),
     )
     transport = httpx.ASGITransport(app)

@@ -1,0 +1,39 @@
+"""How much memory a picture takes at most while it is decoded, from its header.
+
+Measured with OpenCV 5, with large blocks given back (`server.memory.return_large_blocks`);
+`tests/unit/test_image_memory.py` does it again.
+The output counts twice, as OpenCV hands it over to numpy, or turns it upright, in a copy.
+"""
+
+from server.image_header import ImageHeader
+from server.jpeg_header import jpeg_coefficient_bytes
+
+_OUTPUT_BYTES = 3.5  # a pixel's red, green and blue, and a sixth for what is allocated by rows
+# Bytes a pixel at the peak: PNG and BMP 6.3, WebP 11.1 (animated), TIFF 16.1 (16 bits, alpha).
+_BYTES_A_PIXEL = {"PNG": 6.5, "BMP": 6.5, "WEBP": 12.0, "TIFF": 16.5}
+# To decode it (a TIFF: 16.1), draw into a copy and encode that as a PNG (15.8).
+_PICTURE_BYTES_A_PIXEL = 17.0
+_ROWS_BYTES = 2 * 2**20
+
+
+def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
+    """Memory that decoding takes beside the file, at most.
+
+    Args:
+        data: the whole file.
+        header: of it.
+        reduction: 1, 2, 4 or 8: a JPEG is decoded at this part of its size.
+    """
+    if header.format == "JPEG":
+        output = _OUTPUT_BYTES * header.pixels / reduction**2
+        # What the scans bring together is kept for all of the picture, until the last has come.
+        needed = output + max(output, jpeg_coefficient_bytes(data))
+    else:
+        needed = _BYTES_A_PIXEL[header.format] * header.pixels
+    copied = len(data) if header.format == "PNG" else 0  # without what nobody needs
+    return int(needed) + copied + _ROWS_BYTES
+
+
+def picture_bytes(original_hw: tuple[int, int]) -> int:
+    """Memory that it takes at most to decode an image, draw into it and encode it."""
+    return int(_PICTURE_BYTES_A_PIXEL * original_hw[0] * original_hw[1]) + _ROWS_BYTES
