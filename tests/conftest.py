@@ -12,6 +12,8 @@ _scratch = tempfile.TemporaryDirectory(prefix="yolov8-fla-tests-", ignore_cleanu
 os.environ |= {
     "MPLCONFIGDIR": _scratch.name,
     "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_AUTH_MODE": "disabled",  # or Ray writes a token into the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
     "YOLO_AUTOINSTALL": "false",
     "YOLO_CONFIG_DIR": _scratch.name,
     "YOLO_OFFLINE": "true",
