@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.engine import BUILD_S, Engine, NoTool
+from benchmarks.container_engine import BUILD_S, Engine, NoTool
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.container_engine import LIMIT_S, Container, Engine, ended, ready, started
 from tests.artifacts import CELL, tiny_artifact
-from tests.container.engine import LIMIT_S, Container, Engine, ended, ready, started
 from tests.serving import one_cell
 
 EXIT_DEPLOYMENT = 2

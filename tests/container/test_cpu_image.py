@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.container.engine import Engine
+from benchmarks.container_engine import Engine
 
 LARGEST_BYTES = 450_000_000
 

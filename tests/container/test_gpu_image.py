@@ -10,7 +10,7 @@ import elftools
 import httpx
 import pytest
 
-from tests.container.engine import Container, Engine, ended, ready
+from benchmarks.container_engine import Container, Engine, ended, ready
 from tests.container.test_cpu_container import assert_finds_the_cells, assert_refused
 
 LARGEST_BYTES = 3_000_000_000
