@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from server.artifact import Artifact
 from server.choice import choose
 from server.cpus import available_cpus
+from server.devices import open_on_first
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
 from server.letterbox import PAD_VALUE
-from server.session import Session, open_on_first
+from server.session import Session
 
 GPU_BATCH_SIZE = 8
 # After so many lone calls in a row that had better had fewer threads, so many have them.
@@ -126,6 +127,7 @@ class Engine:
 
     Attributes:
         provider, device: where the model really runs.
+        cpu_fallback: in words, why on the CPU though a GPU was to be expected; else None.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Engine:
         self.device = session.device
         self._session = session
         self._lone_session = lone_session or session
+        self.cpu_fallback: str | None = None
         self._lone_calls = LoneCalls()
 
     @staticmethod
@@ -162,7 +165,7 @@ class Engine:
 
         Args:
             artifacts: one model in one or several precisions.
-            device: as `server.session.devices_to_try` takes it.
+            device: as `server.devices.devices_to_try` takes it.
             precision: "fp32", "fp16", "int8", or "auto": the best for the device.
             intra_op_threads: CPU threads of every call, >= 1; by default all for a lone call and
                 one where several run.
@@ -200,7 +203,9 @@ class Engine:
                 max_batch_size=max_batch_size or 1,
             )
 
-        return open_on_first(device, open_on)
+        engine, cpu_fallback = open_on_first(device, open_on)
+        engine.cpu_fallback = cpu_fallback
+        return engine
 
     def warm_up(self) -> None:
         """Runs every shape that will come, so that no request meets a new one.

@@ -138,6 +138,11 @@ class Metrics:
         build = Info("detector_build", "The software that runs.", registry=self.registry)
         version, revision = this_build()
         build.info({"version": version, "revision": revision or UNKNOWN})
+        self.cpu_fallback = Gauge(
+            "detector_cpu_fallback",
+            "1 where the model runs on the CPU though a GPU was to be expected; /health says why.",
+            registry=self.registry,
+        )
         self._model = Info("detector_model", "The model that runs.", registry=self.registry)
 
     def set_model(

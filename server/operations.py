@@ -69,6 +69,7 @@ def routes(
             reason=engine.reason if engine else None,
             provider=engine.provider if engine else None,
             device=engine.device if engine else None,
+            cpu_fallback=engine.cpu_fallback if engine else None,
             lanes=engine.lanes if engine else None,
             max_batch_size=engine.max_batch_size if engine else None,
             queue_images=service.pipeline.batcher.queue_images,

@@ -106,6 +106,10 @@ class Health(Body):
     reason: str | None = Field(description="Why this precision was chosen.")
     provider: str | None
     device: str | None
+    cpu_fallback: str | None = Field(
+        description="Why the model runs on the CPU though the device is `auto` and there is a GPU "
+        "or ONNX Runtime's build for one; null where that is not so."
+    )
     lanes: int | None = Field(description="Model calls that may run side by side.")
     max_batch_size: int | None
     queue_images: int

@@ -250,11 +250,13 @@ class Service:
             "device": engine.device,
         }
         self.metrics.set_model(**running)
+        self.metrics.cpu_fallback.set(engine.cpu_fallback is not None)
         logger.info(
             event,
             requested_device=self.settings.device,
             load_s=round(time.perf_counter() - loading.started, 3),
             reason=engine.reason,
+            cpu_fallback=engine.cpu_fallback,
             lanes=engine.lanes,
             max_batch_size=engine.max_batch_size,
             **running,

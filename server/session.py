@@ -1,32 +1,20 @@
 """One ONNX Runtime session, and the proof of where it runs."""
 
-import logging
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.cpus import available_cpus, integer_instructions
+from server.devices import CPU, CUDA, INSTALL_GPU, TENSORRT, devices_to_try
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
 from server.letterbox import PAD_VALUE
 from server.runtime import onnxruntime
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# The two builds of ONNX Runtime share their files: neither may be there when one is put in.
-GPU_BY_MAKE = "make serve EXTRA=gpu"
-GPU_BY_PIP = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'yolov8-fla[gpu]'"
-INSTALL_GPU = f"in a checkout `{GPU_BY_MAKE}`, elsewhere `{GPU_BY_PIP}`"
-
 # A GPU session may leave shape arithmetic on the CPU, but none of these.
 _HEAVY_OPERATORS = frozenset({"Conv", "FusedConv", "QLinearConv", "Gemm", "MatMul", "FusedMatMul"})
-
-Opened = TypeVar("Opened")
-
-_log = logging.getLogger(__name__)
 
 
 class Node(NamedTuple):
@@ -34,49 +22,6 @@ class Node(NamedTuple):
 
     name: str
     operator: str
-
-
-def devices_to_try(device: str) -> tuple[str, ...]:
-    """The devices that a setting stands for, best first, each one that `Session.open` takes.
-
-    Args:
-        device: "cpu", "cuda", "cuda:N", "tensorrt", or "auto": CUDA where it works, else the CPU.
-
-    Raises:
-        SettingsInvalid: there is no such device name.
-    """
-    if device == "auto":
-        return ("cuda:0", "cpu")
-    if re.fullmatch(r"cpu|tensorrt|cuda(:[0-9]+)?", device) is None:
-        raise SettingsInvalid(
-            f"device is {device!r}, it must be auto, cpu, cuda, cuda:N or tensorrt"
-        )
-    return ("cuda:0" if device == "cuda" else device,)
-
-
-def open_on_first(device: str, open_on: Callable[[str], Opened]) -> Opened:
-    """Opens something on the first device that works of those that a setting stands for.
-
-    A GPU that is there and left unused is a logged warning.
-
-    Args:
-        device: as `devices_to_try` takes it.
-        open_on: opens on exactly that device.
-
-    Raises:
-        ProviderUnavailable: none of them works.
-        SettingsInvalid: there is no such device name.
-    """
-    *before, last = devices_to_try(device)
-    for each in before:
-        try:
-            return open_on(each)
-        except ProviderUnavailable as error:
-            if gpu_visible():
-                _log.warning("a GPU is visible but NOT used, the model runs on the CPU: %s", error)
-            else:
-                _log.info("no GPU is visible, the model runs on the CPU")
-    return open_on(last)
 
 
 class Session:
@@ -208,12 +153,6 @@ class Session:
     def close(self) -> None:
         """Releases the model's memory; `run` is an error afterwards."""
         self._session = None
-
-
-def gpu_visible(devices: Path = Path("/dev")) -> bool:
-    """Whether the system shows this process an NVIDIA GPU, usable or not."""
-    # The second is a GPU under WSL.
-    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
 def _options(threads: int, *, spinning: bool = False) -> Any:

@@ -49,6 +49,7 @@ async def served(
     open_session: Callable[[Artifact, Settings], OpenSession] | None = None,
     wait_until_ready: bool = True,
     memory_bytes: int | None = None,
+    cpu_fallback: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Runs the app in this process, without a socket."""
@@ -60,9 +61,10 @@ async def served(
     def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
         assert open_session is not None
         session = open_session(artifacts[0], settings)
-        return Engine(
-            artifacts[0], "a test's", session, max_batch_size=settings.max_batch_size or 8
-        )
+        size = settings.max_batch_size or 8
+        engine = Engine(artifacts[0], "a test's", session, max_batch_size=size)
+        engine.cpu_fallback = cpu_fallback
+        return engine
 
     app = create_app(
         chosen,

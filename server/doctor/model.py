@@ -12,12 +12,13 @@ import numpy as np
 from server.artifact import Artifact
 from server.choice import load_model
 from server.cpus import available_cpus
+from server.devices import CPU, TENSORRT, devices_to_try
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check, Mark
 from server.engine import Engine
 from server.errors import DeploymentError, ProviderUnavailable
 from server.letterbox import PAD_VALUE
-from server.session import CPU, TENSORRT, Session, devices_to_try
+from server.session import Session
 from server.settings import Settings
 
 SECTION = "Model"

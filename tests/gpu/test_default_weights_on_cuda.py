@@ -8,10 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from server.choice import load_model
+from server.devices import gpu_visible
 from server.doctor.command import main as doctor
 from server.engine import Engine
 from server.gpu_metrics import open_nvml, register_gpu_metrics
-from server.session import Session, gpu_visible
+from server.session import Session
 
 pytestmark = [
     pytest.mark.gpu,

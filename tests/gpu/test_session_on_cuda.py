@@ -5,8 +5,9 @@ import onnxruntime
 import pytest
 
 from server.artifact import Artifact, load_artifact
+from server.devices import gpu_visible, open_on_first
 from server.errors import ProviderUnavailable
-from server.session import Session, gpu_visible, open_on_first
+from server.session import Session
 from tests.artifacts import tiny_artifact, tiny_candidates
 
 pytestmark = [
@@ -26,7 +27,8 @@ def artifact(tmp_path: Path) -> Artifact:
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
 def test_the_model_runs_on_the_gpu(artifact: Artifact, device: str) -> None:
-    session = open_on_first(device, lambda each: Session.open(artifact, device=each))
+    session, fallback = open_on_first(device, lambda each: Session.open(artifact, device=each))
+    assert fallback is None
     assert (session.provider, session.device) == ("CUDAExecutionProvider", "cuda:0")
     assert session.nodes_by_provider["CUDAExecutionProvider"] > 0
     session.warm_up([1, 2, 3])

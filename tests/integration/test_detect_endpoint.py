@@ -294,6 +294,7 @@ async def test_health_says_what_really_runs(client: httpx.AsyncClient, artifact:
         reason=response.json()["reason"],
         provider="CPUExecutionProvider",
         device="cpu",
+        cpu_fallback=None,
         lanes=available_cpus(),  # the fixture's calls have one thread each
         max_batch_size=1,
         queue_images=0,
@@ -379,3 +380,13 @@ async def test_class_names_are_the_artifacts(client: httpx.AsyncClient) -> None:
     cells = {(0, 0): (255, 0, 0), (0, 1): (250, 100, 0), (1, 0): (240, 200, 0)}
     detections = found(await client.post("/detect", content=encode(paint((64, 64), cells))))
     assert [d["class_name"] for d in detections] == list(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("reason", [None, "no GPU is visible"])
+async def test_a_model_on_the_cpu_instead_of_a_gpu_is_told_by_health_and_metrics(
+    artifact: Path, reason: str | None
+) -> None:
+    async with served(artifact, open_session=HeldSession, cpu_fallback=reason) as running:
+        assert (await running.client.get("/health")).json()["cpu_fallback"] == reason
+        metrics = (await running.client.get("/metrics")).text
+    assert f"\ndetector_cpu_fallback {float(reason is not None)}\n" in metrics

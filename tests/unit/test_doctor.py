@@ -8,13 +8,13 @@ import pytest
 
 from server.artifact import load_artifact
 from server.cpus import available_cpus
+from server.devices import gpu_visible
 from server.doctor.command import main
 from server.doctor.gpu_facts import Build, read_build
 from server.doctor.host import check_machine, check_software
 from server.doctor.model import check_model
 from server.doctor.report import Check, Report
 from server.doctor.start import check_settings
-from server.session import gpu_visible
 from server.settings import Settings
 from tests.artifacts import tiny_artifact
 

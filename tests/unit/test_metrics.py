@@ -22,6 +22,7 @@ LABELS = {
     "detector_max_queue_images": set(),
     "detector_max_upload_bytes": set(),
     "detector_state": {"state"},
+    "detector_cpu_fallback": set(),
     "detector_lanes": set(),
     "detector_busy_lanes": set(),
     "detector_reloads": {"outcome"},

@@ -1,4 +1,5 @@
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import onnxruntime
 import pytest
 
 from server.artifact import Artifact, load_artifact
+from server.devices import cpu_fallback, devices_to_try, gpu_visible, open_on_first
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
-from server.session import Session, cpu_options, devices_to_try, gpu_visible, open_on_first
+from server.session import Session, cpu_options
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
 
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -119,19 +121,51 @@ def test_a_gpu_that_cannot_be_used_is_an_error_that_says_what_to_install(
 
 
 @without_cuda
+@pytest.mark.parametrize("visible", [False, True])
 def test_auto_takes_the_cpu_and_says_so(
-    artifact: Artifact, caplog: pytest.LogCaptureFixture
+    artifact: Artifact, caplog: pytest.LogCaptureFixture, visible: bool
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="server.session"):
-        session = open_on_first("auto", lambda device: Session.open(artifact, device=device))
+    with caplog.at_level(logging.INFO, logger="server.devices"):
+        session, reason = open_on_first(
+            "auto", lambda device: Session.open(artifact, device=device), visible=lambda: visible
+        )
     assert session.device == "cpu"
     (record,) = caplog.records
-    assert record.levelno == (logging.WARNING if gpu_visible() else logging.INFO)
+    assert record.levelno == (logging.WARNING if visible else logging.INFO)
     assert "runs on the CPU" in record.getMessage()
+    if visible:
+        assert reason is not None
+        assert "the CPU build" in reason
+        assert "yolov8-fla[gpu]" in reason
+        assert reason in record.getMessage()
+    else:
+        assert reason is None
 
 
 def test_auto_takes_the_gpu_where_it_works() -> None:
-    assert open_on_first("auto", lambda device: device) == "cuda:0"
+    assert open_on_first("auto", lambda device: device) == ("cuda:0", None)
+
+
+def test_a_cpu_that_was_asked_for_is_no_fallback() -> None:
+    assert open_on_first("cpu", lambda device: device, visible=lambda: True) == ("cpu", None)
+
+
+@pytest.mark.parametrize(
+    ("built", "visible", "reason"),
+    [
+        (True, True, "it needs a driver"),
+        (True, False, r"no NVIDIA GPU is visible .* --gpus all"),
+        (False, True, r"a GPU is visible, but this is the CPU build .*yolov8-fla\[gpu\]"),
+    ],
+)
+def test_a_fallback_to_the_cpu_has_its_reason(built: bool, visible: bool, reason: str) -> None:
+    said = cpu_fallback("it needs a driver", built=built, visible=visible)
+    assert said is not None
+    assert re.search(reason, said)
+
+
+def test_a_cpu_build_without_a_gpu_expects_none() -> None:
+    assert cpu_fallback("built without CUDA", built=False, visible=False) is None
 
 
 def test_a_device_that_was_asked_for_is_not_replaced() -> None:

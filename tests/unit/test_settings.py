@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from server.errors import SettingsInvalid
 from server.choice import DEFAULT_MODEL
+from server.errors import SettingsInvalid
 from server.settings import ENV_PREFIX, Settings, settings_table, variable_name
 
 OTHER_VALUES = {

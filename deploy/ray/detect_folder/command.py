@@ -19,9 +19,9 @@ from deploy.ray.detect_folder.passes import Workers, room_for_actors, run_job
 from deploy.ray.detect_folder.progress import Progress, counted
 from server.artifact import Artifact
 from server.choice import choose, load_model
+from server.devices import CUDA
 from server.parameters import read_parameters
 from server.runtime import onnxruntime
-from server.session import CUDA
 
 # Decoding of a GPU's images: more would wait for the GPU, of most models.
 MAX_CPUS_BESIDE_GPU = 8
