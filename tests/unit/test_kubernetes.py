@@ -305,16 +305,47 @@ def test_components_add_their_part_and_leave_the_rest() -> None:
 
 
 def test_without_a_spare_gpu_a_rollout_frees_one_first(tmp_path: Path) -> None:
-    def relative(folder: str) -> str:
-        return os.path.relpath(FOLDER / folder, tmp_path.resolve())
-
     kustomization = {
-        "resources": [relative("overlays/gpu")],
-        "components": [relative("components/no-spare-gpu")],
+        "resources": ["overlays/gpu"],
+        "components": ["components/no-spare-gpu"],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    deployment = one(build(tmp_path), "Deployment")
+    deployment = one(built_elsewhere(tmp_path, kustomization), "Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+
+
+def test_the_folder_that_the_guide_shows_can_be_built(repo_dir: Path, tmp_path: Path) -> None:
+    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n(.*?)```", guide, re.S)
+    mine, model = (yaml.safe_load(each) for each in shown)
+    kustomization = mine | {
+        "resources": [each.replace("..", "overlays", 1) for each in mine["resources"]],
+        "components": [each.removeprefix("../../") for each in model["components"]],
+        "images": mine["images"] + model["images"],
+    }
+    manifests = built_elsewhere(tmp_path, kustomization)
+    assert one(manifests, "Namespace")["metadata"]["name"] == "cells"
+    pod = pod_spec(one(manifests, "Deployment"))
+    images = [each["image"] for each in pod["containers"] + pod["initContainers"]]
+    assert images == [
+        "registry.example.com/yolov8-fla:0.1.0-cpu",
+        "registry.example.com/my-model:3",
+    ]
+
+
+def test_the_guide_names_every_component(repo_dir: Path) -> None:
+    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([\w-]+)` \|", guide, re.M))
+    assert named == {each.name for each in (FOLDER / "components").iterdir()}
+
+
+def built_elsewhere(folder: Path, kustomization: Manifest) -> list[Manifest]:
+    """Builds a folder out of parts of ours, which kustomize takes by relative paths only."""
+    parts = {
+        kind: [os.path.relpath(FOLDER / each, folder.resolve()) for each in kustomization[kind]]
+        for kind in ("resources", "components")
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | parts))
+    return build(folder)
 
 
 @pytest.mark.parametrize("folder", KSERVE)
