@@ -36,8 +36,12 @@ def return_large_blocks() -> None:
 
 def available_bytes() -> int:
     """Memory that this process may use: of its control groups, else of the machine."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(memory_limit() or machine, machine)
+    return min(memory_limit() or machine_bytes(), machine_bytes())
+
+
+def machine_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes() -> int:

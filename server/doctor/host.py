@@ -9,11 +9,14 @@ from importlib import metadata
 import cv2
 
 from server.cpus import available_cpus, cpu_name, integer_instructions
+from server.decode_memory import decoding_share, upload_share
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check
+from server.memory import machine_bytes
 from server.version import DISTRIBUTION, UNKNOWN, this_build
 
 # A test holds the server at rest below 300 MB; images and bodies come on top.
+AT_REST_BYTES = 300 * 2**20
 LEAST_MEMORY_BYTES = 512 * 2**20
 PACKAGES = ("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson", "numpy", "pydantic")
 
@@ -72,6 +75,16 @@ def check_machine(quota: float | None, memory_bytes: int | None) -> Iterator[Che
     limit = f"a quota of {quota:g}" if quota else "no quota"
     text = f"{available_cpus()}: {os.cpu_count()} in the machine, {affinity} by affinity, {limit}"
     yield Check(section, "usable CPUs", "ok", text)
+    available = min(memory_bytes or machine_bytes(), machine_bytes())
+    bodies = upload_share(available)
+    decoding = decoding_share(
+        available, resident_bytes=AT_REST_BYTES, canvas_bytes=0, upload_bytes=bodies
+    )
+    text = (
+        f"about {decoding / 2**20:.0f} MiB for what is decoded, {bodies / 2**20:.0f} MiB for "
+        "bodies unless max_upload_bytes says otherwise"
+    )
+    yield Check(section, "memory for images", "info", text)
     if memory_bytes is None:
         yield Check(section, "memory limit", "info", "none by control groups")
         return

@@ -108,6 +108,15 @@ def test_a_memory_limit_that_is_too_low_is_told(limit: int | None, mark: str, te
     assert check.text.startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("limit_mib", "text"),
+    [(1024, "about 468 MiB for what is decoded, 128 MiB for bodies"), (256, "about 32 MiB")],
+)
+def test_the_memory_for_images_is_told(limit_mib: int, text: str) -> None:
+    check = by_name(check_machine(None, limit_mib * 2**20))["memory for images"]
+    assert check.text.startswith(text)
+
+
 def test_the_quota_is_told() -> None:
     assert "a quota of 1.5" in by_name(check_machine(1.5, None))["usable CPUs"].text
 
