@@ -4,23 +4,18 @@ No cluster has seen them here. Kubernetes' own objects are held against its sche
 Prometheus operator's and KServe's, the parts that Kubernetes defines, and what the server needs.
 """
 
-import os
 import re
 import tomllib
-from functools import cache
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from server.process import LAST_RESORT_S
 from server.settings import ENV_PREFIX, Settings
 from tests.manifests import (
-    FOLDER,
     Manifest,
-    adapter_rules,
-    build,
+    built,
     one,
     pod_spec,
     probes,
@@ -39,11 +34,6 @@ KUBERNETES = ("1.27", "1.37")
 # What a server takes on top of what its settings allow requests; measured 0.2 GiB on a CPU.
 OWN_BYTES = {"cpu": 0.4 * 2**30, "cuda": 2.4 * 2**30}
 BYTES_PER_PIXEL = 16  # README: what decoding one takes at most
-
-
-@cache
-def built(folder: str) -> list[Manifest]:
-    return build(FOLDER / folder)
 
 
 @pytest.fixture(params=SERVING, ids=lambda serving: serving[0])
@@ -256,112 +246,3 @@ def test_images_are_those_that_a_release_builds(repo_dir: Path) -> None:
     for folder, kind in SERVING[-2:]:
         image = server(one(built(folder), kind))["image"]
         assert image == f"{project['name']}:{project['version']}-cpu"
-
-
-def test_the_alerts_are_those_of_compose(repo_dir: Path) -> None:
-    rules = yaml.safe_load((repo_dir / "docker/prometheus/alerts.yml").read_text())
-    rule = one(built("overlays/example"), "PrometheusRule")
-    assert rule["spec"] == rules, "prometheusrule.yaml says how to copy them"
-
-
-def test_prometheus_scrapes_the_service() -> None:
-    manifests = built("overlays/example")
-    service, monitor = one(manifests, "Service"), one(manifests, "ServiceMonitor")
-    selector = monitor["spec"]["selector"]["matchLabels"]
-    assert selector
-    assert selector.items() <= service["metadata"]["labels"].items()
-    (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["port"] in {each["name"] for each in service["spec"]["ports"]}
-    # The Prometheus operator names the job for the Service, and the alerts ask for that job.
-    assert service["metadata"]["name"] == "detector"
-    timeout_s, interval_s = (float(endpoint[k].rstrip("s")) for k in ("scrapeTimeout", "interval"))
-    assert timeout_s <= interval_s
-
-
-def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
-    autoscaler = one(built("overlays/example"), "HorizontalPodAutoscaler")["spec"]
-    deployment = one(built("overlays/example"), "Deployment")
-    assert autoscaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"], "it would undo the autoscaler at each apply"
-    asked = {each["pods"]["metric"]["name"] for each in autoscaler["metrics"]}
-    assert asked == {rule["name"]["as"] for rule in adapter_rules()}
-    assert "detector_queue_images" in asked
-    target = autoscaler["metrics"][0]["pods"]["target"]["averageValue"]
-    assert 0 < quantity(target) < Settings.model_fields["max_queue_images"].default
-
-
-def test_components_add_their_part_and_leave_the_rest() -> None:
-    plain, full = (one(built(f"overlays/{name}"), "Deployment") for name in ("gpu", "example"))
-    before, after = variables(server(plain)), variables(server(full))
-    assert after == before | {"YOLO_FLA_API_KEYS_FILE": "/keys/keys", "YOLO_FLA_MODEL": "/models"}
-    mounts = {each["mountPath"]: each for each in server(full)["volumeMounts"]}
-    volumes = {each["name"]: each for each in pod_spec(full)["volumes"]}
-    keys = volumes[mounts["/keys"]["name"]]["secret"]
-    assert keys["defaultMode"] == 0o440
-    assert "subPath" not in mounts["/keys"], "a renewed Secret would never be seen"
-    (copying,) = pod_spec(full)["initContainers"]
-    (target,) = [each["name"] for each in copying["volumeMounts"]]
-    assert mounts["/models"]["name"] == target
-
-
-def test_without_a_spare_gpu_a_rollout_frees_one_first(tmp_path: Path) -> None:
-    kustomization = {
-        "resources": ["overlays/gpu"],
-        "components": ["components/no-spare-gpu"],
-    }
-    deployment = one(built_elsewhere(tmp_path, kustomization), "Deployment")
-    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
-
-
-def test_the_folder_that_the_guide_shows_can_be_built(repo_dir: Path, tmp_path: Path) -> None:
-    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
-    shown = re.findall(r"```yaml\n(.*?)```", guide, re.S)
-    mine, model = (yaml.safe_load(each) for each in shown)
-    kustomization = mine | {
-        "resources": [each.replace("..", "overlays", 1) for each in mine["resources"]],
-        "components": [each.removeprefix("../../") for each in model["components"]],
-        "images": mine["images"] + model["images"],
-    }
-    manifests = built_elsewhere(tmp_path, kustomization)
-    assert one(manifests, "Namespace")["metadata"]["name"] == "cells"
-    pod = pod_spec(one(manifests, "Deployment"))
-    images = [each["image"] for each in pod["containers"] + pod["initContainers"]]
-    assert images == [
-        "registry.example.com/yolov8-fla:0.1.0-cpu",
-        "registry.example.com/my-model:3",
-    ]
-
-
-def test_the_guide_names_every_component(repo_dir: Path) -> None:
-    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^\| `([\w-]+)` \|", guide, re.M))
-    assert named == {each.name for each in (FOLDER / "components").iterdir()}
-
-
-def built_elsewhere(folder: Path, kustomization: Manifest) -> list[Manifest]:
-    """Builds a folder out of parts of ours, which kustomize takes by relative paths only."""
-    parts = {
-        kind: [os.path.relpath(FOLDER / each, folder.resolve()) for each in kustomization[kind]]
-        for kind in ("resources", "components")
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | parts))
-    return build(folder)
-
-
-@pytest.mark.parametrize("folder", KSERVE)
-def test_kserve_is_told_the_protocol_and_finds_its_container(folder: str) -> None:
-    service = one(built(folder), "InferenceService")
-    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
-    predictor = pod_spec(service)
-    if folder == "kserve":
-        assert variables(server(service))["PROTOCOL"] == "v2"
-        assert service["metadata"]["name"] == "yolov8n-fla-bccd"
-        return
-    runtime = one(built(folder), "ServingRuntime")
-    model = predictor["model"]
-    assert model["runtime"] == runtime["metadata"]["name"]
-    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
-    (served,) = runtime["spec"]["supportedModelFormats"]
-    assert model["modelFormat"] == {"name": served["name"], "version": served["version"]}
-    assert served["autoSelect"] is False, "it would take ONNX files that it then refuses"
-    assert variables(server(runtime))["YOLO_FLA_MODEL"] == "/mnt/models"
