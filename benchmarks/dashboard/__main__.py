@@ -64,7 +64,7 @@ def report(seen: Watched) -> int:
             silent += not shown
         expr = query.expr.replace("|", "\\|")
         print(
-            f"| {query.row or 'at a glance'} | {query.panel} | `{expr}` | {shown or '**none**'} |"
+            f"| {query.row or 'at a glance'} | {headed(query)} | `{expr}` | {shown or '**none**'} |"
         )
     print("\n| alert | state |\n|---|---|")
     known = seen.prometheus.ask("ALERTS", seen.ended_s)

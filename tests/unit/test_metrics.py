@@ -1,11 +1,13 @@
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics import STAGES, STATES, Metrics
+from server.metrics import REQUEST_SECONDS, STAGES, STATES, Metrics
 from server.schemas import Health
 from tests.metrics import fresh
 
@@ -117,6 +119,14 @@ def test_stages_statuses_and_rejections_start_at_zero() -> None:
     assert stages == set(STAGES)
     statuses = {dict(s).get("status") for s in exposed["detector_request_seconds"]}
     assert statuses == {"200", "500", "503", "504"}
+
+
+def test_the_latency_that_an_alert_names_is_a_bound_of_the_histogram(repo_dir: Path) -> None:
+    alerts = (repo_dir / "docker" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    (named,) = re.findall(r"histogram's bounds \((.*)\)", alerts)
+    (threshold,) = re.findall(r"histogram_quantile.*\n +> (.*)", alerts)
+    assert {float(bound) for bound in named.split(", ")} <= set(REQUEST_SECONDS)
+    assert float(threshold) in REQUEST_SECONDS
 
 
 def test_two_apps_do_not_share_their_counts() -> None:
