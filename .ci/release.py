@@ -86,8 +86,8 @@ def examine(repo: Path) -> Release:
     """Reads what a checkout would release.
 
     Raises:
-        Refused: files differ from the commit, CHANGELOG.md tells nothing of the version, or tags
-            don't fit.
+        Refused: files differ from the commit, CHANGELOG.md tells nothing of the version, a
+            manifest names another version's image, or tags don't fit.
     """
     changed = git(repo, "status", "--porcelain").splitlines()
     if changed:
@@ -96,6 +96,8 @@ def examine(repo: Path) -> Release:
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     version = checked_version(project["version"])
     refuse_untold(version, (repo / "CHANGELOG.md").read_text(encoding="utf-8"))
+    for file in sorted((repo / "deploy").rglob("kustomization.yaml")):
+        refuse_other_images(version, file.relative_to(repo), file.read_text(encoding="utf-8"))
     commit = git(repo, "rev-parse", "HEAD")
     tags = git(repo, "tag", "--points-at", "HEAD").split()
     tagged = f"v{version}" in tags
@@ -136,6 +138,13 @@ def refuse_untold(version: str, changelog: str) -> None:
                 raise Refused(f"CHANGELOG.md tells nothing of {version}")
             return
     raise Refused(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
+
+
+def refuse_other_images(version: str, file: Path, kustomization: str) -> None:
+    """Raises `Refused` where a manifest takes an image that is not of this version."""
+    for tag in re.findall(r"^\s*newTag: *(\S+)", kustomization, flags=re.MULTILINE):
+        if tag.strip("'\"") not in [f"{version}-{variant}" for variant in IMAGES]:
+            raise Refused(f"{file} takes the image {tag}, and pyproject.toml says {version}")
 
 
 def refuse_misleading_tags(version: str, tags: Sequence[str], *, elsewhere: bool) -> None:

@@ -109,6 +109,18 @@ def test_a_version_without_a_dated_section_that_tells_something_is_refused(
         release.refuse_untold(version, CHANGELOG)
 
 
+def test_manifests_that_take_another_versions_image_are_refused(checkout: Path) -> None:
+    file = checkout / "deploy" / "overlay" / "kustomization.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text('images:\n- name: detector\n  newTag: "1.2.0-cpu"\n')
+    commit(checkout)
+    assert release.examine(checkout).version == "1.2.0"
+    file.write_text("images:\n- name: detector\n  newTag: 1.1.0-cpu\n")
+    commit(checkout)
+    with pytest.raises(Refused, match=r"overlay/kustomization\.yaml takes the image 1\.1\.0-cpu"):
+        release.examine(checkout)
+
+
 @pytest.mark.parametrize("version", ["", "next", "1.0+mine", "v1.0", "1.0-rc1", "01.0"])
 def test_a_version_that_tags_can_t_carry_as_it_is_is_refused(version: str) -> None:
     assert release.checked_version("1.0rc1") == "1.0rc1"
