@@ -21,6 +21,7 @@ from typing import Any
 
 import audit
 import sbom
+import yaml
 from packaging.version import InvalidVersion, Version
 
 REPO = Path(__file__).resolve().parents[1]
@@ -142,8 +143,9 @@ def refuse_untold(version: str, changelog: str) -> None:
 
 def refuse_other_images(version: str, file: Path, kustomization: str) -> None:
     """Raises `Refused` where a manifest takes an image that is not of this version."""
-    for tag in re.findall(r"^\s*newTag: *(\S+)", kustomization, flags=re.MULTILINE):
-        if tag.strip("'\"") not in [f"{version}-{variant}" for variant in IMAGES]:
+    for image in yaml.safe_load(kustomization).get("images", ()):
+        tag = image.get("newTag")
+        if image["name"] == NAME and tag not in [f"{version}-{variant}" for variant in IMAGES]:
             raise Refused(f"{file} takes the image {tag}, and pyproject.toml says {version}")
 
 

@@ -112,10 +112,12 @@ def test_a_version_without_a_dated_section_that_tells_something_is_refused(
 def test_manifests_that_take_another_versions_image_are_refused(checkout: Path) -> None:
     file = checkout / "deploy" / "overlay" / "kustomization.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text('images:\n- name: detector\n  newTag: "1.2.0-cpu"\n')
+    file.write_text(
+        "images: [{name: yolov8-fla, newTag: 1.2.0-cpu}, {name: yolov8-fla-model, newTag: '1'}]"
+    )
     commit(checkout)
     assert release.examine(checkout).version == "1.2.0"
-    file.write_text("images:\n- name: detector\n  newTag: 1.1.0-cpu\n")
+    file.write_text("images: [{name: yolov8-fla, newTag: 1.1.0-cpu}]")
     commit(checkout)
     with pytest.raises(Refused, match=r"overlay/kustomization\.yaml takes the image 1\.1\.0-cpu"):
         release.examine(checkout)
@@ -128,9 +130,11 @@ def test_a_version_that_tags_can_t_carry_as_it_is_is_refused(version: str) -> No
         release.checked_version(version)
 
 
-def test_this_projects_version_can_be_released(repo_dir: Path) -> None:
-    project = tomllib.loads((repo_dir / "pyproject.toml").read_text())["project"]
-    assert release.checked_version(project["version"]) == project["version"]
+def test_this_projects_version_can_be_released_with_its_manifests(repo_dir: Path) -> None:
+    version = tomllib.loads((repo_dir / "pyproject.toml").read_text())["project"]["version"]
+    assert release.checked_version(version) == version
+    for file in (repo_dir / "deploy").rglob("kustomization.yaml"):
+        release.refuse_other_images(version, file, file.read_text())
 
 
 def test_the_sums_are_those_that_sha256sum_checks(tmp_path: Path) -> None:
