@@ -12,6 +12,7 @@ import argparse
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def report(seen: Watched) -> int:
     )
     silent = 0
     print("| row | panel | query | Prometheus' answer |\n|---|---|---|---|")
-    for query in panel_queries():
+    queries = panel_queries()
+    lines = Counter((query.row, query.panel) for query in queries)
+    for query in queries:
         found = seen.prometheus.ask(query.filled([seen.server], RATE_INTERVAL), seen.ended_s)
         if not found and GPU in query.expr and open_nvml() is None:
             shown = "none: there is no GPU here"
@@ -63,9 +66,8 @@ def report(seen: Watched) -> int:
             shown = "; ".join(told(query, found))
             silent += not shown
         expr = query.expr.replace("|", "\\|")
-        print(
-            f"| {query.row or 'at a glance'} | {headed(query)} | `{expr}` | {shown or '**none**'} |"
-        )
+        title = headed(query) if lines[query.row, query.panel] > 1 else query.panel
+        print(f"| {query.row or 'at a glance'} | {title} | `{expr}` | {shown or '**none**'} |")
     print("\n| alert | state |\n|---|---|")
     known = seen.prometheus.ask("ALERTS", seen.ended_s)
     states = {each.labels["alertname"]: each.labels["alertstate"] for each in known}
@@ -104,7 +106,7 @@ def bars(cumulative: Sequence[Series]) -> list[Series]:
 def headed(query: PanelQuery) -> str:
     """A panel's title, and which of its lines, where that does not depend on the answer."""
     line = TEMPLATE.sub("", query.legend)
-    return f"{query.panel}: {line}" if line and line != query.panel else query.panel
+    return f"{query.panel}: {line}" if line else query.panel
 
 
 def _parser() -> argparse.ArgumentParser:
