@@ -162,7 +162,7 @@ def done_parts(out: Path) -> int:
 
 def all_parts(out: Path) -> int:
     """Parts of the job, as it noted them."""
-    written = json.loads((out / "_job" / "job.json").read_text())
+    written: dict[str, int] = json.loads((out / "_job" / "job.json").read_text())
     return math.ceil(written["images"] / written["images_per_part"])
 
 

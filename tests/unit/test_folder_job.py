@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra `ray`")
 from pyarrow import fs
 
+from deploy.ray.detect_folder.__main__ import main
 from deploy.ray.detect_folder.errors import JobRefused
 from deploy.ray.detect_folder.folder_job import (
     FolderJob,
@@ -28,6 +29,7 @@ from deploy.ray.detect_folder.folders import (
 from deploy.ray.detect_folder.image_list import ROWS_AT_ONCE, read_list, write_list
 from server.errors import TooLarge
 from server.postprocess import DetectParameters
+from tests.artifacts import tiny_artifact
 
 
 def request_for(source: Path) -> Request:
@@ -227,3 +229,28 @@ def test_results_inside_the_images_are_known(tmp_path: Path) -> None:
     assert path_inside("/photos/out.parquet", "/photos") == b"out.parquet"
     assert path_inside("/out.parquet", "/photos") is None
     assert path_inside("/photos2/out", "/photos") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "out"], "error: nowhere: there is no such folder"),
+        ([".", "out", "--model", "nowhere.onnx"], "error: "),
+        ([".", "out", "--address", "127.0.0.1:1"], "error: the Ray cluster at 127.0.0.1:1 can't"),
+        (["what://photos", "out"], "error: what://photos: "),
+    ],
+)
+def test_what_can_not_begin_is_refused_in_one_line_before_ray_starts(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(tiny_artifact(tmp_path / "tiny.onnx"))]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+    assert not (tmp_path / "out").exists()

@@ -219,7 +219,7 @@ def test_a_worker_tells_what_its_node_lacks(photos: Path, tmp_path: Path) -> Non
         actor = PartActor(job, device="cpu", max_batch_size=None, cpus=1)
         return {name: value[0] for name, value in actor({"part": np.array([0])}).items()}
 
-    def lacking(**changes: str) -> str:
+    def lacking(**changes: Any) -> str:
         return str(told(replace(job, request=replace(request, **changes)))["fault"])
 
     assert told(job) == {"images": 1, "failed": 0, "fault": ""}

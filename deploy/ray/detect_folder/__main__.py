@@ -23,7 +23,7 @@ EXIT_STOPPED, EXIT_REFUSED, EXIT_SIGNAL = 1, 2, 130
 def main(arguments: Sequence[str]) -> int:
     """Runs a job; returns the exit code."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         detect_folder(options)
         return 0
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return EXIT_SIGNAL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interrupt(sig: int, frame: FrameType | None) -> NoReturn:

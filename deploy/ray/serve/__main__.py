@@ -40,7 +40,6 @@ def main(arguments: Sequence[str]) -> int:
         settings = Settings.load(flags)
         deployment = deployment_options(options)
         refuse_without_gpu(settings.device, options.gpus_per_replica)
-        configure_logging(settings.log_format)
         if options.address is None:  # else it is the nodes that have to have it
             load_model(settings.model)
         with connected(options.address):
@@ -57,6 +56,7 @@ def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
     Raises:
         DeploymentError: the replicas can't start.
     """
+    configure_logging(settings.log_format)
     ended = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: ended.set())
