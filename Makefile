@@ -31,7 +31,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format train export env serve-env pins clean
+.PHONY: help serve test test-fast check format train export env serve-env audit release pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -67,12 +67,18 @@ env: $(READY) ## make the environment for work, .venv
 
 serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
 
+audit: $(READY) ## look every pin up among known vulnerabilities
+	@$(VENV)/bin/python .ci/audit.py
+
+release: $(READY) ## make dist/ and the images of this commit, publish nothing; ARGS=--images for no images
+	@$(VENV)/bin/python .ci/release.py $(ARGS)
+
 pins: $(READY) ## write constraints.txt anew, with the newest versions
 	@$(VENV)/bin/python .ci/renew_constraints.py
 
 clean: ## remove both environments and what tools left
 	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find server model export benchmarks samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find server model export deploy benchmarks samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Small, so made anew whenever a requirement changes; nothing left over can hide a missing one.
 $(SERVE_READY): pyproject.toml constraints.txt
@@ -96,6 +102,6 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(VENV)/.ready-*; \
 	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
 	$(VENV)/bin/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; \
-	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export,otel]" --group dev; \
+	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export,otel,ray]" --group dev --group release; \
 	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
 	touch $@

@@ -19,7 +19,7 @@ def resolve(extra: str, pins: dict[str, str]) -> dict[str, str]:
         # fast-deps reads the metadata out of a remote wheel, where the index allows it
         pip += ["--use-feature=fast-deps", "--report", str(report), "--constraint", str(given)]
         subprocess.run(
-            [*pip, "pip", f".[{extra},export,otel]", "--group", "dev"],
+            [*pip, "pip", f".[{extra},export,otel,ray]", "--group", "dev", "--group", "release"],
             cwd=REPO,
             check=True,
             timeout=1800,
