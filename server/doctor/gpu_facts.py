@@ -13,8 +13,8 @@ from typing import Any
 
 from server.runtime import onnxruntime
 
-# What CUDAExecutionProvider of onnxruntime-gpu 1.31 needs, in the order of loading, and who brings it.
-# Not cuFFT, which is only for operators that no detector has (onnxruntime#29808).
+# What CUDAExecutionProvider of onnxruntime-gpu 1.31 needs, in the order of loading, and who brings
+# it. Not cuFFT, which is only for operators that no detector has (onnxruntime#29808).
 CUDA_LIBRARIES = {
     "libcublasLt.so.13": "nvidia-cublas",
     "libcublas.so.13": "nvidia-cublas",
