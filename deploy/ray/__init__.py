@@ -1,4 +1,12 @@
 """The detector on Ray: `serve` answers over HTTP, `detect_folder` goes through stored images.
 
-Nothing here is to be imported as `ray.…`: `deploy/` must never be on `sys.path` itself.
+`import ray` in here is Ray itself, as `deploy/` is never on `sys.path`.
 """
+
+from importlib.util import find_spec
+
+if find_spec("ray") is None:
+    raise ModuleNotFoundError(
+        "Ray is not installed: pip install 'yolov8-fla[ray]', in a checkout "
+        "pip install -c constraints.txt '.[ray]'"
+    )
