@@ -55,7 +55,7 @@ COPY --from=requirements /build/serving.txt /build/
 # - libonnxruntime_providers_tensorrt.so stays, so that device=tensorrt can tell what it misses, and works where it is added.
 # libonnxruntime.so.* is for other programs; Python's ONNX Runtime has its own inside (onnxruntime#21223).
 # What the packages tell of themselves (*.dist-info) stays: scanners and licences need it.
-# One RUN, as a layer between would hold gigabytes twice. Times are set to 0, so that the same pins give the same layer.
+# One RUN, as a layer between would hold gigabytes twice.
 WORKDIR /opt/venv/lib/python3.11/site-packages
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/run/build-ca.crt \
@@ -72,8 +72,7 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     && find . \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.pyx' \) -delete \
     && mkdir -p nvidia \
     && mv nvidia /opt/nvidia \
-    && /opt/venv/bin/python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash . \
-    && find /opt/venv /opt/nvidia -exec touch --no-dereference --date=@0 {} +
+    && /opt/venv/bin/python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash .
 
 
 # The server itself, with version and commit.
@@ -93,8 +92,7 @@ COPY server server
 RUN /opt/pip/bin/python -m hatchling build --target wheel --directory /build/dist \
     && /opt/pip/bin/pip install --no-compile --no-deps --no-index --target /opt/package dist/*.whl \
     && rm -rf /opt/package/export /opt/package/model \
-    && python3.11 -m compileall -q -f --invalidation-mode unchecked-hash /opt/package \
-    && find /opt/package -exec touch --no-dereference --date=@0 {} +
+    && python3.11 -m compileall -q -f --invalidation-mode unchecked-hash /opt/package
 
 
 FROM python AS server
@@ -102,6 +100,7 @@ FROM python AS server
 RUN groupadd --gid 10001 detector \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin detector \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+# CUDA is a layer of its own, which an update of the other packages leaves as it is.
 COPY --from=dependencies /opt/nvidia /opt/venv/lib/python3.11/site-packages/nvidia
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=package /opt/package /opt/venv/lib/python3.11/site-packages

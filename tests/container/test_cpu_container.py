@@ -180,8 +180,8 @@ def test_large_pictures_of_many_clients_do_not_end_it(
             order = pictures[first:] + pictures[:first]
             return [client.post("/detect", content=each).status_code for each in order]
 
-        with ThreadPoolExecutor(8) as clients:
-            statuses = [status for each in clients.map(one_client, range(8)) for status in each]
+        with ThreadPoolExecutor(6) as clients:
+            statuses = [status for each in clients.map(one_client, range(6)) for status in each]
         state = container.state()
         assert state["Running"], (state, container.logs()[-2000:])
         assert not state["OOMKilled"]
