@@ -102,6 +102,7 @@ def create_app(
         metrics=service.metrics,
         uploads=uploads,
         unexpected=answer_unexpected(respond),
+        ending=lambda: service.ending,
         tracing=tracing,
         # Not past CORS: a page of another origin could not read the refusal.
         early={} if settings.cors_origins else {"/detect": early},

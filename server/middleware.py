@@ -82,6 +82,8 @@ class RequestScope:
         metrics: where requests are counted.
         uploads: the memory that bodies may take.
         unexpected: makes the answer to an exception that nobody caught.
+        ending: whether the process ends. Then each answer is its connection's last, and says so: a
+            busy client would go on being refused there, until the connection is reset.
         tracing: where spans go, if anywhere.
         early: by path of a detection route, what may refuse a POST before it is routed. Under
             overload that is the answer to most requests, and costs half this way.
@@ -94,6 +96,7 @@ class RequestScope:
         metrics: Metrics,
         uploads: ByteBudget,
         unexpected: Callable[[Scope], Response],
+        ending: Callable[[], bool],
         tracing: Tracing | None = None,
         early: Mapping[str, Callable[[Scope], Response | None]] | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class RequestScope:
         self._metrics = metrics
         self._uploads = uploads
         self._unexpected = unexpected
+        self._ending = ending
         self._tracing = tracing
         self._early = early or {}
 
@@ -112,7 +116,7 @@ class RequestScope:
         headers = Headers(scope=scope)
         record = RequestRecord(_request_id(headers), self._uploads.share())
         scope.setdefault("state", {})["record"] = record
-        exchange = _Exchange(receive, send, record, headers)
+        exchange = _Exchange(receive, send, record, headers, self._ending)
         bound = {"request_id": record.request_id}
         span = self._tracing.begin(headers) if self._tracing else None
         if span is not None:
@@ -176,12 +180,18 @@ class _Exchange:
     """One request's messages: remembers what matters of them, and completes the answer's head."""
 
     def __init__(
-        self, receive: Receive, send: Send, record: RequestRecord, headers: Headers
+        self,
+        receive: Receive,
+        send: Send,
+        record: RequestRecord,
+        headers: Headers,
+        ending: Callable[[], bool],
     ) -> None:
         self.status: int | None = None
         self._receive = receive
         self._send = send
         self._record = record
+        self._ending = ending
         self._expects_continue = "expect" in headers
         self._rest_bytes = announced_bytes(headers)
 
@@ -200,7 +210,8 @@ class _Exchange:
             headers["Server-Timing"] = ", ".join(
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
-            if self._rest_bytes > MAX_KEPT_REST_BYTES or self._expects_continue:
+            much_to_come = self._rest_bytes > MAX_KEPT_REST_BYTES or self._expects_continue
+            if much_to_come or self._ending():
                 headers["Connection"] = "close"
             message["headers"] = completed(headers, self._record.request_id)
         await self._send(message)

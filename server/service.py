@@ -135,6 +135,11 @@ class Service:
             return "stuck"
         return self.state
 
+    @property
+    def ending(self) -> bool:
+        """Whether the process ends: it drains, or the service has failed."""
+        return self.state in ("draining", "failed")
+
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
         if self.state == "draining":
@@ -156,7 +161,7 @@ class Service:
 
     def begin_drain(self) -> None:
         """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
-        if self.state in ("draining", "failed"):
+        if self.ending:
             return
         self.state = "draining"
         self._end_requests_in(self.settings.drain_timeout_s)

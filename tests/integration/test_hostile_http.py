@@ -548,6 +548,27 @@ async def test_one_connection_too_many_is_told_so(artifact: Path) -> None:
         assert (await fourth.answer())[0] == 200
 
 
+async def test_a_draining_server_refuses_a_busy_client_once_and_closes(artifact: Path) -> None:
+    async with listening(artifact, open_session=HeldSession) as listener:
+        session = held(listener.running)
+        image = post(b"Content-Length: %d" % len(IMAGE), body=IMAGE)
+        accepted = await listener.connect(image)
+        busy = await listener.connect(OK)
+        status, headers, _ = await busy.answer()
+        assert (status, headers.get("connection")) == (200, None)
+        await listener.running.until(lambda: session.batch_sizes == [1])
+        listener.running.service.begin_drain()
+        await busy.send(image)
+        refused = await busy.answer()
+        check_problem(refused, 503, "draining")
+        assert int(refused[1]["retry-after"]) >= 1
+        assert await busy.rest() == b""
+        session.gate.set()
+        status, headers, _ = await accepted.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await accepted.rest() == b""
+
+
 async def test_far_too_many_connections_are_only_closed(artifact: Path) -> None:
     async with listening(artifact, max_connections=1) as listener:
         clients = [await listener.connect() for _ in range(1 + TOLD_CONNECTIONS + 1)]
