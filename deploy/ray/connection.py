@@ -14,10 +14,16 @@ OBJECT_STORE_BYTES = 128 * 2**20
 # Nobody else needs to reach it. Not 127.0.0.1: Ray takes that for the machine's public address.
 LOOPBACK = "127.0.0.2"
 CONNECT_S = 10.0
+OWN_RAY = "local"
 
 
 class ClusterUnreachable(DeploymentError):
     """No Ray cluster answers at the address."""
+
+
+def address_of(asked: str | None) -> str:
+    """Of the cluster to use: the one asked for, or of Ray's own variable, or `OWN_RAY`."""
+    return asked or os.environ.get("RAY_ADDRESS") or OWN_RAY
 
 
 def refuse_unreachable(address: str) -> None:
@@ -44,12 +50,12 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ClusterUnreachable: the cluster can't be reached.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(address)
     refuse_unreachable(address)
     try:
-        if address == "local":
+        if address == OWN_RAY:
             ray.init(
-                address="local",
+                address=OWN_RAY,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address=LOOPBACK,

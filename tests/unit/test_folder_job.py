@@ -165,6 +165,20 @@ def test_a_job_is_found_again_with_what_is_missing_of_it(tmp_path: Path) -> None
     assert job.images_in(job.missing()) == 15
 
 
+def test_what_a_killed_worker_left_is_gone_when_all_is_done(tmp_path: Path) -> None:
+    request = request_for(fill(tmp_path / "photos", ["a.jpg"]))
+    out = tmp_path / "out.parquet"
+    job = begin(request, out)
+    fill(out, [part_name(0), f".{part_name(0)}.0123456789abcdef", ".mine"])
+    job.finish()
+    assert sorted(each.name for each in out.iterdir()) == [
+        ".mine",
+        "_SUCCESS",
+        "_job",
+        part_name(0),
+    ]
+
+
 def test_a_job_that_was_killed_while_it_listed_begins_anew(tmp_path: Path) -> None:
     request = request_for(fill(tmp_path / "photos", ["a.jpg"]))
     out = tmp_path / "out.parquet"

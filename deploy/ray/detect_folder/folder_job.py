@@ -25,6 +25,7 @@ JOB = "_job/job.json"
 DONE = "_SUCCESS"
 FORMAT = 1
 PART = re.compile(r"part-([0-9]{6,})\.parquet")
+UNFINISHED = re.compile(r"\.part-[0-9]{6,}\.parquet\.")  # see `LocalFolder.write`
 # Files of at least so many images are a size that readers of Parquet like; smaller jobs have
 # smaller parts, so that there is something to share out.
 MAX_IMAGES_PER_PART, MIN_IMAGES_PER_PART, WANTED_PARTS = 1000, 25, 200
@@ -112,8 +113,12 @@ class FolderJob:
         return {"yolov8_fla": json.dumps(self.request.as_json())}
 
     def finish(self) -> None:
-        """Marks the job as done, as Spark does."""
-        write_bytes(open_folder(self.out), DONE, b"")
+        """Marks the job as done, as Spark does, and clears away what killed workers left."""
+        folder = open_folder(self.out)
+        for name in folder.names():
+            if UNFINISHED.match(name):
+                folder.delete(name)
+        write_bytes(folder, DONE, b"")
 
     @classmethod
     def open(cls, request: Request, out: str, *, images_per_part: int | None) -> Self | None:

@@ -16,7 +16,7 @@ os.environ.setdefault(
 
 from ray import serve
 
-from deploy.ray.connection import connected
+from deploy.ray.connection import OWN_RAY, address_of, connected
 from deploy.ray.serve.application import NAME, bound
 from deploy.ray.serve.replica import refuse_without_gpu
 from server.choice import load_model
@@ -25,6 +25,8 @@ from server.logs import configure_logging, get_logger
 from server.settings import Settings
 
 EXIT_DEPLOYMENT = 2
+# The replicas end every request in time; this much later the proxy does, for one that can't.
+PROXY_GRACE_S = 10.0
 
 logger = get_logger(__name__)
 
@@ -40,10 +42,17 @@ def main(arguments: Sequence[str]) -> int:
         settings = Settings.load(flags)
         deployment = deployment_options(options)
         refuse_without_gpu(settings.device, options.gpus_per_replica)
-        if options.address is None:  # else it is the nodes that have to have it
+        own_ray = address_of(options.address) == OWN_RAY
+        if own_ray:  # else it is the nodes that have to have it
             load_model(settings.model)
         with connected(options.address):
-            serve_until_signal(settings, deployment)
+            try:
+                serve_until_signal(settings, deployment)
+            finally:
+                if own_ray:
+                    serve.shutdown()
+                else:  # where there may be other applications
+                    serve.delete(NAME)
         return 0
     except DeploymentError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
-    """Deploys, waits, and takes down again.
+    """Deploys, and waits.
 
     Raises:
         DeploymentError: the replicas can't start.
@@ -61,14 +70,14 @@ def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: ended.set())
     try:
-        serve.start(http_options={"host": settings.host, "port": settings.port})
+        timeout_s = settings.request_timeout_s + PROXY_GRACE_S
+        http = {"host": settings.host, "port": settings.port, "request_timeout_s": timeout_s}
+        serve.start(http_options=http)
         serve.run(bound(settings, **deployment), name=NAME, route_prefix="/")
         logger.info("listening", url=f"http://{settings.host}:{settings.port}", **deployment)
         ended.wait()
     except RuntimeError as error:
         raise DeploymentError(why_not(str(error))) from None
-    finally:
-        serve.shutdown()
 
 
 def why_not(message: str) -> str:
