@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from server.errors import DeploymentError
 
@@ -67,5 +68,8 @@ def start(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     logging.shutdown()
+    if sys.stdout:
+        with suppress(BrokenPipeError):  # whoever read it has seen enough
+            sys.stdout.flush()  # os._exit does not
     # Not sys.exit(): it would wait for a model call that never returns.
     os._exit(code)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.cpus import available_cpus, integer_instructions
-from server.devices import CPU, CUDA, INSTALL_GPU, TENSORRT, devices_to_try
+from server.devices import CPU, CUDA, INSTALL_GPU, TENSORRT, devices_to_try, gpu_visible
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
 from server.letterbox import PAD_VALUE
 from server.runtime import onnxruntime
@@ -108,6 +108,12 @@ class Session:
         on_cpu = {node.operator for node in session.nodes.get(CPU, ())}
         heavy = sorted(_HEAVY_OPERATORS & on_cpu)
         if session.provider != provider or heavy:
+            if not gpu_visible():
+                raise ProviderUnavailable(
+                    f"{provider} was asked for, and no NVIDIA GPU is visible to this process: it "
+                    "needs one with driver R580 or newer; a container has to be started with "
+                    "--gpus all"
+                )
             raise ProviderUnavailable(
                 f"{provider} was asked for on GPU {gpu}, but ONNX Runtime runs "
                 f"{', '.join(heavy) if heavy else 'the model'} on the CPU; it needs driver R580 or "

@@ -134,8 +134,8 @@ def test_without_a_gpu_one_that_is_asked_for_is_refused_with_what_is_missing(
     engine: Engine, gpu_image: str, device: str
 ) -> None:
     run = ended(engine, gpu_image, f"--env=YOLO_FLA_DEVICE={device}")
-    assert_refused(run, "CUDAExecutionProvider")
-    assert_refused(run, "driver")
+    assert_refused(run, "CUDAExecutionProvider was asked for, and no NVIDIA GPU is visible")
+    assert_refused(run, "driver R580 .* --gpus all")
 
 
 def test_tensorrt_which_is_not_there_is_refused(engine: Engine, gpu_image: str) -> None:

@@ -368,3 +368,17 @@ def test_a_lost_device_ends_the_process_with_the_reason(repo_dir: Path, artifact
     (failed,) = server.events("service_failed")
     assert "illegal memory access" in failed["reason"]
     assert "illegal memory access" in failed["exception"]
+
+
+def test_what_the_doctor_says_reaches_a_pipe(repo_dir: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "server", "doctor", "--device=cpu", "--port=0"],
+        cwd=repo_dir,
+        env=environment(PYTHONUNBUFFERED=""),  # many a container and shell sets it
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout
+    assert "The server would start" in told.stdout
