@@ -13,7 +13,10 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # The two builds of ONNX Runtime share their files: neither may be there when one is put in.
 GPU_BY_MAKE = "make serve EXTRA=gpu"
 GPU_BY_PIP = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'yolov8-fla[gpu]'"
-INSTALL_GPU = f"in a checkout `{GPU_BY_MAKE}`, elsewhere `{GPU_BY_PIP}`"
+INSTALL_GPU = (
+    f"in a checkout `{GPU_BY_MAKE}`, as a container the image for GPUs (without EXTRA=cpu), "
+    f"elsewhere `{GPU_BY_PIP}`"
+)
 
 Opened = TypeVar("Opened")
 

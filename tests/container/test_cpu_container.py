@@ -268,7 +268,7 @@ def test_a_gpu_that_is_asked_for_is_refused_with_what_is_missing(
     engine: Engine, cpu_image: str
 ) -> None:
     run = ended(engine, cpu_image, "--env=YOLO_FLA_DEVICE=cuda")
-    assert_refused(run, "built without CUDAExecutionProvider")
+    assert_refused(run, "built without CUDAExecutionProvider: .* the image for GPUs")
 
 
 def test_the_doctor_works_inside(engine: Engine, cpu_image: str) -> None:
