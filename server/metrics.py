@@ -19,7 +19,8 @@ from server.version import UNKNOWN, this_build
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
 # Statuses of detection requests that start at 0, so that a first failure is a rate, too.
-FIRST_STATUSES = ("200", "500", "503", "504")
+FIRST_STATUSES = ("200", "499", "500", "503", "504")
+TOO_MANY_CONNECTIONS = "too_many_connections"  # the reason that no request can meet
 STATES = ("starting", "ready", "stuck", "draining", "failed")
 
 # From half a millisecond (a letterbox) to the request timeout, each step about a factor of two.
@@ -107,7 +108,7 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in rejection_reasons:
+        for reason in (*rejection_reasons, TOO_MANY_CONNECTIONS):
             self.rejected.labels(reason)
         self.inflight_requests = Gauge(
             "detector_inflight_requests",

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from server.lingering import ConnectionLimits, LingeringProtocol
+from server.metrics import TOO_MANY_CONNECTIONS
 from server.middleware import MAX_KEPT_REST_BYTES
 from server.request_head import (
     MAX_HEAD_BYTES,
@@ -80,7 +81,7 @@ class BoundedProtocol(LingeringProtocol):
             transport.abort()
         elif others >= self.limits.max_connections:
             detail = f"{others} connections are open already"
-            self._refuse(BadHttp(503, "too_many_connections", detail))
+            self._refuse(BadHttp(503, TOO_MANY_CONNECTIONS, detail))
         else:
             self._arm(self.limits.header_timeout_s, self._head_is_late)
 

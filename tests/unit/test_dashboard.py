@@ -22,6 +22,7 @@ from benchmarks.dashboard.queries import (
     panels,
 )
 from server.gpu_metrics import GpuCollector
+from server.middleware import PROBES
 from tests.metrics import fresh
 from tests.nvml import Driver
 
@@ -98,6 +99,15 @@ def test_every_query_but_that_for_alerts_is_about_the_servers_that_were_chosen()
     assert others == {"Alerts"}
 
 
+def test_health_checks_and_scrapes_are_not_counted_as_requests() -> None:
+    (query,) = (
+        each for each in panel_queries() if (each.row, each.panel) == ("Traffic", "Requests")
+    )
+    (others,) = re.findall(r'route!~"([^"]+)"', query.expr)
+    routes = [*PROBES, "/detect", "/v2/models/{name}/infer", "/v2/models/{name}", "/model"]
+    assert {each for each in routes if re.fullmatch(others, each)} == PROBES
+
+
 def test_only_the_gpu_panels_may_be_empty_and_they_are_folded_away() -> None:
     rows = {panel["title"]: panel for panel in BOARD["panels"] if panel["type"] == "row"}
     folded = {title for title, row in rows.items() if row["collapsed"]}
@@ -136,7 +146,9 @@ def test_an_alert_says_what_happens_how_bad_it_is_and_where_to_read_on(
 ) -> None:
     assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert "{{ $labels.instance }}" in rule["annotations"]["summary"]
+    # What is not there has no name.
+    named = rule["alert"] != "DetectorAbsent"
+    assert ("{{ $labels.instance }}" in rule["annotations"]["summary"]) is named
     page, _, anchor = rule["annotations"]["runbook"].partition("#")
     headings = re.findall(r"^#+ (.*)$", (repo_dir / page).read_text(encoding="utf-8"), re.M)
     assert anchor == rule["alert"].lower()

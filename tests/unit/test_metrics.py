@@ -112,13 +112,14 @@ def test_promtool_finds_nothing_wrong() -> None:
 
 def test_stages_statuses_and_rejections_start_at_zero() -> None:
     exposed = families(fresh("queue_full"))
-    assert exposed["detector_rejected"] == {frozenset({("reason", "queue_full")}): 0}
+    reasons = ("queue_full", "too_many_connections")
+    assert exposed["detector_rejected"] == {frozenset({("reason", each)}): 0 for each in reasons}
     zero = {frozenset({("outcome", outcome)}): 0 for outcome in ("ok", "failed")}
     assert exposed["detector_reloads"] == zero
     stages = {dict(s).get("stage") for s in exposed["detector_stage_seconds"]}
     assert stages == set(STAGES)
     statuses = {dict(s).get("status") for s in exposed["detector_request_seconds"]}
-    assert statuses == {"200", "500", "503", "504"}
+    assert statuses == {"200", "499", "500", "503", "504"}
 
 
 def test_the_latency_that_an_alert_names_is_a_bound_of_the_histogram(repo_dir: Path) -> None:
