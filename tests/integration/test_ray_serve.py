@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -62,9 +63,13 @@ class OnRay:
 @contextmanager
 def on_ray(repo: Path, artifact: Path, *flags: str) -> Iterator[OnRay]:
     command = [sys.executable, "-m", "deploy.ray.serve", "--model", str(artifact), *flags]
-    with subprocess.Popen(
-        command, cwd=repo, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with (
+        # For Ray's logs. Not below the test's own folder: a socket's path has 107 bytes at most.
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as scratch,
+        subprocess.Popen(
+            command, cwd=repo, stderr=subprocess.PIPE, text=True, env=environment(scratch)
+        ) as process,
+    ):
         started = OnRay(process)
         reader = threading.Thread(target=started.follow)
         reader.start()
@@ -81,8 +86,12 @@ def on_ray(repo: Path, artifact: Path, *flags: str) -> Iterator[OnRay]:
             reader.join()
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"YOLO_FLA_DEVICE": "cpu", "YOLO_FLA_INTRA_OP_THREADS": "1"}
+def environment(scratch: str) -> dict[str, str]:
+    return os.environ | {
+        "RAY_TMPDIR": scratch,
+        "YOLO_FLA_DEVICE": "cpu",
+        "YOLO_FLA_INTRA_OP_THREADS": "1",
+    }
 
 
 @dataclass
