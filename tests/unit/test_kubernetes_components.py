@@ -21,6 +21,8 @@ from tests.manifests import (
     variables,
 )
 
+COMPONENTS = sorted(each.name for each in (FOLDER / "components").iterdir())
+
 
 def test_the_alerts_are_those_of_compose(repo_dir: Path) -> None:
     rules = yaml.safe_load((repo_dir / "docker/prometheus/alerts.yml").read_text())
@@ -36,8 +38,8 @@ def test_prometheus_scrapes_the_service() -> None:
     assert selector.items() <= service["metadata"]["labels"].items()
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {each["name"] for each in service["spec"]["ports"]}
-    # The Prometheus operator names the job for the Service, and the alerts ask for that job.
-    assert service["metadata"]["name"] == "detector"
+    # The operator names the job for this label of the Service, and the alerts ask for that job.
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "detector"
     timeout_s, interval_s = (float(endpoint[k].rstrip("s")) for k in ("scrapeTimeout", "interval"))
     assert timeout_s <= interval_s
 
@@ -52,6 +54,43 @@ def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
     assert "detector_queue_images" in asked
     target = autoscaler["metrics"][0]["pods"]["target"]["averageValue"]
     assert 0 < quantity(target) < Settings.model_fields["max_queue_images"].default
+
+
+def test_a_name_of_ones_own_changes_names_and_not_what_they_lead_to(tmp_path: Path) -> None:
+    kustomization = {
+        "namePrefix": "blue-",
+        "namespace": "elsewhere",
+        "labels": [{"pairs": {"team": "x"}, "includeSelectors": True}],
+        "resources": ["overlays/gpu"],
+        "components": [f"components/{name}" for name in COMPONENTS],
+    }
+    manifests = built_elsewhere(tmp_path, kustomization)
+    names = {each["metadata"]["name"] for each in manifests if each["kind"] != "Namespace"}
+    assert names == {"blue-detector"}
+    deployment = one(manifests, "Deployment")
+    target = one(manifests, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    assert target["name"] == deployment["metadata"]["name"]
+    # The patches of components found it nevertheless, and other parts still lead to its pods.
+    assert {"YOLO_FLA_MODEL", "YOLO_FLA_API_KEYS_FILE"} <= variables(server(deployment)).keys()
+    assert "replicas" not in deployment["spec"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    service, monitor = one(manifests, "Service"), one(manifests, "ServiceMonitor")
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert one(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"].items() <= (
+        labels.items()
+    )
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= (
+        service["metadata"]["labels"].items()
+    )
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "detector"
+
+
+def test_a_pod_that_still_waits_for_its_image_is_not_called_down() -> None:
+    (endpoint,) = one(built("overlays/example"), "ServiceMonitor")["spec"]["endpoints"]
+    (rule,) = endpoint["relabelings"]
+    assert (rule["sourceLabels"], rule["action"]) == (["__meta_kubernetes_pod_phase"], "drop")
+    phases = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
+    assert [each for each in phases if re.fullmatch(rule["regex"], each)] == ["Pending"]
 
 
 def test_components_add_their_part_and_leave_the_rest() -> None:
@@ -99,7 +138,7 @@ def test_the_folder_that_the_guide_shows_can_be_built(repo_dir: Path, tmp_path: 
 def test_the_guide_names_every_component(repo_dir: Path) -> None:
     guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([\w-]+)` \|", guide, re.M))
-    assert named == {each.name for each in (FOLDER / "components").iterdir()}
+    assert named == set(COMPONENTS)
 
 
 def built_elsewhere(folder: Path, kustomization: Manifest) -> list[Manifest]:
