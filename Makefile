@@ -31,10 +31,11 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format train export env serve-env audit release pins clean
+.PHONY: help serve test test-fast check format train export env serve-env image image-export \
+	test-container test-container-gpu audit release pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
 
 serve: $(SERVE_READY) ## answer on http://127.0.0.1:8000, in an environment without torch
 	@exec $(SERVE_VENV)/bin/python -m server $(ARGS)
@@ -45,11 +46,18 @@ test: $(READY) ## run all tests
 test-fast: $(READY) ## run the tests that take seconds
 	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
 
-check: $(READY) ## format, lint, types, import rules; changes nothing
+test-container: $(READY) ## build the CPU image, run it hardened and test it (podman is installed where root may)
+	@$(VENV)/bin/python -m pytest tests/container --ignore=tests/container/test_gpu_image.py $(ARGS)
+
+test-container-gpu: $(READY) ## build the GPU image and test what is in it; needs no GPU, downloads 1.6 GB
+	@$(VENV)/bin/python -m pytest tests/container/test_gpu_image.py $(ARGS)
+
+check: $(READY) ## format, lint, types, import rules, Dockerfiles; changes nothing
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/hadolint Dockerfile docker/export.Dockerfile
 
 format: $(READY) ## put the code into shape
 	$(VENV)/bin/ruff format .
@@ -66,6 +74,13 @@ export: $(READY) ## make export ARGS='model.pt -o model.onnx'
 env: $(READY) ## make the environment for work, .venv
 
 serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
+
+image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu
+	@.ci/container_tools.sh build --build-arg EXTRA=$(if $(filter cpu,$(EXTRA)),cpu,gpu) \
+	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t yolov8-fla$(if $(filter cpu,$(EXTRA)),:cpu) .
+
+image-export: ## build the image yolov8-fla-export (torch, 6.6 GB)
+	@.ci/container_tools.sh build -f docker/export.Dockerfile -t yolov8-fla-export .
 
 audit: $(READY) ## look every pin up among known vulnerabilities
 	@$(VENV)/bin/python .ci/audit.py
