@@ -183,7 +183,13 @@ CASES = {
 OTHER_CODES = {"unauthorized", "queue_full", "not_ready", "draining", "deadline_exceeded"}
 OTHER_CODES |= {"inference_failed"}
 # In test_reload, test_open_inference, test_hostile_http, test_memory_limit.
-OTHER_CODES |= {"keys_not_configured", "reload_failed", "not_found", "uploads_full", "too_much_memory"}
+OTHER_CODES |= {
+    "keys_not_configured",
+    "reload_failed",
+    "not_found",
+    "uploads_full",
+    "too_much_memory",
+}
 
 
 @pytest.fixture
