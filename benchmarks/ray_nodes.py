@@ -1,7 +1,6 @@
 """Ray nodes on this machine, to run jobs on and to kill; for tests and `benchmarks.ray_folder`."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,18 +42,17 @@ class TwoNodes:
 def two_nodes(*, cpus: int = 1) -> Iterator[TwoNodes]:
     """Starts a head and a second node, each with so many CPUs, that only this machine can reach."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Not below a test's own folder: the path of a socket has 107 bytes at most.
-    folder = tempfile.mkdtemp(prefix="ray")
     settings: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args=settings
-        | {"include_dashboard": False, "temp_dir": folder, "node_ip_address": HEAD_IP},
-    )
-    try:
-        second = cluster.add_node(**settings, node_ip_address=SECOND_IP)
-        cluster.wait_for_nodes()
-        yield TwoNodes(cluster.address, second)
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    # Not below a test's own folder: the path of a socket has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args=settings
+            | {"include_dashboard": False, "temp_dir": folder, "node_ip_address": HEAD_IP},
+        )
+        try:
+            second = cluster.add_node(**settings, node_ip_address=SECOND_IP)
+            cluster.wait_for_nodes()
+            yield TwoNodes(cluster.address, second)
+        finally:
+            cluster.shutdown()
