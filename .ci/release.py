@@ -6,12 +6,15 @@ something else, and pins with known vulnerabilities. docs/release.md tells the w
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Sequence
@@ -27,7 +30,8 @@ from packaging.version import InvalidVersion, Version
 REPO = Path(__file__).resolve().parents[1]
 NAME = "yolov8-fla"
 IMAGES = ("cpu", "gpu")
-CONTAINER_TOOLS = ".ci/container_tools.sh"
+PINS = "constraints.txt"
+CONTAINER_TOOLS = REPO / ".ci/container_tools.sh"
 
 
 class Refused(Exception):
@@ -65,10 +69,12 @@ def main(arguments: Sequence[str]) -> int:
         release = examine(REPO)
         audited = refuse_vulnerable()
         out = emptied(REPO / "dist")
-        wheel = build_distributions(release, out)
-        shutil.copy(REPO / "constraints.txt", out / f"{NAME}-{release.version}-constraints.txt")
-        describe_extras(release, wheel, out)
-        images = build_images(release, asked.images, out) if asked.images else []
+        with tempfile.TemporaryDirectory() as name:
+            source = exported(REPO, release.commit, Path(name))
+            wheel = build_distributions(release, source, out)
+            shutil.copy(source / PINS, out / f"{NAME}-{release.version}-{PINS}")
+            describe_extras(release, wheel, source / PINS, out)
+            images = build_images(release, asked.images, source, out) if asked.images else []
         write_sums(out)
     except Refused as error:
         print(f"no release: {error}", file=sys.stderr)
@@ -186,15 +192,33 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def build_distributions(release: Release, out: Path) -> Path:
+def exported(repo: Path, commit: str, folder: Path) -> Path:
+    """Writes the files of a commit into a folder, which it returns.
+
+    All is built there: a file that git was told to overlook, or one that changes while images are
+    built, is in none.
+    """
+    command = ["git", "-C", str(repo), "archive", "--format=tar", commit]
+    files = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def build_distributions(release: Release, source: Path, out: Path) -> Path:
     """Writes the source archive, and the wheel made of that archive; returns the wheel.
+
+    Args:
+        release: what is released.
+        source: folder with the files of its commit.
+        out: folder of the files.
 
     Raises:
         Refused: the wheel does not say which commit it was made of.
     """
-    environment = os.environ | {"SOURCE_DATE_EPOCH": str(release.epoch)}
-    environment.pop("REVISION", None)  # git knows it
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(REPO)]
+    told = {"SOURCE_DATE_EPOCH": str(release.epoch), "REVISION": release.commit}
+    environment = os.environ | told
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -204,21 +228,22 @@ def build_distributions(release: Release, out: Path) -> Path:
     return wheel
 
 
-def describe_extras(release: Release, wheel: Path, out: Path) -> None:
+def describe_extras(release: Release, wheel: Path, pins: Path, out: Path) -> None:
     """Writes the bill of materials of each extra."""
     for extra in release.extras:
         print(f"bill of materials: extra {extra}", flush=True)
         told = {"revision": release.commit}
-        bill = sbom.of_extra(wheel, extra, REPO / "constraints.txt", told)
+        bill = sbom.of_extra(wheel, extra, pins, told)
         (out / f"{NAME}-{release.version}-extra-{extra}.cdx.json").write_text(bill)
 
 
-def build_images(release: Release, variants: Sequence[str], out: Path) -> list[str]:
+def build_images(release: Release, variants: Sequence[str], source: Path, out: Path) -> list[str]:
     """Builds images, asks each what it is, and writes its bill and `images.txt`.
 
     Args:
         release: what is released.
         variants: some of `IMAGES`.
+        source: folder with the files of its commit.
         out: folder of the files.
 
     Returns:
@@ -227,7 +252,7 @@ def build_images(release: Release, variants: Sequence[str], out: Path) -> list[s
     Raises:
         Refused: there is nothing to build with, or an image says that it is something else.
     """
-    found = subprocess.run([CONTAINER_TOOLS, "tool"], cwd=REPO, stdout=subprocess.PIPE, text=True)
+    found = subprocess.run([CONTAINER_TOOLS, "tool"], stdout=subprocess.PIPE, text=True)
     if found.returncode != 0:
         raise Refused("images can't be built here; `make release ARGS=--images` leaves them out")
     tool, lines = found.stdout.split(), []
@@ -238,7 +263,8 @@ def build_images(release: Release, variants: Sequence[str], out: Path) -> list[s
         flags = [
             part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")
         ]
-        subprocess.run([CONTAINER_TOOLS, "build", *flags, "-t", image, "."], cwd=REPO, check=True)
+        command = [str(CONTAINER_TOOLS), "build", *flags, "-t", image, str(source)]
+        subprocess.run(command, check=True)
         told = output([*tool, "run", "--rm", image, "--version"])
         if told != f"{NAME} {release.version} ({release.commit})":
             raise Refused(f"{image} says that it is {told}")
@@ -275,9 +301,9 @@ def farewell(release: Release, images: Sequence[str], audited: str, files: Seque
     if not release.tagged:
         lines.append(f"  git tag -a {tag} -m '{NAME} {release.version}' {release.commit}")
     lines += [f"  git push origin {tag}", "  twine upload dist/*.whl dist/*.tar.gz"]
-    for line in images:
-        image = line.partition(" ")[0]
-        lines.append(f"  docker tag {image} REGISTRY/{image} && docker push REGISTRY/{image}")
+    for line in images:  # by the id: the name may mean another image by then
+        image, identifier, _ = line.split()
+        lines.append(f"  docker tag {identifier} REGISTRY/{image} && docker push REGISTRY/{image}")
     lines.append(f"  and put the files of dist/ beside the tag {tag}, with CHANGELOG.md's section")
     return "\n".join(lines)
 

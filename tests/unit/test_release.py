@@ -137,6 +137,26 @@ def test_this_projects_version_can_be_released_with_its_manifests(repo_dir: Path
         release.refuse_other_images(version, file, file.read_text())
 
 
+def test_what_is_built_are_the_files_of_the_commit_and_no_others(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    commit_made = git(checkout, "rev-parse", "HEAD")
+    (checkout / ".git" / "info").mkdir(exist_ok=True)
+    (checkout / ".git" / "info" / "exclude").write_text("*.onnx\n")
+    (checkout / "stray.onnx").write_text("overlooked by git, and so by its status")
+    assert release.examine(checkout).commit == commit_made
+    (checkout / "CHANGELOG.md").write_text("changed while images are built")
+    folder = tmp_path_factory.mktemp("source")
+    assert release.exported(checkout, commit_made, folder) == folder
+    files = {path.name: path.read_text() for path in folder.iterdir()}
+    assert files == {"CHANGELOG.md": CHANGELOG, "pyproject.toml": PROJECT}
+
+
+def test_files_of_a_commit_that_is_not_there_are_an_error(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        release.exported(checkout, "0" * 40, tmp_path / "source")
+
+
 def test_the_sums_are_those_that_sha256sum_checks(tmp_path: Path) -> None:
     for name, content in (("b.whl", b"wheel"), ("a.tar.gz", b"source")):
         (tmp_path / name).write_bytes(content)
@@ -157,4 +177,5 @@ def test_the_last_words_tell_what_is_left_to_publish(tagged: bool) -> None:
     assert "Nothing was published." in told
     assert ("git tag -a v1.2.0" in told) is not tagged
     assert "git push origin v1.2.0" in told
-    assert "docker push REGISTRY/yolov8-fla:1.2.0-cpu\n" in told
+    tagged_by_id = "docker tag sha256:1 REGISTRY/yolov8-fla:1.2.0-cpu"
+    assert f"{tagged_by_id} && docker push REGISTRY/yolov8-fla:1.2.0-cpu\n" in told
