@@ -154,11 +154,13 @@ def debian(status: str, system: Mapping[str, str]) -> Iterator[Component]:
         if package.get("Status") != "install ok installed":
             continue
         name, version = package["Package"], package["Version"]
+        # "util-linux (2.38.1-5)" where it has a version of its own, as with bsdutils 1:2.38.1-5
+        source, _, source_version = package.get("Source", name).partition(" ")
         qualifiers = {
             "arch": package["Architecture"],
             "distro": f"{system['ID']}-{system['VERSION_ID']}",
-            # Advisories are about source packages: scanners look for this.
-            "upstream": package.get("Source", name).partition(" ")[0],
+            # Advisories are about versions of source packages: scanners look for this.
+            "upstream": "@".join(filter(None, [source, source_version.strip("()")])),
         }
         purl = PackageURL("deb", system["ID"], name, version, qualifiers)
         yield {

@@ -12,7 +12,7 @@ import sbom
 STATUS = """Package: libc6
 Status: install ok installed
 Architecture: amd64
-Source: glibc (2.36-9)
+Source: glibc
 Version: 2.36-9+deb12u14
 Description: GNU C Library: Shared libraries
  Contains the standard libraries.
@@ -21,8 +21,17 @@ Homepage: https://www.gnu.org/software/libc/
 Package: zlib1g
 Status: install ok installed
 Architecture: amd64
+Source: zlib
 Version: 1:1.2.13
 Description: compression library
+
+Package: bsdutils
+Essential: yes
+Status: install ok installed
+Architecture: amd64
+Source: util-linux (2.38.1-5)
+Version: 1:2.38.1-5+b1
+Description: basic utilities
 
 Package: removed
 Status: deinstall ok config-files
@@ -70,13 +79,15 @@ def named(bill: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_packages_of_debian_are_told_with_their_source_for_advisories() -> None:
-    libc, zlib = sbom.debian(STATUS, SYSTEM)
+    libc, zlib, utils = sbom.debian(STATUS, SYSTEM)
     assert libc["version"] == "2.36-9+deb12u14"
     assert libc["description"] == "GNU C Library: Shared libraries"
     assert libc["purl"] == (
         "pkg:deb/debian/libc6@2.36-9%2Bdeb12u14?arch=amd64&distro=debian-12&upstream=glibc"
     )
-    assert zlib["purl"].endswith("&upstream=zlib1g")
+    assert zlib["purl"].endswith("&upstream=zlib")
+    # Compared with 1:2.38.1-5, every fix of util-linux would look older, and none be missing.
+    assert utils["purl"].endswith("&upstream=util-linux%402.38.1-5")
 
 
 def test_the_fields_of_a_system_are_read() -> None:
@@ -142,7 +153,7 @@ def test_the_bill_of_an_image_tells_all_that_is_in_it(image: tuple[list[str], Pa
     bill = json.loads(text)
     found = named(bill)
     # The project is what the bill is about, and this environment's own packages are not in it.
-    assert found.keys() == {"one", "two.2", "libc6", "zlib1g", "debian"}
+    assert found.keys() == {"one", "two.2", "libc6", "zlib1g", "bsdutils", "debian"}
     assert bill["metadata"]["component"]["name"] == "yolov8-fla"
     assert found["one"]["purl"] == "pkg:pypi/one@1.0"
     assert found["one"]["licenses"][0]["expression"] == "MIT OR Apache-2.0"
