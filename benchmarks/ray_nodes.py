@@ -45,14 +45,18 @@ def two_nodes(*, cpus: int = 1) -> Iterator[TwoNodes]:
     settings: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
     # Not below a test's own folder: the path of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args=settings
-            | {"include_dashboard": False, "temp_dir": folder, "node_ip_address": HEAD_IP},
-        )
+        # Not the argument `temp_dir`: the address would be noted in /tmp/ray, for all to find.
+        before = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = folder
+        cluster = Cluster()
         try:
+            cluster.add_node(**settings, node_ip_address=HEAD_IP, include_dashboard=False)
             second = cluster.add_node(**settings, node_ip_address=SECOND_IP)
             cluster.wait_for_nodes()
             yield TwoNodes(cluster.address, second)
         finally:
             cluster.shutdown()
+            if before is None:
+                del os.environ["RAY_TMPDIR"]
+            else:
+                os.environ["RAY_TMPDIR"] = before
