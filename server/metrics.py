@@ -110,6 +110,11 @@ class Metrics:
         )
         for reason in (*rejection_reasons, TOO_MANY_CONNECTIONS):
             self.rejected.labels(reason)
+        self.lane_seconds = Counter(
+            "detector_lane_seconds",
+            "Seconds that lanes spent in model calls: n busy lanes make n a second.",
+            registry=self.registry,
+        )
         self.inflight_requests = Gauge(
             "detector_inflight_requests",
             "HTTP requests being answered.",

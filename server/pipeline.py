@@ -312,8 +312,8 @@ class Pipeline:
         assert self._calling is not None
         self.metrics.batch_size.observe(len(batch))
         engine = batch[0].engine
-        call = object()
-        self._calls[call] = time.monotonic()
+        call, began = object(), time.monotonic()
+        self._calls[call] = began
 
         def run() -> list[Candidates]:
             images = stacked([canvas.pixels for canvas in batch])
@@ -323,3 +323,4 @@ class Pipeline:
             return await asyncio.get_running_loop().run_in_executor(self._calling, run)
         finally:
             del self._calls[call]
+            self.metrics.lane_seconds.inc(time.monotonic() - began)

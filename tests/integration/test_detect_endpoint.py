@@ -338,6 +338,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert samples["detector_request_seconds_count", "200"] == 1
     assert samples["detector_request_seconds_count", "415"] == 1
     assert samples["detector_batch_size_sum",] == 1
+    assert samples["detector_lane_seconds_total",] > 0
     assert samples["detector_inflight_requests",] == 1  # this one
     assert samples["detector_queue_images",] == 0
     assert samples["detector_max_queue_images",] == 96

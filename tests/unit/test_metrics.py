@@ -27,6 +27,7 @@ LABELS = {
     "detector_cpu_fallback": set(),
     "detector_lanes": set(),
     "detector_busy_lanes": set(),
+    "detector_lane_seconds": set(),
     "detector_reloads": {"outcome"},
     "detector_build_info": {"version", "revision"},
     "detector_model_info": {"name", "version", "precision", "provider", "device"},
