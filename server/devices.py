@@ -1,5 +1,6 @@
 """Where a model may run: the devices of a setting, and whether there is a GPU for them."""
 
+import ctypes
 import logging
 import re
 from collections.abc import Callable
@@ -101,3 +102,12 @@ def gpu_visible(devices: Path = Path("/dev")) -> bool:
     """Whether the system shows this process an NVIDIA GPU, usable or not."""
     # The second is a GPU under WSL.
     return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+
+
+def driver_found(library: str = "libcuda.so.1") -> bool:
+    """Whether NVIDIA's driver can be loaded, which nothing runs on a GPU without."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

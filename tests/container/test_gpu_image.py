@@ -159,6 +159,13 @@ def test_without_a_gpu_it_says_in_health_metrics_and_log_that_it_serves_on_the_c
     assert "CPU" in container.logs()
 
 
+def test_without_a_gpu_it_logs_nothing_but_json(running: tuple[Container, httpx.Client]) -> None:
+    # ONNX Runtime writes coloured lines of its own when it is asked for a GPU in vain.
+    lines = running[0].logs().splitlines()
+    assert lines
+    assert [line for line in lines if not line.startswith("{")] == []
+
+
 def test_the_doctor_says_that_no_gpu_is_there(engine: Engine, gpu_image: str) -> None:
     told = ended(engine, gpu_image, command=["doctor"])
     assert told.returncode == 0, told.stdout

@@ -9,7 +9,13 @@ import onnxruntime
 import pytest
 
 from server.artifact import Artifact, load_artifact
-from server.devices import cpu_fallback, devices_to_try, gpu_visible, open_on_first
+from server.devices import (
+    cpu_fallback,
+    devices_to_try,
+    driver_found,
+    gpu_visible,
+    open_on_first,
+)
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
 from server.session import Session, cpu_options
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
@@ -242,3 +248,8 @@ def test_int8_is_exact_on_a_cpu_whose_fast_instructions_saturate(
         assert (options.get_session_config_entry(SLOW_EXACT) == "1") is slow
     except RuntimeError:  # which says that it is not set
         assert not slow
+
+
+def test_a_driver_is_found_where_its_library_can_be_loaded(tmp_path: Path) -> None:
+    assert driver_found("libc.so.6")
+    assert not driver_found(str(tmp_path / "libcuda.so.1"))
