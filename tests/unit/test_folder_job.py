@@ -11,12 +11,11 @@ pytest.importorskip("ray", reason="needs the extra `ray`")
 from pyarrow import fs
 
 from deploy.ray.detect_folder.__main__ import main
-from deploy.ray.detect_folder.errors import JobRefused
+from deploy.ray.detect_folder.errors import JobRefused, JobStopped
 from deploy.ray.detect_folder.folder_job import (
     FolderJob,
     Request,
     delete_results,
-    part_name,
     path_inside,
 )
 from deploy.ray.detect_folder.folders import (
@@ -30,6 +29,8 @@ from deploy.ray.detect_folder.image_list import ROWS_AT_ONCE, read_list, write_l
 from server.errors import TooLarge
 from server.postprocess import DetectParameters
 from tests.artifacts import tiny_artifact
+
+ID = "0123abcd"  # of a list
 
 
 def request_for(source: Path) -> Request:
@@ -110,6 +111,18 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
     assert sorted(LocalFolder(tmp_path / "photos").files()) == [b"a.jpg", b"again.jpg"]
 
 
+def test_odd_names_and_links_to_nowhere_are_listed(tmp_path: Path) -> None:
+    fill(tmp_path, ["new\nline.jpg", "folder.jpg/in.jpg"])
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    folder = LocalFolder(tmp_path)
+    names = [b"folder.jpg/in.jpg", b"gone.jpg", b"itself.jpg", b"new\nline.jpg"]
+    assert sorted(folder.files()) == names
+    for name in names[1:3]:
+        with pytest.raises(OSError, match=r"No such file|symbolic links"):
+            folder.read(name, 10)
+
+
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(OSError, match="not a regular file"):
@@ -121,34 +134,40 @@ def test_an_address_without_a_file_system_is_refused() -> None:
         open_folder("nonsense://bucket/photos")
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(JobRefused, match="no password in an address") as caught:
+        open_folder("s3://name:very-secret@bucket/photos")
+    assert "very-secret" not in str(caught.value)
+
+
 def test_the_list_holds_images_by_their_names_and_counts_the_others(tmp_path: Path) -> None:
     names = ["b/1.JPG", "b/2.tiff", "a.png", "a.txt", ".hidden.jpg", "b/.x/c.jpg", "out/p.jpg"]
     source = LocalFolder(fill(tmp_path / "photos", names))
     out = LocalFolder(tmp_path / "out.parquet")
-    listed = write_list(source, out, all_files=False, left_out=b"out")
+    listed = write_list(source, out, ID, all_files=False, left_out=b"out")
     assert listed == (3, 1)
-    assert sorted(read_list(out, 0, 3)) == [b"a.png", b"b/1.JPG", b"b/2.tiff"]
-    assert write_list(source, out, all_files=True, left_out=None).images == 5
+    assert sorted(read_list(out, ID, 0, 3)) == [b"a.png", b"b/1.JPG", b"b/2.tiff"]
+    assert write_list(source, out, ID, all_files=True, left_out=None).images == 5
 
 
 def test_a_name_that_is_no_text_is_listed_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "photos") + b"/\xe9.jpg")).write_bytes(b"x")
     source, out = LocalFolder(tmp_path / "photos"), LocalFolder(tmp_path / "out")
-    write_list(source, out, all_files=False, left_out=None)
-    assert read_list(out, 0, 1) == [b"\xe9.jpg"]
+    write_list(source, out, ID, all_files=False, left_out=None)
+    assert read_list(out, ID, 0, 1) == [b"\xe9.jpg"]
     assert source.read(b"\xe9.jpg", 10) == b"x"
 
 
 def test_slices_of_the_list_are_the_list(tmp_path: Path) -> None:
     names = [f"{i:05}.jpg" for i in range(ROWS_AT_ONCE * 2 + 7)]
     source, out = LocalFolder(fill(tmp_path / "photos", names)), LocalFolder(tmp_path / "out")
-    write_list(source, out, all_files=False, left_out=None)
-    everything = read_list(out, 0, len(names))
+    write_list(source, out, ID, all_files=False, left_out=None)
+    everything = read_list(out, ID, 0, len(names))
     assert sorted(everything) == [name.encode() for name in names]
     size = 333  # divides neither the list nor a row group
     starts = range(0, len(names), size)
-    slices = [read_list(out, start, min(start + size, len(names))) for start in starts]
+    slices = [read_list(out, ID, start, min(start + size, len(names))) for start in starts]
     assert [path for each in slices for path in each] == everything
 
 
@@ -160,7 +179,7 @@ def test_a_job_is_found_again_with_what_is_missing_of_it(tmp_path: Path) -> None
     assert found(request, out) == job == found(request, out, 10)
     assert (job.images, job.parts, job.slice_of(2)) == (25, 3, (20, 25))
     assert job.missing() == [0, 1, 2]
-    write_bytes(LocalFolder(out), part_name(1), b"")
+    job.write_part(1, b"")
     assert job.missing() == [0, 2]
     assert job.images_in(job.missing()) == 15
 
@@ -169,14 +188,37 @@ def test_what_a_killed_worker_left_is_gone_when_all_is_done(tmp_path: Path) -> N
     request = request_for(fill(tmp_path / "photos", ["a.jpg"]))
     out = tmp_path / "out.parquet"
     job = begin(request, out)
-    fill(out, [part_name(0), f".{part_name(0)}.0123456789abcdef", ".mine"])
+    name = job.part_name(0)
+    fill(out, [name, f".{name}.0123456789abcdef", ".mine"])
     job.finish()
     assert sorted(each.name for each in out.iterdir()) == [
         ".mine",
         "_SUCCESS",
         "_job",
-        part_name(0),
+        name,
     ]
+
+
+def test_a_job_whose_place_was_taken_changes_nothing_of_the_new_one(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", ["b.jpg"])
+    request, out = request_for(photos), tmp_path / "out.parquet"
+    old = begin(request, out)
+    late = out / old.part_name(0)
+    delete_results(str(out))
+    new = begin(request_for(fill(photos, ["a.jpg"])), out)
+    # What one of its workers on a lost node may still do, or do before it could know.
+    with pytest.raises(JobStopped, match="the list of another job"):
+        old.paths_of(0)
+    with pytest.raises(JobStopped, match="another job was begun in"):
+        old.write_part(0, b"of the old list")
+    late.write_bytes(b"of the old list")
+    assert new.missing() == [0]
+    with pytest.raises(JobStopped, match="another job was begun in"):
+        old.finish()
+    assert sorted(new.paths_of(0)) == [b"a.jpg", b"b.jpg"]
+    new.write_part(0, b"new")
+    new.finish()
+    assert [each.read_bytes() for each in out.glob("part-*")] == [b"new"]
 
 
 def test_a_job_that_was_killed_while_it_listed_begins_anew(tmp_path: Path) -> None:
@@ -210,7 +252,7 @@ def test_a_folder_of_something_else_is_refused_and_nothing_in_it_deleted(tmp_pat
     with pytest.raises(JobRefused, match="nothing is deleted"):
         delete_results(str(out))
     assert (out / "letter.txt").exists()
-    parts = fill(tmp_path / "parts", [part_name(0)])
+    parts = fill(tmp_path / "parts", ["part-000000-0123abcd.parquet"])
     with pytest.raises(JobRefused, match=r"results without _job/job\.json"):
         found(request, parts)
 
@@ -218,8 +260,9 @@ def test_a_folder_of_something_else_is_refused_and_nothing_in_it_deleted(tmp_pat
 def test_deleting_results_leaves_what_is_not_of_the_job(tmp_path: Path) -> None:
     request = request_for(fill(tmp_path / "photos", ["a.jpg"]))
     out = tmp_path / "out.parquet"
-    begin(request, out).finish()
-    fill(out, [part_name(0), "notes.txt"])
+    job = begin(request, out)
+    job.finish()
+    fill(out, [job.part_name(0), "notes.txt"])
     delete_results(str(out))
     assert [each.name for each in out.rglob("*") if each.is_file()] == ["notes.txt"]
     delete_results(str(tmp_path / "nothing"))
@@ -252,6 +295,7 @@ def test_results_inside_the_images_are_known(tmp_path: Path) -> None:
         ([".", "out", "--model", "nowhere.onnx"], "error: "),
         ([".", "out", "--address", "127.0.0.1:1"], "error: the Ray cluster at 127.0.0.1:1 can't"),
         (["what://photos", "out"], "error: what://photos: "),
+        ([".", "tiny.onnx"], "error: tiny.onnx: Not a directory"),
     ],
 )
 def test_what_can_not_begin_is_refused_in_one_line_before_ray_starts(

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     except (JobRefused, DeploymentError, InvalidParameter) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
-    except JobStopped as error:
+    except (JobStopped, OSError) as error:  # such as a folder that can't be read
         print(f"error: {error}; the same command goes on from here", file=sys.stderr)
         return EXIT_STOPPED
     except KeyboardInterrupt:

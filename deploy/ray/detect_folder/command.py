@@ -38,6 +38,10 @@ def detect_folder(options: argparse.Namespace) -> None:
     source = open_folder(options.source)
     if not source.exists():
         raise JobRefused(f"{options.source}: there is no such folder")
+    try:
+        open_folder(options.out).names()  # what can't be a folder is known before Ray has started
+    except OSError as error:
+        raise JobRefused(f"{options.out}: {error.strerror or error}") from None
     with connected(options.address):
         device, why = device_for(options.device)
         # One file for all nodes, whatever they would choose by themselves.

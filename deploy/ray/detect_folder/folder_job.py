@@ -1,31 +1,35 @@
 """One job over one folder: what it was asked for, what of it is done, and where that is written.
 
 OUT.parquet/
-├── part-000000.parquet …   results: a Parquet data set, of which every row is there once
-├── _SUCCESS                there when all is done
-└── _job/                   of no interest to who reads results: names with _ are skipped
-    ├── job.json            what was asked for; written when the list is
-    └── images              the list
+├── part-000000-3f9c01ab.parquet …   results: a Parquet data set, of which every row is there once
+├── _SUCCESS                         there when all is done
+└── _job/                            of no interest to who reads results: names with _ are skipped
+    ├── job.json                     what was asked for; written when the list is
+    └── images                       the list
+
+The eight digits are the list's, drawn anew for each. A worker of a job that was begun anew since,
+on a node that nobody reaches any more, can neither add to the results nor take from them.
 """
 
 import json
 import math
 import re
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any, Self
 
-from deploy.ray.detect_folder.errors import JobRefused
+from deploy.ray.detect_folder.errors import JobRefused, JobStopped
 from deploy.ray.detect_folder.folders import Folder, open_folder, write_bytes
 from deploy.ray.detect_folder.image_list import NAME as LIST
-from deploy.ray.detect_folder.image_list import write_list
+from deploy.ray.detect_folder.image_list import read_list, write_list
 from server.postprocess import DetectParameters
 
 JOB = "_job/job.json"
 DONE = "_SUCCESS"
 FORMAT = 1
-PART = re.compile(r"part-([0-9]{6,})\.parquet")
-UNFINISHED = re.compile(r"\.part-[0-9]{6,}\.parquet\.")  # see `LocalFolder.write`
+PART = re.compile(r"part-([0-9]{6,})-([0-9a-f]{8})\.parquet")
+UNFINISHED = re.compile(rf"\.{PART.pattern}\.")  # see `LocalFolder.write`
 # Files of at least so many images are a size that readers of Parquet like; smaller jobs have
 # smaller parts, so that there is something to share out.
 MAX_IMAGES_PER_PART, MIN_IMAGES_PER_PART, WANTED_PARTS = 1000, 25, 200
@@ -77,6 +81,7 @@ class FolderJob:
 
     Attributes:
         out: the address of the results' folder.
+        list_id: eight hexadecimal digits, which no other list has.
         images: in the list.
         others: files that were left out of it for their names.
         images_per_part: of every part but the last.
@@ -84,6 +89,7 @@ class FolderJob:
 
     request: Request
     out: str
+    list_id: str
     images: int
     others: int
     images_per_part: int
@@ -101,7 +107,7 @@ class FolderJob:
     def missing(self) -> list[int]:
         """The parts that are still to be done."""
         matches = map(PART.fullmatch, open_folder(self.out).names())
-        done = {int(match[1]) for match in matches if match}
+        done = {int(match[1]) for match in matches if match and match[2] == self.list_id}
         return [part for part in range(self.parts) if part not in done]
 
     def images_in(self, parts: list[int]) -> int:
@@ -112,13 +118,49 @@ class FolderJob:
         """What every file of results says about itself."""
         return {"yolov8_fla": json.dumps(self.request.as_json())}
 
-    def finish(self) -> None:
-        """Marks the job as done, as Spark does, and clears away what killed workers left."""
+    def paths_of(self, part: int) -> list[bytes]:
+        """The images of a part.
+
+        Raises:
+            JobStopped: another job was begun in its place.
+        """
+        return read_list(open_folder(self.out), self.list_id, *self.slice_of(part))
+
+    def write_part(self, part: int, content: bytes) -> None:
+        """Writes the results of a part.
+
+        Raises:
+            JobStopped: another job was begun in its place.
+        """
         folder = open_folder(self.out)
+        self._stop_if_replaced(folder)
+        write_bytes(folder, self.part_name(part), content)
+
+    def part_name(self, part: int) -> str:
+        """The file of a part's results."""
+        return f"part-{part:06}-{self.list_id}.parquet"
+
+    def finish(self) -> None:
+        """Marks the job as done, as Spark does, and clears away what others left.
+
+        That is: half of a file of a worker that was killed, and whole ones of a job whose place
+        this one took.
+
+        Raises:
+            JobStopped: another job was begun in its place.
+        """
+        folder = open_folder(self.out)
+        self._stop_if_replaced(folder)
         for name in folder.names():
-            if UNFINISHED.match(name):
+            part = PART.fullmatch(name)
+            if UNFINISHED.match(name) or (part and part[2] != self.list_id):
                 folder.delete(name)
         write_bytes(folder, DONE, b"")
+
+    def _stop_if_replaced(self, folder: Folder) -> None:
+        written = _read_job(folder)
+        if written is None or written.get("list_id") != self.list_id:
+            raise JobStopped(f"another job was begun in {self.out}, or its results were deleted")
 
     @classmethod
     def open(cls, request: Request, out: str, *, images_per_part: int | None) -> Self | None:
@@ -148,8 +190,8 @@ class FolderJob:
                 f"{out} holds results of another job: {'; '.join(differences)}. Choose another "
                 "place, or say --overwrite to delete them"
             )
-        counts = (written["images"], written["others"], written["images_per_part"])
-        return cls(request, out, *counts)
+        names_and_counts = ("list_id", "images", "others", "images_per_part")
+        return cls(request, out, *(written[name] for name in names_and_counts))
 
     @classmethod
     def begin(
@@ -161,7 +203,8 @@ class FolderJob:
             JobRefused: there are no images.
         """
         folder, source = open_folder(out), open_folder(request.source)
-        listed = write_list(source, folder, all_files=request.all_files, left_out=left_out)
+        list_id = uuid.uuid4().hex[:8]
+        listed = write_list(source, folder, list_id, all_files=request.all_files, left_out=left_out)
         if not listed.images:
             folder.delete(LIST)
             hint = f", only {listed.others} files of other names (--all-files takes all)"
@@ -169,21 +212,17 @@ class FolderJob:
         size = images_per_part or min(
             MAX_IMAGES_PER_PART, max(MIN_IMAGES_PER_PART, math.ceil(listed.images / WANTED_PARTS))
         )
-        job = cls(request, out, listed.images, listed.others, size)
+        job = cls(request, out, list_id, listed.images, listed.others, size)
         written = {
             "format": FORMAT,
             "request": request.as_json(),
+            "list_id": list_id,
             "images": job.images,
             "others": job.others,
             "images_per_part": job.images_per_part,
         }
         write_bytes(folder, JOB, json.dumps(written, indent=1).encode())
         return job
-
-
-def part_name(part: int) -> str:
-    """The file of a part's results."""
-    return f"part-{part:06}.parquet"
 
 
 def delete_results(out: str) -> None:

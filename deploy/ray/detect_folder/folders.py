@@ -55,10 +55,18 @@ def open_folder(address: str) -> Folder:
     """The folder at a path, or at an address that pyarrow has a file system for.
 
     Raises:
-        JobRefused: no file system is known for the address, or its settings are wrong.
+        JobRefused: no file system is known for the address, or its settings are wrong, or it holds
+            a password, which would stand in the results.
     """
     if "://" not in address:
         return LocalFolder(Path(address).absolute())
+    scheme, _, rest = address.partition("://")
+    login, at, place = rest.partition("/")[0].rpartition("@")
+    if ":" in login:
+        raise JobRefused(
+            f"{scheme}://…{at}{place}: no password in an address, it is written into the results; "
+            "every node takes it from its environment or its role"
+        )
     try:
         filesystem, root = fs.FileSystem.from_uri(address)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
@@ -211,7 +219,14 @@ def _files_below(root: bytes, inside: bytes) -> Iterator[bytes]:
             path = inside + entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path + b"/")
-            elif not entry.is_dir():
+            elif not _links_to_folder(entry):
                 yield path
     for folder in sorted(folders):
         yield from _files_below(root, folder)
+
+
+def _links_to_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # as of a link to itself: an image that can't be read, and no end of the list
+        return False

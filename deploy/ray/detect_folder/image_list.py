@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
+from deploy.ray.detect_folder.errors import JobStopped
 from deploy.ray.detect_folder.folders import Folder
 
 # A format of columns and row groups, so that a slice is read without what is before it. Without
@@ -15,6 +16,7 @@ from deploy.ray.detect_folder.folders import Folder
 NAME = "_job/images"
 SUFFIXES = (b".bmp", b".jpeg", b".jpg", b".png", b".tif", b".tiff", b".webp")
 SCHEMA = pa.schema([pa.field("path", pa.binary(), nullable=False)])
+ID = b"list_id"  # in the metadata
 ROWS_AT_ONCE = 1000
 
 
@@ -25,12 +27,15 @@ class Listed(NamedTuple):
     others: int
 
 
-def write_list(source: Folder, out: Folder, *, all_files: bool, left_out: bytes | None) -> Listed:
+def write_list(
+    source: Folder, out: Folder, list_id: str, *, all_files: bool, left_out: bytes | None
+) -> Listed:
     """Lists a folder into the results' folder; needs memory for `ROWS_AT_ONCE` paths.
 
     Args:
         source: where the images are.
         out: where the results will be.
+        list_id: that `read_list` has to be asked with.
         all_files: also those whose names do not end as an image's.
         left_out: a folder inside `source` that is not looked into.
     """
@@ -48,19 +53,27 @@ def write_list(source: Folder, out: Folder, *, all_files: bool, left_out: bytes 
                 others += 1
 
     with tempfile.TemporaryFile(prefix="yolov8-fla-list-") as file:
-        with parquet.ParquetWriter(file, SCHEMA) as writer:
+        schema = SCHEMA.with_metadata({ID: list_id})
+        with parquet.ParquetWriter(file, schema) as writer:
             for paths in _grouped(wanted(), ROWS_AT_ONCE):
-                writer.write_table(pa.table({"path": paths}, schema=SCHEMA))
+                writer.write_table(pa.table({"path": paths}, schema=schema))
         file.seek(0)
         out.write(NAME, file)
     return Listed(images, others)
 
 
-def read_list(out: Folder, start: int, end: int) -> list[bytes]:
-    """The paths from `start` up to, not including, `end`."""
+def read_list(out: Folder, list_id: str, start: int, end: int) -> list[bytes]:
+    """The paths from `start` up to, not including, `end`.
+
+    Raises:
+        JobStopped: it is not the list that was asked for any more.
+    """
     first, last = start // ROWS_AT_ONCE, (end - 1) // ROWS_AT_ONCE
     with out.open(NAME) as file:
-        groups = parquet.ParquetFile(file).read_row_groups(range(first, last + 1))
+        written = parquet.ParquetFile(file)
+        if written.schema_arrow.metadata[ID] != list_id.encode():
+            raise JobStopped(f"{out.address}/{NAME} is the list of another job, begun since")
+        groups = written.read_row_groups(range(first, last + 1))
     paths: list[bytes] = groups.column("path").to_pylist()
     return paths[start - first * ROWS_AT_ONCE : end - first * ROWS_AT_ONCE]
 

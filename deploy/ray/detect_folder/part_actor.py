@@ -11,9 +11,8 @@ import ray
 
 from deploy.ray.detect_folder.detecting import Detecting, EngineLost, Limits, Outcome
 from deploy.ray.detect_folder.errors import JobError, JobRefused
-from deploy.ray.detect_folder.folder_job import FolderJob, part_name
-from deploy.ray.detect_folder.folders import Folder, open_folder, write_bytes
-from deploy.ray.detect_folder.image_list import read_list
+from deploy.ray.detect_folder.folder_job import FolderJob
+from deploy.ray.detect_folder.folders import Folder, open_folder
 from deploy.ray.detect_folder.result_rows import ImageError, to_parquet
 from server.artifact import Artifact, load_artifact
 from server.engine import Engine
@@ -85,11 +84,10 @@ class PartActor:
             self._detecting.close()
 
     def _do(self, detecting: Detecting, part: int) -> list[Outcome]:
-        out = open_folder(self._job.out)
-        paths = read_list(out, *self._job.slice_of(part))
+        paths = self._job.paths_of(part)
         outcomes = detecting.detect(paths)
         content = to_parquet(paths, outcomes, self._class_names, self._job.metadata())
-        write_bytes(out, part_name(part), content)
+        self._job.write_part(part, content)
         return outcomes
 
     def _look_around(self) -> tuple[Folder, Artifact]:
