@@ -21,6 +21,7 @@ from deploy.ray.detect_folder.part_actor import PartActor
 from deploy.ray.detect_folder.passes import PartDone
 from deploy.ray.detect_folder.progress import Progress, counted, duration
 from deploy.ray.detect_folder.result_rows import ImageError, to_parquet
+from deploy.ray.memory_share import share_of
 from server.artifact import load_artifact
 from server.detector import ImageDetections
 from server.engine import Engine
@@ -98,6 +99,30 @@ def test_what_is_wrong_with_a_file_is_told_with_the_code_of_the_server(
         "unreadable_file",
         "unreadable_file",
     ]
+
+
+def test_an_image_that_takes_more_memory_than_there_is_ends_no_worker(
+    photos: Path, artifact: Path
+) -> None:
+    side = (
+        3000  # 9 million pixels, 58 MB; with so little memory decoding has the least of it, 32 MiB
+    )
+    (photos / "large.png").write_bytes(encode(np.zeros((side, side, 3), np.uint8)))
+    (photos / "small.png").write_bytes(one_cell())
+    engine = Engine.open([load_artifact(artifact)], device="cpu", cpus=1)
+    limits = Limits(bytes=1_000_000, pixels=side * side, reduced=True)
+    with Detecting(
+        engine, LocalFolder(photos), DetectParameters(), limits, cpus=1, memory_bytes=2**20
+    ) as detecting:
+        outcomes = detecting.detect([b"large.png", b"small.png"])
+    assert codes(outcomes) == ["too_much_memory", None]
+
+
+def test_a_worker_has_its_part_of_a_nodes_memory() -> None:
+    assert share_of({"CPU": 8.0}, 2, 0) == 0.25
+    assert share_of({"CPU": 16.0, "GPU": 2.0}, 1, 0.5) == 0.25
+    assert share_of({"CPU": 4.0}, 0, 0) == 0.25
+    assert share_of({}, 3, 0) == 1.0
 
 
 def test_an_image_on_which_the_model_fails_takes_no_other_along(
@@ -216,7 +241,9 @@ def test_a_worker_tells_what_its_node_lacks(photos: Path, tmp_path: Path) -> Non
     job = FolderJob.begin(request, str(out), images_per_part=None, left_out=None)
 
     def told(job: FolderJob) -> dict[str, Any]:
-        actor = PartActor(job, device="cpu", max_batch_size=None, cpus=1)
+        actor = PartActor(
+            job, device="cpu", max_batch_size=None, cpus=1, memory=lambda _cpus, _gpus: 2**30
+        )
         return {name: value[0] for name, value in actor({"part": np.array([0])}).items()}
 
     def lacking(**changes: Any) -> str:

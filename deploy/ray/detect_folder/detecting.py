@@ -15,10 +15,13 @@ from deploy.ray.detect_folder.result_rows import ImageError
 from server import suppression
 from server.byte_budget import ByteBudget
 from server.concurrency import together
+from server.decode_memory import decoding_share, upload_share
 from server.detector import ImageDetections
 from server.engine import Engine
 from server.errors import BadInput, InferenceFailed
 from server.image import quiet_codecs
+from server.letterbox import full_size
+from server.memory import resident_bytes
 from server.pipeline import Found, Pipeline
 from server.postprocess import DetectParameters
 from server.settings import Settings
@@ -64,6 +67,8 @@ class Detecting:
         parameters: of the postprocessing.
         limits: of one image.
         cpus: that decoding may take, >= 1.
+        memory_bytes: that the process may use; None: as much as images need. Of what else is in
+            memory, the engine has to be there already.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Detecting:
         limits: Limits,
         *,
         cpus: int,
+        memory_bytes: int | None = None,
     ) -> None:
         cv2.setNumThreads(1)  # images are decoded side by side, one thread each
         quiet_codecs()
@@ -101,6 +107,8 @@ class Detecting:
             state=lambda: "ready",
         )
         self._pipeline.arrange_for(engine)
+        if memory_bytes is not None:
+            self._pipeline.limit_decoding(self._decoding_bytes(memory_bytes))
         self._reading = ThreadPoolExecutor(READERS, "read")
         self._places = asyncio.Semaphore(self._window)
         self._loop = asyncio.new_event_loop()
@@ -141,6 +149,15 @@ class Detecting:
                 stuck_s = self._pipeline.stuck_s()
                 if stuck_s is not None:
                     raise EngineLost(f"a model call has been running for {stuck_s:.0f} s") from None
+
+    def _decoding_bytes(self, memory_bytes: int) -> int:
+        height, width = full_size(self._engine.artifact.metadata.buckets)
+        return decoding_share(
+            memory_bytes,
+            resident_bytes=resident_bytes(),
+            canvas_bytes=3 * height * width * self._window,
+            upload_bytes=upload_share(memory_bytes),
+        )
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deploy.ray.detect_folder.errors import JobError, JobRefused
 from deploy.ray.detect_folder.folder_job import FolderJob
 from deploy.ray.detect_folder.folders import Folder, open_folder
 from deploy.ray.detect_folder.result_rows import ImageError, to_parquet
+from deploy.ray.memory_share import memory_share
 from server.artifact import Artifact, load_artifact
 from server.engine import Engine
 from server.errors import DeploymentError
@@ -32,10 +34,19 @@ class PartActor:
         device: "cpu", "cuda" or "tensorrt".
         max_batch_size: images of a model call; None takes the device's default.
         cpus: that this actor may use, >= 1.
+        gpus: likewise; a fraction where several share one.
+        memory: by CPUs and GPUs, what this process may use; its share of the node by default.
     """
 
     def __init__(
-        self, job: FolderJob, *, device: str, max_batch_size: int | None, cpus: int
+        self,
+        job: FolderJob,
+        *,
+        device: str,
+        max_batch_size: int | None,
+        cpus: int,
+        gpus: float = 0.0,
+        memory: Callable[[float, float], int] = memory_share,
     ) -> None:
         self._job = job
         self._detecting: Detecting | None = None
@@ -54,7 +65,14 @@ class PartActor:
             request.max_image_bytes, request.max_image_pixels, request.jpeg_reduced_decoding
         )
         self._class_names = artifact.metadata.class_names
-        self._detecting = Detecting(engine, source, request.parameters, limits, cpus=cpus)
+        self._detecting = Detecting(
+            engine,
+            source,
+            request.parameters,
+            limits,
+            cpus=cpus,
+            memory_bytes=memory(cpus, gpus),
+        )
 
     def __call__(self, batch: Columns) -> Columns:
         """Does one part and writes its results.

@@ -111,6 +111,7 @@ def _one_pass(job: FolderJob, parts: list[int], workers: Workers) -> Iterator[Pa
                 "device": workers.device,
                 "max_batch_size": workers.max_batch_size,
                 "cpus": workers.cpus,
+                "gpus": workers.gpus,
             },
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(

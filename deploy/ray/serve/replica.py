@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deploy.ray.memory_share import memory_share
 from deploy.ray.serve.all_replicas import AllReplicas
 from server.app import create_app
 from server.artifact import Artifact
@@ -59,7 +60,10 @@ class Replica:
                 cpus=cpus,
             )
 
-        self._api: FastAPI = create_app(settings, open_engine=open_engine)
+        memory_bytes = memory_share(cpus, share.get("GPU", 0))
+        self._api: FastAPI = create_app(
+            settings, open_engine=open_engine, memory_bytes=memory_bytes
+        )
         self._service: Service = self._api.state.service
         self._life: AbstractAsyncContextManager[Any] = self._api.router.lifespan_context(self._api)
         await self._life.__aenter__()
