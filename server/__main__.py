@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 
 from server.errors import DeploymentError
 
@@ -23,11 +24,22 @@ def main(arguments: Sequence[str]) -> int:
 
         return 0 if healthy(arguments[1:], os.environ) else EXIT_DEPLOYMENT
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
+    for each in (signal.SIGINT, signal.SIGTERM):  # until the server can drain
+        signal.signal(each, leave)
     try:
         return start(arguments)
     except DeploymentError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DEPLOYMENT
+
+
+def leave(sig: int, frame: FrameType | None) -> None:
+    """Ends the process at once, as long as there is nothing to drain.
+
+    A container's first process would not even notice SIGTERM without a handler. Raising instead
+    would break off an import, and wait for the model that is being loaded.
+    """
+    os._exit(0)
 
 
 def start(arguments: Sequence[str]) -> int:

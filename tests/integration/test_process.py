@@ -125,6 +125,32 @@ def test_a_signal_before_ready_ends_it(repo_dir: Path, slow_artifact: Path) -> N
         assert server.stop() == 0
 
 
+# Sends itself a signal when it imports what serves: the model is being loaded by then.
+SIGNAL_AT_AN_IMPORT = """
+import os, signal, sys
+from server.__main__ import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "server.process":
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+
+sys.meta_path.insert(0, Finder())
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_it_listens_ends_it_without_a_word(
+    repo_dir: Path, tmp_path: Path, name: str
+) -> None:
+    endless = endless_artifact(tmp_path / "endless.onnx")
+    program = ("-c", SIGNAL_AT_AN_IMPORT)
+    with started(repo_dir, endless, program=program, SIGNAL=name) as server:
+        assert server.process.wait(LIMIT_S) == 0
+    assert server.lines == []
+
+
 def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(
     repo_dir: Path, artifact: Path
 ) -> None:
