@@ -5,7 +5,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
@@ -53,9 +53,15 @@ async def on_pool_until(
         at_end: called once, when the work has ended, or can't begin any more. Whoever waits for the
             work may have left long before.
     """
-    running = pool.submit(contextvars.copy_context().run, work)
-    running.add_done_callback(lambda _: at_end())
-    return await asyncio.wrap_future(running)
+
+    def begin() -> Future[Result]:
+        running = pool.submit(contextvars.copy_context().run, work)
+        running.add_done_callback(lambda _: at_end())
+        return running
+
+    # Held by no frame of a failure's traceback, or the failure would hold itself, and the file that
+    # could not be decoded.
+    return await asyncio.wrap_future(begin())
 
 
 def be_nice(by: int) -> None:

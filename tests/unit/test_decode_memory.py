@@ -1,7 +1,9 @@
 """Memory for decoding: never too much, in the order of asking, and all of it comes back."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -164,6 +166,27 @@ async def test_work_that_nobody_waits_for_any_more_gives_back_when_it_ends() -> 
         assert [each.is_set() for each in ended] == [False, True]  # one never began
         go_on.set()
         assert await asyncio.to_thread(ended[0].wait, LIMIT_S)
+
+
+async def test_work_that_fails_is_kept_by_nobody() -> None:
+    class File:
+        pass
+
+    def fail(file: File) -> None:
+        raise ValueError(file)
+
+    gc.disable()  # the server's looks rarely
+    try:
+        file = File()
+        kept = weakref.ref(file)
+        with ThreadPoolExecutor(1) as pool:
+            with pytest.raises(ValueError, match="File"):
+                await on_pool_until(pool, partial(fail, file), lambda: None)
+            del file
+            await asyncio.wrap_future(pool.submit(str))  # the thread has turned to something else
+            assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
