@@ -7,7 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from benchmarks.fuzz_seeds import png_chunk
 from server.errors import TooLarge, UndecodableImage
@@ -204,6 +204,31 @@ def test_tiff_strip_sizes_that_stand_outside_the_file_are_refused(place: int) ->
     data = data[: entry + 8] + struct.pack("<I", place) + data[entry + 12 :]
     with pytest.raises(UndecodableImage):
         decode(data, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("kind", [1, 7, 12], ids=["byte", "undefined", "double"])
+def test_tiff_tags_that_share_their_bytes_are_refused(kind: int) -> None:
+    # libtiff keeps the values of each, also of tags that mean nothing: 20 of 5 MB took 105 MB.
+    def with_tags(count: int) -> bytes:
+        data = bytearray(saved(Image.new("L", (8, 8)), "TIFF", tiffinfo=text))
+        at = data.index(struct.pack("<HH", 65000, 7))
+        length, place = struct.unpack_from("<II", data, at + 4)
+        (directory,) = struct.unpack_from("<I", data, 4)
+        (before,) = struct.unpack_from("<H", data, directory)
+        entries = bytes(data[directory + 2 : at])
+        width = 8 if kind == 12 else 1
+        for tag in range(65000, 65000 + count):
+            entries += struct.pack("<HHII", tag, kind, length // width, place)
+        # At the end, where there is room for more of them.
+        data[4:8] = struct.pack("<I", len(data))
+        return bytes(data) + struct.pack("<H", before - 1 + count) + entries + bytes(4)
+
+    text = TiffImagePlugin.ImageFileDirectory_v2()
+    text[65000] = bytes(4000)
+    text.tagtype[65000] = 7
+    assert decode(with_tags(1), max_pixels=LIMIT).shape == (8, 8, 3)
+    with pytest.raises(UndecodableImage, match="the values of the TIFF image's tags overlap"):
+        decode(with_tags(2), max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("tag", [256, 257, 258, 279])
