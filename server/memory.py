@@ -8,7 +8,7 @@ from pathlib import Path
 from server.cgroup import memory_limit
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_LARGE_BLOCK_BYTES = 4 * 2**20
+LARGE_BLOCK_BYTES = 4 * 2**20
 
 
 def return_freed_memory() -> None:
@@ -31,7 +31,7 @@ def return_large_blocks() -> None:
     """
     mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def available_bytes() -> int:

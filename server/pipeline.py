@@ -22,7 +22,8 @@ from server.decode_memory import Claim, DecodeMemory, NoRoom
 from server.detector import ImageDetections, Prepared, finish, prepare_encoded, stacked
 from server.engine import Engine
 from server.errors import BadInput, ServerError
-from server.image_memory import picture_bytes
+from server.image import read_header
+from server.image_memory import costliest_bytes, picture_bytes
 from server.memory import return_large_blocks
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
@@ -139,7 +140,7 @@ class Pipeline:
     def limit_decoding(self, max_bytes: int) -> None:
         """Sets how much memory images may take while they are decoded."""
         self.decode_memory.max_bytes = max_bytes
-        most = self._decode_threads * picture_bytes((1, self._settings.max_image_pixels))
+        most = self._decode_threads * costliest_bytes(self._settings.max_image_pixels)
         if most > max_bytes:  # where there is plenty, reusing blocks is faster
             return_large_blocks()
 
@@ -210,9 +211,14 @@ class Pipeline:
 
         if not pictures:
             return await on_pool(self.answering, finish_all)
-        drawn = [each.prepared for each in inferred if isinstance(each, Inferred)]
-        needed = max((picture_bytes(each.placed.original_hw) for each in drawn), default=0)
-        return await self._on_memory(lambda _: finish_all(), needed)
+
+        def draw_all(claim: Claim) -> Result:
+            for file, outcome in zip(encoded, inferred, strict=True):
+                if isinstance(outcome, Inferred):
+                    claim.require(picture_bytes(file, read_header(file)))
+            return finish_all()
+
+        return await self._on_memory(draw_all)
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
@@ -293,20 +299,21 @@ class Pipeline:
 
         return await self._on_memory(prepare)
 
-    async def _on_memory(self, work: Callable[[Claim], Result], needed: int = 0) -> Result:
+    async def _on_memory(self, work: Callable[[Claim], Result]) -> Result:
         """Runs what decodes, on a thread that never waits for memory.
 
         Args:
-            work: takes what it is given, and asks it for more as it learns what it needs.
-            needed: bytes that it is given at first.
+            work: asks what it is given for the memory that it needs, as it learns how much. Where
+                that is not there it begins anew once it is, so it must have done nothing before.
         """
+        memory = self.decode_memory
+        claim = memory.claim()
         while True:
-            memory = self.decode_memory
-            claim = await memory.wait_for(needed) if needed else memory.claim()
             try:
                 return await on_pool_until(self._decoding, partial(work, claim), claim.give_back)
             except NoRoom as full:
                 needed = full.needed
+            claim = await memory.wait_for(needed)
 
     async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
         assert self._calling is not None

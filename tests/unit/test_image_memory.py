@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.fuzz_seeds import png_chunk
 from server.errors import UndecodableImage
 from server.jpeg_header import jpeg_coefficient_bytes
 
@@ -48,7 +49,7 @@ def measured(work):
 
 def drawn(data):
     header = read_header(data)
-    expected.append(picture_bytes((header.height, header.width)))
+    expected.append(picture_bytes(data, header))
     found = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, int))
     found = ImageDetections(found, header.width, header.height, False)
     annotated_picture(Upload("x", data), found, ["x"], 10**9, True)
@@ -87,8 +88,12 @@ def pillow(kind: str, mode: str, *, turned: bool = False, **options: object) -> 
     exif = Image.Exif()
     if turned:
         exif[274] = 6
+    return saved(Image.fromarray(noise(3)).convert(mode), kind, exif=exif, **options)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(noise(3)).convert(mode).save(buffer, kind, exif=exif, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -98,14 +103,50 @@ def opencv(extension: str, samples: int, *options: int, bits: int = 8) -> bytes:
 
 
 def interlaced_png() -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 6, 0, 0, 1)
     rows = zlib.compress(bytes(WIDTH * HEIGHT * 8 + 4 * HEIGHT), 1)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    parts = (b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+
+
+TEXT = bytes(12_000_000)  # what a file may bring beside its pixels
+
+
+def png_of_empty_blocks() -> bytes:
+    """8 x 8 pixels in one large chunk that inflates to hardly anything, and one to leave out."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    rows = b"\x78\x01" + b"\0\0\0\xff\xff" * 2_400_000 + zlib.compress(bytes(8 * 25))[2:]
+    parts = (b"IHDR", header), (b"tEXt", b"a\0b"), (b"IDAT", rows), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+
+
+def jpeg_with_texts() -> bytes:
+    text = struct.pack(">BBH", 0xFF, 0xE1, 60_000) + bytes(59_998)
+    return jpeg()[:2] + text * (len(TEXT) // len(text)) + jpeg()[2:]
+
+
+def webp_with_exif() -> bytes:
+    data = pillow("WEBP", "RGB", method=0, turned=True)
+    at = data.index(b"EXIF")
+    body = data[8:at] + b"EXIF" + struct.pack("<I", len(TEXT)) + TEXT
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff_with_profile() -> bytes:
+    return saved(Image.new("RGB", (8, 8)), "TIFF", icc_profile=TEXT)
+
+
+def tiff_of_one_tile() -> bytes:
+    """16 x 16 pixels in a tile of many."""
+    width, height = WIDTH, HEIGHT // 16 * 16
+    tile = zlib.compress(bytes(3 * width * height))
+    entries = (
+        (256, 16), (257, 16), (258, 8), (259, 8), (262, 2), (277, 3), (322, width), (323, height),
+        (324, 8), (325, len(tile)),
+    )  # fmt: skip
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + directory + bytes(4)
 
 
 ONE_STRIP = (cv2.IMWRITE_TIFF_COMPRESSION, 1, cv2.IMWRITE_TIFF_ROWSPERSTRIP, HEIGHT)
@@ -139,9 +180,20 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "tiff 16": lambda: opencv(".tiff", 3, bits=16),
     "tiff 16 alpha": lambda: opencv(".tiff", 4, *ONE_STRIP, bits=16),
     "tiff cmyk": lambda: pillow("TIFF", "CMYK"),
+    "tiff 16 alpha in one strip": lambda: opencv(
+        ".tiff", 4, cv2.IMWRITE_TIFF_COMPRESSION, 5, *ONE_STRIP[2:], bits=16
+    ),
+    "tiff of one tile": tiff_of_one_tile,
+    "tiff with a profile": tiff_with_profile,
+    "jpeg with texts": jpeg_with_texts,
+    "webp with exif": webp_with_exif,
+    "png of empty blocks": png_of_empty_blocks,
 }  # fmt: skip
 
-DRAWN = {"baseline turned", "progressive turned", "png turned", "webp animated", "tiff 16 alpha"}
+DRAWN = {
+    "baseline turned", "progressive turned", "png turned", "webp animated", "tiff 16 alpha",
+    "tiff of one tile", "png of empty blocks", "jpeg with texts",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -158,13 +210,12 @@ def test_no_picture_takes_more_memory_than_was_expected(repo_dir: Path, tmp_path
     assert not over
     # An estimate that is far too high would keep pictures out that could be served.
     ratios = sorted(expected / took for expected, took in results.values())
-    assert ratios[len(ratios) // 2] < 1.5
+    # (Files of noise are large, so what counts them counts much here.)
+    assert ratios[len(ratios) // 2] < 1.7
 
 
 def jpeg(**options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (33, 17)).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
+    return saved(Image.new("RGB", (33, 17)), "JPEG", **options)
 
 
 @pytest.mark.parametrize(("subsampling", "blocks"), [(0, 5 * 3 * 3), (2, 3 * 2 * 6)])
