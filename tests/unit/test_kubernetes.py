@@ -140,8 +140,14 @@ def test_probes_end_at_a_port_of_the_container_and_leave_the_start_its_time(
     for name, probe in probes(container):
         assert probe["httpGet"]["port"] in ports
         assert probe["httpGet"]["path"].endswith("live" if name == "livenessProbe" else "ready")
-    startup = container["startupProbe"]
+    startup, readiness, liveness = (probe for _, probe in probes(container))
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 120
+    # Out of the Service at the second failure; restarted only where it stays so.
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] <= 15
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
+    for probe in (startup, readiness, liveness):
+        assert probe["timeoutSeconds"] <= 5
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 @pytest.mark.parametrize("folder", [*OVERLAYS, *KSERVE])
@@ -162,6 +168,7 @@ def test_every_pod_is_hardened(folder: str, repo_dir: Path) -> None:
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True
         assert (security["runAsUser"], security["runAsGroup"]) == tuple(map(int, user.groups()))
+        assert security["fsGroup"] == security["runAsGroup"], "it could not read its keys"
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "or YOLO_FLA_PORT may come from a Service"
@@ -234,6 +241,24 @@ def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(
 ) -> None:
     strategy = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert strategy == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_node_can_be_drained_whatever_the_replicas_are_and_however_they_are(
+    overlay: list[Manifest],
+) -> None:
+    budget = one(overlay, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert "minAvailable" not in budget
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_the_service_has_the_port_that_the_guide_names(
+    overlay: list[Manifest], repo_dir: Path
+) -> None:
+    service = one(overlay, "Service")
+    (port,) = service["spec"]["ports"]
+    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
+    assert f"`{service['metadata']['name']}:{port['port']}`" in guide
 
 
 def test_images_are_those_that_a_release_builds(repo_dir: Path) -> None:

@@ -42,6 +42,13 @@ def test_prometheus_scrapes_the_service() -> None:
     assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "detector"
     timeout_s, interval_s = (float(endpoint[k].rstrip("s")) for k in ("scrapeTimeout", "interval"))
     assert timeout_s <= interval_s
+    # Windows of alerts, dashboard and adapter are made for this interval: four scrapes at least.
+    compose = yaml.safe_load((FOLDER / "../../docker/prometheus/prometheus.yml").read_text())
+    assert endpoint["interval"] == compose["global"]["scrape_interval"]
+    for rule in adapter_rules():
+        windows = re.findall(r"\[(\d+)m\]", rule["metricsQuery"])
+        assert windows
+        assert min(map(int, windows)) * 60 >= 4 * interval_s
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
@@ -52,8 +59,12 @@ def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
     asked = {each["pods"]["metric"]["name"] for each in autoscaler["metrics"]}
     assert asked == {rule["name"]["as"] for rule in adapter_rules()}
     assert "detector_queue_images" in asked
-    target = autoscaler["metrics"][0]["pods"]["target"]["averageValue"]
-    assert 0 < quantity(target) < Settings.model_fields["max_queue_images"].default
+    waiting, busy = (
+        quantity(each["pods"]["target"]["averageValue"]) for each in autoscaler["metrics"]
+    )
+    assert 0 < waiting < Settings.model_fields["max_queue_images"].default
+    assert 0 < busy < 1
+    assert 2 <= autoscaler["minReplicas"] < autoscaler["maxReplicas"]
 
 
 def test_a_name_of_ones_own_changes_names_and_not_what_they_lead_to(tmp_path: Path) -> None:
@@ -101,6 +112,7 @@ def test_components_add_their_part_and_leave_the_rest() -> None:
     volumes = {each["name"]: each for each in pod_spec(full)["volumes"]}
     keys = volumes[mounts["/keys"]["name"]]["secret"]
     assert keys["defaultMode"] == 0o440
+    assert keys["optional"] is False
     assert "subPath" not in mounts["/keys"], "a renewed Secret would never be seen"
     (copying,) = pod_spec(full)["initContainers"]
     (target,) = [each["name"] for each in copying["volumeMounts"]]
