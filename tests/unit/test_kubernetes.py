@@ -116,6 +116,8 @@ def test_a_gpu_pod_refuses_to_serve_on_the_cpu(monkeypatch: pytest.MonkeyPatch) 
         assert settings_of(container, monkeypatch).device == "cuda"
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert container["startupProbe"]["failureThreshold"] >= 300
+        tolerated = pod_spec(one(built(folder), "Deployment"))["tolerations"]
+        assert {each["key"] for each in tolerated} <= container["resources"]["limits"].keys()
 
 
 def test_the_grace_period_holds_pause_and_drain(
