@@ -103,10 +103,11 @@ RUN groupadd --gid 10001 detector \
 # CUDA is a layer of its own, which an update of the other packages leaves as it is.
 COPY --from=dependencies /opt/nvidia /opt/venv/lib/python3.11/site-packages/nvidia
 COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=package /opt/package /opt/venv/lib/python3.11/site-packages
 WORKDIR /app
 COPY LICENSE ./
 COPY weights weights
+# Last, as it changes most.
+COPY --from=package /opt/package /opt/venv/lib/python3.11/site-packages
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \

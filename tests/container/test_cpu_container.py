@@ -271,6 +271,22 @@ def test_a_gpu_that_is_asked_for_is_refused_with_what_is_missing(
     assert_refused(run, "built without CUDAExecutionProvider: .* the image for GPUs")
 
 
+def test_it_runs_as_whoever_the_platform_makes_it(
+    engine: Engine, cpu_image: str, repo_dir: Path
+) -> None:
+    """OpenShift gives every project a user of its own, in the group 0, that no file knows."""
+    with ready(engine, cpu_image, "--user=1000620000:0") as (container, client):
+        assert_finds_the_cells(client, repo_dir)
+        assert container.execute(*engine.health_check(cpu_image)).returncode == 0
+
+
+def test_its_health_check_needs_no_key_and_no_proxy(engine: Engine, cpu_image: str) -> None:
+    proxies = [f"--env={name}=http://127.0.0.1:9" for name in ("http_proxy", "HTTPS_PROXY")]
+    with ready(engine, cpu_image, "--env=YOLO_FLA_API_KEYS=a-key", *proxies) as (container, _):
+        checked = container.execute(*engine.health_check(cpu_image))
+        assert checked.returncode == 0, checked.stderr
+
+
 def test_the_doctor_works_inside(engine: Engine, cpu_image: str) -> None:
     told = ended(engine, cpu_image, command=["doctor"])
     assert told.returncode == 0, told.stdout
