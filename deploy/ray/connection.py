@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
 from server.errors import DeploymentError
 
 # Of a Ray that is started here: images don't pass through its object store.
 OBJECT_STORE_BYTES = 128 * 2**20
-# Nobody else needs to reach it. Not 127.0.0.1: Ray takes that for the machine's public address.
-LOOPBACK = "127.0.0.2"
+# Nobody else needs to reach it. Only at this address does Ray listen to loopback alone.
+LOOPBACK = "127.0.0.1"
+# Without it Ray takes that address for the machine's own one in the network, and listens there.
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 CONNECT_S = 10.0
 OWN_RAY = "local"
 
@@ -48,12 +51,14 @@ def connected(address: str | None) -> Iterator[None]:
     """A connection to a cluster, or Ray on this machine for as long as the block runs.
 
     Raises:
-        ClusterUnreachable: the cluster can't be reached.
+        ClusterUnreachable: the cluster can't be reached, or Ray does not start.
     """
     address = address_of(address)
     refuse_unreachable(address)
     try:
         if address == OWN_RAY:
+            os.environ[CLUSTERS] = "0"  # for the processes that Ray starts
+            ray_constants.ENABLE_RAY_CLUSTER = False  # what it was read into when Ray was loaded
             ray.init(
                 address=OWN_RAY,
                 include_dashboard=False,
@@ -62,11 +67,11 @@ def connected(address: str | None) -> Iterator[None]:
             )
         else:
             ray.init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also bare ones, as when a machine is too busy to start it in time
         first_line = str(error).partition("\n")[0]
-        raise ClusterUnreachable(
-            f"the Ray cluster at {address} can't be reached: {first_line}"
-        ) from None
+        own = address == OWN_RAY
+        what = "Ray can't start" if own else f"the Ray cluster at {address} can't be reached"
+        raise ClusterUnreachable(f"{what}: {first_line}") from None
     try:
         yield
     finally:

@@ -249,7 +249,7 @@ def test_a_worker_tells_what_its_node_lacks(photos: Path, tmp_path: Path) -> Non
     def lacking(**changes: Any) -> str:
         return str(told(replace(job, request=replace(request, **changes)))["fault"])
 
-    assert told(job) == {"images": 1, "failed": 0, "fault": ""}
+    assert told(job) == {"part": 0, "images": 1, "failed": 0, "fault": ""}
     assert job.missing() == []
     assert "/nowhere is not there; every node needs" in lacking(source="/nowhere")
     assert "/nowhere.onnx: cannot be read" in lacking(model="/nowhere.onnx")

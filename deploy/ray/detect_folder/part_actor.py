@@ -81,12 +81,14 @@ class PartActor:
             batch: "part": one number.
 
         Returns:
-            "images", of which "failed" have no detections; "fault", the text of one, or "".
+            "part" again; "images", of which "failed" have no detections; "fault", the text of one,
+            or "".
         """
+        part = int(batch["part"][0])
         if self._detecting is None:
-            return _told(fault=f"node {ray.util.get_node_ip_address()}: {self._fault}")
+            return _told(part, fault=f"node {ray.util.get_node_ip_address()}: {self._fault}")
         try:
-            outcomes = self._do(self._detecting, int(batch["part"][0]))
+            outcomes = self._do(self._detecting, part)
         except EngineLost as error:
             # A GPU's context that is lost stays lost in its process; Ray starts another.
             print(f"the model has stopped, this worker ends: {error}", file=sys.stderr, flush=True)
@@ -94,8 +96,8 @@ class PartActor:
         except Exception as error:  # whatever it is, Ray Data would only drop the part
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
-            return _told(fault=f"node {ray.util.get_node_ip_address()}: {reason}")
-        return _told(len(outcomes), sum(isinstance(each, ImageError) for each in outcomes))
+            return _told(part, fault=f"node {ray.util.get_node_ip_address()}: {reason}")
+        return _told(part, len(outcomes), sum(isinstance(each, ImageError) for each in outcomes))
 
     def __del__(self) -> None:
         if self._detecting is not None:
@@ -129,8 +131,9 @@ class PartActor:
         return source, artifact
 
 
-def _told(images: int = 0, failed: int = 0, fault: str = "") -> Columns:
+def _told(part: int, images: int = 0, failed: int = 0, *, fault: str = "") -> Columns:
     return {
+        "part": np.array([part]),
         "images": np.array([images]),
         "failed": np.array([failed]),
         "fault": np.array([fault], dtype=object),

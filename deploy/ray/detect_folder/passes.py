@@ -72,15 +72,17 @@ def run_job(
     """
     quiet_ray_data()
     fruitless = 0
+    written: set[int] = set()  # a share (NFS) may list other nodes' files a minute late
     missing = job.missing()
     while missing:
         failure: Exception | None = None
         try:
-            for part in _one_pass(job, missing, workers):
-                report(part)
+            for part, done in _one_pass(job, missing, workers):
+                written.add(part)
+                report(done)
         except ray.exceptions.RayError as error:
             failure = error
-        before, missing = missing, job.missing()
+        before, missing = missing, [part for part in job.missing() if part not in written]
         fruitless = fruitless + 1 if len(missing) == len(before) else 0
         if missing and fruitless < FRUITLESS_PASSES:
             note(f"{len(missing)} parts were lost with a worker or a node; they are done again")
@@ -94,7 +96,7 @@ def run_job(
     job.finish()
 
 
-def _one_pass(job: FolderJob, parts: list[int], workers: Workers) -> Iterator[PartDone]:
+def _one_pass(job: FolderJob, parts: list[int], workers: Workers) -> Iterator[tuple[int, PartDone]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours tells images
     context.print_on_execution_start = False
@@ -129,7 +131,7 @@ def _one_pass(job: FolderJob, parts: list[int], workers: Workers) -> Iterator[Pa
     for row in done.iter_rows():
         if row["fault"]:
             raise JobStopped(str(row["fault"]))
-        yield PartDone(int(row["images"]), int(row["failed"]))
+        yield int(row["part"]), PartDone(int(row["images"]), int(row["failed"]))
 
 
 def room_for_actors(cpus: int, gpus: float) -> int:
