@@ -12,7 +12,8 @@ from ray.cluster_utils import Cluster
 
 # The least that Ray takes; only small values pass through it here.
 OBJECT_STORE_BYTES = 100 * 2**20
-# Loopback, as all of 127/8. Ray takes 127.0.0.1 for "this machine", and listens to the network.
+# A node's address is its name, so there are two. Ray listens to the network all the same, where its
+# token keeps others out.
 HEAD_IP, SECOND_IP = "127.0.0.2", "127.0.0.3"
 
 
@@ -40,7 +41,7 @@ class TwoNodes:
 
 @contextmanager
 def two_nodes(*, cpus: int = 1) -> Iterator[TwoNodes]:
-    """Starts a head and a second node, each with so many CPUs, that only this machine can reach."""
+    """Starts a head and a second node, each with so many CPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
     # Not below a test's own folder: the path of a socket has 107 bytes at most.

@@ -185,6 +185,19 @@ def test_the_other_doors_and_pages_are_there(both: Both) -> None:
         assert [one["label"] for one in found.json()["predictions"]] == ["RBC"]
 
 
+def test_its_ports_are_loopbacks_but_for_one_of_each_replica_that_serve_guards(both: Both) -> None:
+    first = psutil.Process(both.ray.process.pid)
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for each in (first, *first.children(recursive=True))
+        for connection in each.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    others = [each for each in listening if each != "127.0.0.1"]
+    assert "127.0.0.1" in listening
+    assert others == ["::"] * len(both.ray.replicas())
+
+
 def samples(both: Both, name: str) -> dict[str, str]:
     text = both.client.get("/metrics").text
     lines = [line for line in text.splitlines() if line.startswith(name + "{")]
