@@ -226,7 +226,11 @@ class Service:
             self.state = "ready"
 
     def _share_memory(self, engine: Engine) -> None:
-        """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs."""
+        """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs.
+
+        Not again at a reload: under load, what is resident is also pictures and the model of
+        before. The part that is spare had to hold both models, so it holds what one is larger.
+        """
         height, width = full_size(engine.artifact.metadata.buckets)
         parts = {
             "resident_bytes": resident_bytes(),
