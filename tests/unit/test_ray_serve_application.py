@@ -21,12 +21,12 @@ with warnings.catch_warnings():
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from deploy.ray.serve.__main__ import main
+from deploy.ray.serve.__main__ import main, parser, refuse_without_room
 from deploy.ray.serve.all_replicas import merged
 from deploy.ray.serve.application import application, bound
 from deploy.ray.serve.proxy import OurErrors, middlewares
 from deploy.ray.serve.replica import refuse_without_gpu
-from server.errors import SettingsInvalid
+from server.errors import DeploymentError, SettingsInvalid
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -188,6 +188,9 @@ async def test_a_request_id_that_could_do_harm_is_replaced_by_one_for_all() -> N
         (["--max-batch-size", "0"], "error: --max-batch-size: Input should be greater than"),
         (["--device", "cuda"], "error: device is cuda, and the replica has no GPU of Ray's"),
         (["--replicas", "3", "--max-replicas", "2"], "error: --max-replicas is less than"),
+        (["--replicas", "0"], "error: num_replicas is expected to larger than 0"),
+        (["--replicas", "-1"], "error: num_replicas: Input should be greater than or equal to 0"),
+        (["--cpus-per-replica", "-1"], "error: The quantity of resource num_cpus cannot be neg"),
         (["--model", "nowhere.onnx"], "error: nowhere.onnx: cannot be read"),
         (["--address", "127.0.0.1:1"], "error: the Ray cluster at 127.0.0.1:1 can't be reached"),
         (["--address", "ray://127.0.0.1:1"], "error: ray://127.0.0.1:1: run this on a node"),
@@ -199,3 +202,13 @@ def test_what_can_not_be_served_is_refused_in_one_line(
     assert main(flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)
+
+
+def test_replicas_that_a_machine_has_no_room_for_are_refused_and_not_waited_for() -> None:
+    options = parser().parse_args(["--replicas", "3", "--cpus-per-replica", "0.5"])
+    refuse_without_room(options, {"CPU": 2.0})
+    with pytest.raises(DeploymentError, match=r"3 replicas of 0\.5 CPUs each need more than .* 1"):
+        refuse_without_room(options, {"CPU": 1.0})
+    options = parser().parse_args(["--gpus-per-replica", "1"])
+    with pytest.raises(DeploymentError, match="1 GPUs each need more than this machine's 0"):
+        refuse_without_room(options, {"CPU": 1.0})

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Before Ray is loaded, which reads them then: no usage statistics, and errors in our form.
@@ -14,6 +14,8 @@ os.environ.setdefault(
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deploy.ray.serve.proxy:middlewares"
 )
 
+import ray
+from pydantic import ValidationError
 from ray import serve
 
 from deploy.ray.connection import OWN_RAY, address_of, connected
@@ -42,12 +44,18 @@ def main(arguments: Sequence[str]) -> int:
         settings = Settings.load(flags)
         deployment = deployment_options(options)
         refuse_without_gpu(settings.device, options.gpus_per_replica)
+        try:
+            application = bound(settings, **deployment)
+        except ValueError as error:
+            raise DeploymentError(in_one_line(error)) from None
         own_ray = address_of(options.address) == OWN_RAY
         if own_ray:  # else it is the nodes that have to have it
             load_model(settings.model)
         with connected(options.address):
             try:
-                serve_until_signal(settings, deployment)
+                if own_ray:  # which gets no other nodes, so that Serve would wait for ever
+                    refuse_without_room(options, ray.cluster_resources())
+                serve_until_signal(settings, application, deployment)
             finally:
                 if own_ray:
                     serve.shutdown()
@@ -59,8 +67,15 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_DEPLOYMENT
 
 
-def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
+def serve_until_signal(
+    settings: Settings, application: serve.Application, deployment: dict[str, Any]
+) -> None:
     """Deploys, and waits.
+
+    Args:
+        settings: of the server.
+        application: to deploy.
+        deployment: its options, for the log.
 
     Raises:
         DeploymentError: the replicas can't start.
@@ -73,10 +88,10 @@ def serve_until_signal(settings: Settings, deployment: dict[str, Any]) -> None:
         timeout_s = settings.request_timeout_s + PROXY_GRACE_S
         http = {"host": settings.host, "port": settings.port, "request_timeout_s": timeout_s}
         serve.start(http_options=http)
-        serve.run(bound(settings, **deployment), name=NAME, route_prefix="/")
+        serve.run(application, name=NAME, route_prefix="/")
         logger.info("listening", url=f"http://{settings.host}:{settings.port}", **deployment)
         ended.wait()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise DeploymentError(why_not(str(error))) from None
 
 
@@ -88,6 +103,29 @@ def why_not(message: str) -> str:
     lines = [line.strip() for line in "\n".join([message, *messages]).splitlines()]
     ours = [line for line in lines if line.startswith("server.errors.")]
     return (ours or lines)[-1].partition("server.errors.")[2] or message
+
+
+def in_one_line(error: ValueError) -> str:
+    """What Serve has against an option; pydantic takes four lines for it."""
+    if isinstance(error, ValidationError):
+        (first, *_) = error.errors(include_url=False)
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+def refuse_without_room(options: argparse.Namespace, there: Mapping[str, float]) -> None:
+    """Raises `DeploymentError` where the replicas need more than a Ray of one's own has.
+
+    Args:
+        options: of the command line.
+        there: what Ray has, by the kind of resource.
+    """
+    for kind, each in (("CPU", options.cpus_per_replica), ("GPU", options.gpus_per_replica)):
+        if each * options.replicas > there.get(kind, 0):
+            raise DeploymentError(
+                f"{options.replicas} replicas of {each:g} {kind}s each need more than this "
+                f"machine's {there.get(kind, 0):g}"
+            )
 
 
 def deployment_options(options: argparse.Namespace) -> dict[str, Any]:
