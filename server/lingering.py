@@ -29,23 +29,28 @@ class ConnectionLimits:
         max_connections: open at the same time.
         linger_s: seconds in which the rest of a body may come whose answer is out.
         fetch_s: seconds that a client may leave its answer unfetched.
+        max_unfetched_bytes: of all answers that clients have not fetched; past it those that have
+            waited longest are cut off. A single answer may be larger.
     """
 
     header_timeout_s: float
     max_connections: int
     linger_s: float = 10.0
     fetch_s: float = KEEP_ALIVE_S
+    max_unfetched_bytes: int = 256 * 1024 * 1024
 
 
 class LingeringProtocol(HttpToolsProtocol):
     """One connection, from uvicorn's point of view.
 
     Attributes:
-        limits: see there; set by the class below.
+        limits: see there; set by `bounded_protocol`, as is
+        unfetched: the connections whose clients do not fetch their answers, longest first.
         ended: nothing more is sent.
     """
 
     limits: ConnectionLimits
+    unfetched: "dict[LingeringProtocol, None]"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,6 +111,8 @@ class LingeringProtocol(HttpToolsProtocol):
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.limits.fetch_s, self._socket.abort)
+            self.unfetched[self] = None
+            self._cut_off_the_longest_unfetched()
 
     def resume_writing(self) -> None:
         """The answer was fetched."""
@@ -113,6 +120,17 @@ class LingeringProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+            self.unfetched.pop(self, None)
+
+    def _cut_off_the_longest_unfetched(self) -> None:
+        """An annotated picture may have 100 MB; clients that read none of them would fill memory."""
+        kept = sum(each._socket.get_write_buffer_size() for each in self.unfetched)
+        for each in [*self.unfetched]:
+            if kept <= self.limits.max_unfetched_bytes or each is self:
+                return
+            kept -= each._socket.get_write_buffer_size()
+            del self.unfetched[each]
+            each._socket.abort()
 
     def _sends(self) -> bool:
         """Whether the client is in the middle of sending something."""

@@ -133,7 +133,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         service: Service = app.state.service
-        limits = ConnectionLimits(settings.header_timeout_s, connection_limit())
+        limits = ConnectionLimits(
+            settings.header_timeout_s,
+            connection_limit(),
+            max_unfetched_bytes=service.uploads.max_bytes,  # as much going out as coming in
+        )
         super().__init__(
             uvicorn.Config(
                 app,

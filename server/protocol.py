@@ -10,7 +10,7 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
   closed behind the answers to those that were taken;
 - when the answer is out before the body is in (413, 503), what still comes is thrown away: little,
   and the connection lives on; much, and it is closed so that the client can still read the answer;
-- a client that does not fetch its answer is cut off.
+- a client that does not fetch its answer is cut off, and sooner where many of them fill memory.
 """
 
 import asyncio
@@ -50,7 +50,8 @@ Refuse = Callable[[str | None, int, str, str], Response]
 
 def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[LingeringProtocol]:
     """The protocol class of one server, for uvicorn's setting `http`."""
-    return type("Bounded", (BoundedProtocol,), {"limits": limits, "refusal": staticmethod(refuse)})
+    own = {"limits": limits, "unfetched": {}, "refusal": staticmethod(refuse)}
+    return type("Bounded", (BoundedProtocol,), own)
 
 
 class BoundedProtocol(LingeringProtocol):

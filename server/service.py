@@ -69,7 +69,7 @@ class Service:
         )
         self.metrics = self.pipeline.metrics
         self._loader = loader
-        self._uploads = uploads
+        self.uploads = uploads
         self._memory_bytes = memory_bytes
         self._on_failure = on_failure
         self._limits: set[asyncio.Timeout] = set()
@@ -235,7 +235,7 @@ class Service:
         parts = {
             "resident_bytes": resident_bytes(),
             "canvas_bytes": 3 * height * width * self.settings.max_queue_images,
-            "upload_bytes": self._uploads.max_bytes,
+            "upload_bytes": self.uploads.max_bytes,
         }
         decode_bytes = decoding_share(self._memory_bytes, **parts)
         self.pipeline.limit_decoding(decode_bytes)

@@ -99,10 +99,13 @@ async def listening(
     max_connections: int = 100,
     linger_s: float = LIMIT_S,
     fetch_s: float = LIMIT_S,
+    max_unfetched_bytes: int = 2**28,
     keep_alive_s: int = LIMIT_S,
     **settings: Any,
 ) -> AsyncIterator[Listener]:
-    limits = ConnectionLimits(header_timeout_s, max_connections, linger_s, fetch_s)
+    limits = ConnectionLimits(
+        header_timeout_s, max_connections, linger_s, fetch_s, max_unfetched_bytes
+    )
     async with served(artifact, **settings) as running:
         config = uvicorn.Config(
             running.app,
@@ -502,6 +505,29 @@ async def test_who_does_not_fetch_answers_is_cut_off(artifact: Path) -> None:
         await listener.running.until(lambda: bool(listener.state.connections))
         await listener.running.until(lambda: not listener.state.connections)
         await listener.running.until(lambda: not listener.state.tasks)
+
+
+async def test_of_many_answers_that_nobody_fetches_the_longest_unfetched_are_cut_off(
+    artifact: Path,
+) -> None:
+    # The script alone is larger than what the kernel takes, and than the limit.
+    large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with listening(artifact, max_unfetched_bytes=1) as listener:
+        connections: list[asyncio.Protocol] = []
+        for taken in range(3):
+            before = set(listener.state.connections)
+            client = await listener.connect()
+            client.send_soon(large * MAX_PIPELINED)
+            await listener.running.until(lambda b=before: bool(set(listener.state.connections) - b))
+            (connection,) = set(listener.state.connections) - before
+            connections.append(connection)
+            assert isinstance(connection, LingeringProtocol)
+            await listener.running.until(lambda c=connection: c in c.unfetched)
+            if taken:
+                first = connections[taken - 1]
+                await listener.running.until(lambda f=first: f not in listener.state.connections)
+        assert list(connection.unfetched) == [connection]  # one alone may be larger
+        assert connection in listener.state.connections
 
 
 async def test_the_end_of_the_server_does_not_take_an_answer_from_who_reads_it(
