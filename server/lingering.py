@@ -50,7 +50,7 @@ class LingeringProtocol(HttpToolsProtocol):
     """
 
     limits: ConnectionLimits
-    unfetched: "dict[LingeringProtocol, None]"
+    unfetched: dict["LingeringProtocol", None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,7 +123,7 @@ class LingeringProtocol(HttpToolsProtocol):
             self.unfetched.pop(self, None)
 
     def _cut_off_the_longest_unfetched(self) -> None:
-        """An annotated picture may have 100 MB; clients that read none of them would fill memory."""
+        """An annotated picture may have 100 MB: clients that read none would fill memory."""
         kept = sum(each._socket.get_write_buffer_size() for each in self.unfetched)
         for each in [*self.unfetched]:
             if kept <= self.limits.max_unfetched_bytes or each is self:

@@ -510,24 +510,28 @@ async def test_who_does_not_fetch_answers_is_cut_off(artifact: Path) -> None:
 async def test_of_many_answers_that_nobody_fetches_the_longest_unfetched_are_cut_off(
     artifact: Path,
 ) -> None:
-    # The script alone is larger than what the kernel takes, and than the limit.
-    large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
-    async with listening(artifact, max_unfetched_bytes=1) as listener:
-        connections: list[asyncio.Protocol] = []
-        for taken in range(3):
-            before = set(listener.state.connections)
+    # Together larger than what the kernel takes, and than the limit.
+    large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * MAX_PIPELINED
+    async with listening(artifact, max_unfetched_bytes=1, fetch_s=1000) as listener:
+        seen: list[LingeringProtocol] = []
+
+        def another_waits() -> bool:
+            for each in listener.state.connections:
+                assert isinstance(each, LingeringProtocol)
+                waiting = [one for one in each.unfetched if one not in seen]
+                seen.extend(waiting)
+                return bool(waiting)
+            return False
+
+        for _ in range(3):
             client = await listener.connect()
-            client.send_soon(large * MAX_PIPELINED)
-            await listener.running.until(lambda b=before: bool(set(listener.state.connections) - b))
-            (connection,) = set(listener.state.connections) - before
-            connections.append(connection)
-            assert isinstance(connection, LingeringProtocol)
-            await listener.running.until(lambda c=connection: c in c.unfetched)
-            if taken:
-                first = connections[taken - 1]
-                await listener.running.until(lambda f=first: f not in listener.state.connections)
-        assert list(connection.unfetched) == [connection]  # one alone may be larger
-        assert connection in listener.state.connections
+            client.send_soon(large)
+            await listener.running.until(another_waits)
+        # A single one may be larger than the limit.
+        await listener.running.until(lambda: list(seen[-1].unfetched) == [seen[-1]])
+        await listener.running.until(lambda: len(listener.state.connections) == 1)
+        assert seen[-1] in listener.state.connections
+    assert len(seen) == 3
 
 
 async def test_the_end_of_the_server_does_not_take_an_answer_from_who_reads_it(
