@@ -75,12 +75,22 @@ env: $(READY) ## make the environment for work, .venv
 
 serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
 
-image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu
+# Looks for no GPU: where an image is built tells little about where it will run.
+image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu, and say how to run it
 	@.ci/container_tools.sh build --build-arg EXTRA=$(if $(filter cpu,$(EXTRA)),cpu,gpu) \
 	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t yolov8-fla$(if $(filter cpu,$(EXTRA)),:cpu) .
+	@tool=$$(.ci/container_tools.sh tool) || exit; gpus=; \
+	case '$(EXTRA)' in \
+	    cpu) image=yolov8-fla:cpu ;; \
+	    *) image=yolov8-fla; case $$tool in docker) gpus='--gpus all ' ;; *) gpus='--device nvidia.com/gpu=all ' ;; esac ;; \
+	esac; \
+	echo "run it: $$tool run --rm $$gpus-p 127.0.0.1:8000:8000 $$image" >&2
 
-image-export: ## build the image yolov8-fla-export (torch, 6.6 GB)
-	@.ci/container_tools.sh build -f docker/export.Dockerfile -t yolov8-fla-export .
+image-export: ## build the image yolov8-fla-export (torch, 6.6 GB), and say how to run it
+	@.ci/container_tools.sh build -f docker/export.Dockerfile \
+	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t yolov8-fla-export .
+	@tool=$$(.ci/container_tools.sh tool) || exit; \
+	echo "run it: $$tool run --rm --user \"\$$(id -u):\$$(id -g)\" -v \"\$$PWD:/work\" yolov8-fla-export best.pt -o best.onnx" >&2
 
 audit: $(READY) ## look every pin up among known vulnerabilities
 	@$(VENV)/bin/python .ci/audit.py
@@ -91,7 +101,7 @@ release: $(READY) ## make dist/ and the images of this commit, publish nothing; 
 pins: $(READY) ## write constraints.txt anew, with the newest versions
 	@$(VENV)/bin/python .ci/renew_constraints.py
 
-clean: ## remove both environments and what tools left
+clean: ## remove both environments, dist/, what tools left, and build/ with the images that make image keeps there
 	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find server model export deploy benchmarks samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -111,7 +121,7 @@ $(SERVE_READY): pyproject.toml constraints.txt
 #   the other needs libGL, which a fresh machine lacks.
 $(READY): pyproject.toml constraints.txt
 	@$(need_python); $(choose_extra); \
-	echo "Making $(VENV) (extra $$extra): once, several minutes and 6 GB"; \
+	echo "Making $(VENV) (extra $$extra): once, several minutes and 7.1 GB"; \
 	set -e; \
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV); \
 	rm -f $(VENV)/.ready-*; \

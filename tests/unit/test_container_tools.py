@@ -68,3 +68,31 @@ def test_an_unknown_command_is_answered_with_how_to_call_it(
     told = run(repo_dir, os.environ | bare_machine | {"PATH": os.environ["PATH"]}, "bake")
     assert told.returncode == 64
     assert "container_tools.sh build" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "run_it"),
+    [
+        ("cpu", "docker run --rm -p 127.0.0.1:8000:8000 yolov8-fla:cpu"),
+        ("auto", "docker run --rm --gpus all -p 127.0.0.1:8000:8000 yolov8-fla"),
+    ],
+)
+def test_make_image_ends_with_the_command_that_runs_what_it_built(
+    repo_dir: Path, tmp_path: Path, extra: str, run_it: str
+) -> None:
+    calls = tmp_path / "calls"
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >>"{calls}"\n')
+    docker.chmod(0o755)
+    made = subprocess.run(
+        ["make", "--no-print-directory", "image", f"EXTRA={extra}"],
+        cwd=repo_dir,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert made.stderr.splitlines()[-1] == f"run it: {run_it}"
+    (build,) = (each for each in calls.read_text().splitlines() if each.startswith("build "))
+    assert f"-t {run_it.split()[-1]} ." in build
