@@ -5,8 +5,12 @@
 
 from importlib.util import find_spec
 
-if find_spec("ray") is None:
-    raise ModuleNotFoundError(
-        "Ray is not installed: pip install 'yolov8-fla[ray]', in a checkout "
-        "pip install -c constraints.txt '.[ray]'"
-    )
+RAY_MISSING = (
+    "error: Ray is not installed: pip install 'yolov8-fla[ray]', in a checkout "
+    "pip install -c constraints.txt -e '.[ray]'"
+)
+
+
+def ray_is_there() -> bool:
+    """Whether Ray is installed; the commands end with `RAY_MISSING` without it."""
+    return find_spec("ray") is not None

@@ -1,6 +1,7 @@
 """The way to a Ray cluster, or to a Ray of one's own."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,11 +51,14 @@ def refuse_unreachable(address: str) -> None:
 def connected(address: str | None) -> Iterator[None]:
     """A connection to a cluster, or Ray on this machine for as long as the block runs.
 
+    A handler of SIGTERM that was set before stays; to be called in the main thread.
+
     Raises:
         ClusterUnreachable: the cluster can't be reached, or Ray does not start.
     """
     address = address_of(address)
     refuse_unreachable(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address == OWN_RAY:
             os.environ[CLUSTERS] = "0"  # for the processes that Ray starts
@@ -73,6 +77,8 @@ def connected(address: str | None) -> Iterator[None]:
         what = "Ray can't start" if own else f"the Ray cluster at {address} can't be reached"
         raise ClusterUnreachable(f"{what}: {first_line}") from None
     try:
+        if callable(on_sigterm):  # Ray has put its own in its place
+            signal.signal(signal.SIGTERM, on_sigterm)
         yield
     finally:
         ray.shutdown()

@@ -18,7 +18,7 @@ from benchmarks.ray_nodes import TwoNodes, two_nodes
 from tests.artifacts import tiny_artifact
 from tests.serving import RED, encode, one_cell
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LIMIT_S = 100
 IMAGES = 400
 
@@ -106,27 +106,33 @@ def assert_every_image_once_and_right(out: Path) -> None:
 # The tests use one cluster, whose second node is alive up to the last of them.
 
 
-def test_a_job_that_is_killed_goes_on_when_it_is_started_again(
+def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_started_again(
     nodes: TwoNodes, repo_dir: Path, photos: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.parquet"
-    arguments = [photos, out, "--model", model, "--address", nodes.address]
-    arguments += ["--images-per-part", "8"]
-    with subprocess.Popen(
-        command(*arguments),
-        cwd=repo_dir,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as job:
-        until_some_parts(job, out, 5)
-        job.send_signal(signal.SIGKILL)
-    # The actors of a driver that is gone end, too, each in the middle of something.
-    done = {path: path.stat().st_mtime_ns for path in parts(out)}
-    assert len(done) < IMAGES / 8
-    assert not (out / "_SUCCESS").exists()
+    arguments = [photos, out, "--model", model, "--images-per-part", "8", "--device", "cpu"]
+    done: dict[Path, int] = {}
+    for how, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(
+            command(*arguments, "--address", nodes.address),
+            cwd=repo_dir,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as job:
+            until_some_parts(job, out, len(done) + 5)
+            job.send_signal(how)
+            _, log = job.communicate(timeout=LIMIT_S)
+        assert job.returncode == code, log
+        told = "stopped; the same command goes on from here" in log
+        assert told == (how == signal.SIGTERM), log
+        # The actors of a driver that is gone end, too, each in the middle of something.
+        assert {path: path.stat().st_mtime_ns for path in done} == done
+        done = {path: path.stat().st_mtime_ns for path in parts(out)}
+        assert len(done) < IMAGES / 8
+        assert not (out / "_SUCCESS").exists()
 
-    again = run(repo_dir, *arguments)
+    again = run(repo_dir, *arguments, "--address", nodes.address)
     assert again.returncode == 0, again.stderr
     assert "were done before" in again.stderr
     assert f"done: {IMAGES} images" in again.stderr
@@ -134,6 +140,15 @@ def test_a_job_that_is_killed_goes_on_when_it_is_started_again(
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert_every_image_once_and_right(out)
     assert (out / "_SUCCESS").exists()
+
+    # Where no Ray answers: it is not asked.
+    finished = run(repo_dir, *arguments, "--address", "127.0.0.1:1")
+    assert finished.returncode == 0, finished.stderr
+    assert f"all {IMAGES} images were done before" in finished.stderr
+    assert f"done: {IMAGES} images" in finished.stderr
+    other = run(repo_dir, *arguments, "--address", "127.0.0.1:1", "--conf", "0.9")
+    assert other.returncode == 2
+    assert "holds results of another job" in other.stderr
 
 
 def test_workers_that_fit_on_no_node_are_refused(

@@ -9,6 +9,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from deploy.ray import RAY_MISSING, ray_is_there
+
+if not ray_is_there():
+    print(RAY_MISSING, file=sys.stderr)
+    sys.exit(2)
 # Before Ray is loaded: it would send usage statistics from a cluster that is started here.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -1,6 +1,7 @@
 """The story of one run: look around, list, detect what is missing, say what came of it."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -18,7 +19,7 @@ from deploy.ray.detect_folder.folders import open_folder
 from deploy.ray.detect_folder.passes import Workers, room_for_actors, run_job
 from deploy.ray.detect_folder.progress import Progress, counted
 from server.artifact import Artifact
-from server.choice import choose, load_model
+from server.choice import Choice, choose, load_model
 from server.devices import CUDA
 from server.parameters import read_parameters
 from server.runtime import onnxruntime
@@ -42,12 +43,19 @@ def detect_folder(options: argparse.Namespace) -> None:
         open_folder(options.out).names()  # what can't be a folder is known before Ray has started
     except OSError as error:
         raise JobRefused(f"{options.out}: {error.strerror or error}") from None
+    device_now = device_without_ray(options.device)
+    if device_now is not None and not options.overwrite:
+        # Neither a job that is done already nor a refusal has to wait for Ray.
+        done = job_of_before(options, artifacts, device_now, source.address)
+        if done is not None and not done.missing():
+            done.finish()
+            progress = Progress(done.images, done.images)
+            progress.say(f"all {done.images:,} images were done before")
+            tell_results(done, progress)
+            return
     with connected(options.address):
         device, why = device_for(options.device)
-        # One file for all nodes, whatever they would choose by themselves.
-        artifact, reason = choose(
-            artifacts, "cuda:0" if device == "cuda" else device, options.precision
-        )
+        artifact, reason = chosen(artifacts, device, options.precision)
         workers = plan_workers(options, device)
         request = request_of(options, artifact, source.address)
         job, resumed = open_job(options, request)
@@ -64,6 +72,30 @@ def detect_folder(options: argparse.Namespace) -> None:
         progress.say(f"{request.model_name} {request.model_version}, {reason}")
         progress.say(f"{workers.count} workers on {device} ({why})")
         run_job(job, workers, progress.part_done, progress.say)
+    tell_results(job, progress)
+
+
+def job_of_before(
+    options: argparse.Namespace, artifacts: Sequence[Artifact], device: str, source: str
+) -> FolderJob | None:
+    """The job whose results are there, if any.
+
+    Raises:
+        JobRefused, InvalidParameter: it is another one than is asked for, or none that can be.
+    """
+    artifact, _ = chosen(artifacts, device, options.precision)
+    request = request_of(options, artifact, source)
+    out = open_folder(options.out).address
+    return FolderJob.open(request, out, images_per_part=options.images_per_part)
+
+
+def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> Choice:
+    """One file for all nodes, whatever they would choose by themselves."""
+    return choose(artifacts, "cuda:0" if device == "cuda" else device, precision)
+
+
+def tell_results(job: FolderJob, progress: Progress) -> None:
+    """Says how many images a job that is done has, and what was wrong with some."""
     rows, errors = counted(results(job.out))
     progress.say(f"done: {rows:,} images in {job.out}")
     for code, count in errors.most_common():
@@ -106,6 +138,13 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
         max_image_pixels=options.max_image_pixels,
         jpeg_reduced_decoding=options.jpeg_reduced_decoding == "true",
     )
+
+
+def device_without_ray(asked: str) -> str | None:
+    """Where workers run the model, if that is known before the cluster's GPUs are."""
+    if asked != "auto":
+        return asked
+    return None if CUDA in onnxruntime().get_available_providers() else "cpu"
 
 
 def device_for(asked: str) -> tuple[str, str]:

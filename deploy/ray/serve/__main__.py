@@ -8,6 +8,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deploy.ray import RAY_MISSING, ray_is_there
+
+if not ray_is_there():
+    print(RAY_MISSING, file=sys.stderr)
+    sys.exit(2)
 # Before Ray is loaded, which reads them then: no usage statistics, and errors in our form.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault(
