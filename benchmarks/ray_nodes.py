@@ -99,7 +99,7 @@ def _one_try(cpus: int) -> Iterator[TwoNodes]:
                     address = told(process, "address")
                 except EOFError:
                     log.seek(0)
-                    raise NodesNotStarted(log.read()[-2000:]) from None
+                    raise NodesNotStarted(f"not in {START_S:g} s: {log.read()[-2000:]}") from None
                 finally:
                     late.cancel()
                     late.join()
