@@ -40,6 +40,8 @@ def main() -> int:
     """Measures, prints, and tells by the exit code whether every image is there once."""
     options = parser().parse_args()
     photos = sorted(options.photos.glob("*.jpg"))
+    if not photos:
+        sys.exit(f"error: {options.photos}: no *.jpg is there")
     artifact = choose(load_model(options.model.absolute()), "cpu").artifact
     with tempfile.TemporaryDirectory(prefix="ray-folder-") as scratch:
         folder, out = Path(scratch, "images"), Path(scratch, "out.parquet")
