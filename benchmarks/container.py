@@ -8,12 +8,12 @@ what the tool needs to prepare it. What follows the flags goes to the tool's `ru
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.container_engine import Engine, ready
+from benchmarks.figures import print_spread
 from benchmarks.serving.http_client import Client, image_request
 from benchmarks.serving.load import Summary, closed_loop, in_turn, run_light, summarize
 
@@ -81,12 +81,7 @@ def main() -> None:
         measure(engine, arguments.image, flags, arguments.clients, arguments.seconds)
         for _ in range(arguments.runs)
     ]
-    for figure in runs[0]:
-        values = [run[figure] for run in runs]
-        print(
-            f"{figure:<24} min {min(values):8.2f}  median {statistics.median(values):8.2f}"
-            f"  max {max(values):8.2f}"
-        )
+    print_spread(runs)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import http.client
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from benchmarks.figures import print_spread
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.005
@@ -97,12 +98,7 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     picture = arguments.picture.read_bytes()
     runs = [measure(flags, picture, arguments.requests) for _ in range(arguments.runs)]
-    for figure in runs[0]:
-        values = [run[figure] for run in runs]
-        print(
-            f"{figure:<26} min {min(values):8.2f}  median {statistics.median(values):8.2f}"
-            f"  max {max(values):8.2f}"
-        )
+    print_spread(runs)
 
 
 if __name__ == "__main__":

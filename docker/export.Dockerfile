@@ -65,7 +65,7 @@ RUN --mount=type=bind,from=pip,source=/opt/pip,target=/opt/pip \
     python3.11 -m venv --without-pip /opt/venv \
     && mkdir /tmp/torch \
     && if [ -n "$TORCH_INDEX" ]; then \
-        /opt/pip/bin/pip download --no-deps --index-url "$TORCH_INDEX" -c /constraints.txt -d /tmp/torch torch torchvision; \
+        /opt/pip/bin/pip download --no-deps -i "$TORCH_INDEX" -c /constraints.txt -d /tmp/torch torch torchvision; \
     fi \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install \
         --find-links /tmp/torch -c /constraints.txt -r /requirements/exporting.txt \

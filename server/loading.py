@@ -73,12 +73,15 @@ class Loader:
         return engine
 
 
-def open_onnx_engine(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
-    """Loads the best of some files into ONNX Runtime."""
+def open_onnx_engine(
+    artifacts: Sequence[Artifact], settings: Settings, *, cpus: int | None = None
+) -> Engine:
+    """Loads the best of some files into ONNX Runtime; `cpus` as `Engine.open` takes them."""
     return Engine.open(
         artifacts,
         device=settings.device,
         precision=settings.precision,
         intra_op_threads=settings.intra_op_threads,
         max_batch_size=settings.max_batch_size,
+        cpus=cpus,
     )

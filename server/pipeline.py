@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -18,23 +17,17 @@ from server.batcher import Batcher, Slots
 from server.byte_budget import ByteBudget
 from server.concurrency import together
 from server.cpus import available_cpus
-from server.decode_memory import Claim, DecodeMemory, NoRoom
+from server.decode_memory import Claim
+from server.decoding import Decoding
 from server.detector import ImageDetections, Prepared, finish, prepare_encoded, stacked
 from server.engine import Engine
 from server.errors import BadInput, ServerError
 from server.image import read_header
-from server.image_memory import costliest_bytes, picture_bytes
-from server.memory import return_large_blocks
+from server.image_memory import picture_bytes
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
 from server.settings import Settings
-from server.threads import (
-    DECODE_NICENESS,
-    MODEL_NICENESS,
-    nice_pool,
-    on_pool,
-    on_pool_until,
-)
+from server.threads import MODEL_NICENESS, nice_pool, on_pool
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -93,7 +86,7 @@ class Pipeline:
         batcher: the queue, to be served.
         metrics: of the whole server.
         answering: threads that make answers.
-        decode_memory: what images may take while they are decoded.
+        decoding: threads that decode images, and the memory for it.
     """
 
     def __init__(
@@ -105,11 +98,10 @@ class Pipeline:
         state: Callable[[], str],
     ) -> None:
         self._settings = settings
-        self._decode_threads = settings.decode_threads or available_cpus()
+        threads = settings.decode_threads or available_cpus()
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
-        self._decoding = nice_pool(self._decode_threads, "decode", DECODE_NICENESS)
-        self.answering = ThreadPoolExecutor(self._decode_threads, "answer")
-        self.decode_memory = DecodeMemory()
+        self.decoding = Decoding(threads, settings.max_image_pixels)
+        self.answering = ThreadPoolExecutor(threads, "answer")
         self._calling: ThreadPoolExecutor | None = None
         self._calls: dict[object, float] = {}  # start of each model call that runs
         self.batcher = Batcher[Canvas, Candidates](
@@ -137,16 +129,10 @@ class Pipeline:
             before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
 
-    def limit_decoding(self, max_bytes: int) -> None:
-        """Sets how much memory images may take while they are decoded."""
-        self.decode_memory.max_bytes = max_bytes
-        most = self._decode_threads * costliest_bytes(self._settings.max_image_pixels)
-        if most > max_bytes:  # where there is plenty, reusing blocks is faster
-            return_large_blocks()
-
     def shut_down(self) -> None:
         """Ends the threads, without waiting for a call that is stuck in the provider."""
-        for pool in (self._decoding, self.answering, self._calling):
+        self.decoding.shut_down()
+        for pool in (self.answering, self._calling):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -188,7 +174,7 @@ class Pipeline:
             TooLarge: there is never memory for a picture.
         """
         # The threads are shared by turns, too: a request of many has few at a time.
-        turns = asyncio.Semaphore(self._decode_threads)
+        turns = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
         with self.batcher.reserve(images) as slots, self._counting_failures(images):
             inferred = await together(
@@ -218,7 +204,7 @@ class Pipeline:
                     claim.require(picture_bytes(file, read_header(file)))
             return finish_all()
 
-        return await self._on_memory(draw_all)
+        return await self.decoding.run(draw_all)
 
     async def infer(
         self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
@@ -297,23 +283,7 @@ class Pipeline:
                 require=claim.require,
             )
 
-        return await self._on_memory(prepare)
-
-    async def _on_memory(self, work: Callable[[Claim], Result]) -> Result:
-        """Runs what decodes, on a thread that never waits for memory.
-
-        Args:
-            work: asks what it is given for the memory that it needs, as it learns how much. Where
-                that is not there it begins anew once it is, so it must have done nothing before.
-        """
-        memory = self.decode_memory
-        claim = memory.claim()
-        while True:
-            try:
-                return await on_pool_until(self._decoding, partial(work, claim), claim.give_back)
-            except NoRoom as full:
-                needed = full.needed
-            claim = await memory.wait_for(needed)
+        return await self.decoding.run(prepare)
 
     async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
         assert self._calling is not None

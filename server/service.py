@@ -238,7 +238,7 @@ class Service:
             "upload_bytes": self.uploads.max_bytes,
         }
         decode_bytes = decoding_share(self._memory_bytes, **parts)
-        self.pipeline.limit_decoding(decode_bytes)
+        self.pipeline.decoding.limit(decode_bytes)
         logger.info("memory", limit_bytes=self._memory_bytes, **parts, decode_bytes=decode_bytes)
         if decode_bytes == LEAST_BYTES:
             logger.warning(

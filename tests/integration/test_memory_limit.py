@@ -40,7 +40,7 @@ async def post(running: Served, content: bytes, **params: str) -> int:
 
 async def test_a_picture_that_never_fits_is_refused_and_others_are_served(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE) as running:
-        assert running.service.pipeline.decode_memory.max_bytes == LEAST_BYTES
+        assert running.service.pipeline.decoding.memory.max_bytes == LEAST_BYTES
         assert await post(running, NEVER) == 413
         assert await post(running, SMALL) == 200
         files = {"large": NEVER, "small": SMALL}
@@ -56,12 +56,12 @@ async def test_a_picture_that_can_be_decoded_but_not_drawn_into_is_refused(artif
         assert await post(running, ONE_AT_A_TIME) == 200
         assert await post(running, ONE_AT_A_TIME, format="image") == 413
         assert await post(running, SMALL, format="image") == 200
-        assert running.service.pipeline.decode_memory.taken == 0
+        assert running.service.pipeline.decoding.memory.taken == 0
 
 
 async def test_pictures_that_do_not_fit_together_wait_for_each_other(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE, decode_threads=4) as running:
-        memory = running.service.pipeline.decode_memory
+        memory = running.service.pipeline.decoding.memory
         pictures = [ONE_AT_A_TIME, SMALL] * 8
         assert await asyncio.gather(*(post(running, each) for each in pictures)) == [200] * 16
         assert memory.taken == 0
@@ -73,7 +73,7 @@ async def test_one_that_waits_for_memory_keeps_no_thread_and_no_longer_than_its_
     async with served(
         artifact, memory_bytes=LITTLE, decode_threads=1, request_timeout_s=0.5
     ) as running:
-        memory = running.service.pipeline.decode_memory
+        memory = running.service.pipeline.decoding.memory
         others = await memory.wait_for(LEAST_BYTES)
         late = asyncio.create_task(post(running, ONE_AT_A_TIME))
         await running.until(lambda: bool(memory._waiting))
@@ -86,7 +86,7 @@ async def test_one_that_waits_for_memory_keeps_no_thread_and_no_longer_than_its_
 
 async def test_a_client_that_leaves_while_it_waits_lets_the_next_pass(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE) as running:
-        memory = running.service.pipeline.decode_memory
+        memory = running.service.pipeline.decoding.memory
         others = await memory.wait_for(LEAST_BYTES // 2)
         leaving = asyncio.create_task(post(running, ONE_AT_A_TIME))
         await running.until(lambda: bool(memory._waiting))

@@ -108,7 +108,7 @@ class Detecting:
         )
         self._pipeline.arrange_for(engine)
         if memory_bytes is not None:
-            self._pipeline.limit_decoding(self._decoding_bytes(memory_bytes))
+            self._pipeline.decoding.limit(self._decoding_bytes(memory_bytes))
         self._reading = ThreadPoolExecutor(READERS, "read")
         self._places = asyncio.Semaphore(self._window)
         self._loop = asyncio.new_event_loop()

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,10 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deploy.ray.memory_share import memory_share
 from deploy.ray.serve.all_replicas import AllReplicas
 from server.app import create_app
-from server.artifact import Artifact
-from server.engine import Engine
 from server.errors import ReloadFailed, ServerError, SettingsInvalid
 from server.image import quiet_codecs
+from server.loading import open_onnx_engine
 from server.logs import configure_logging, get_logger
 from server.service import Service
 from server.settings import Settings
@@ -50,19 +49,11 @@ class Replica:
         cpus = max(1, math.ceil(share.get("CPU", 1)))
         settings = settings.model_copy(update={"decode_threads": settings.decode_threads or cpus})
 
-        def open_engine(artifacts: Sequence[Artifact], chosen: Settings) -> Engine:
-            return Engine.open(
-                artifacts,
-                device=chosen.device,
-                precision=chosen.precision,
-                intra_op_threads=chosen.intra_op_threads,
-                max_batch_size=chosen.max_batch_size,
-                cpus=cpus,
-            )
-
         memory_bytes = memory_share(cpus, share.get("GPU", 0))
         self._api: FastAPI = create_app(
-            settings, open_engine=open_engine, memory_bytes=memory_bytes
+            settings,
+            open_engine=partial(open_onnx_engine, cpus=cpus),
+            memory_bytes=memory_bytes,
         )
         self._service: Service = self._api.state.service
         self._life: AbstractAsyncContextManager[Any] = self._api.router.lifespan_context(self._api)
