@@ -31,7 +31,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format train export env serve-env image image-export \
+.PHONY: help serve test test-fast check format docs train export env serve-env image image-export \
 	test-container test-container-gpu audit release pins clean
 
 help: ## list the targets
@@ -62,6 +62,9 @@ check: $(READY) ## format, lint, types, import rules, Dockerfiles; changes nothi
 format: $(READY) ## put the code into shape
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(READY) ## build the documentation into build/site; opens without a network and a server
+	@$(VENV)/bin/mkdocs build --strict $(ARGS)
 
 # ultralytics would otherwise install packages by itself when it misses one.
 train export: export YOLO_AUTOINSTALL = false
@@ -127,6 +130,6 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(VENV)/.ready-*; \
 	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
 	$(VENV)/bin/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; \
-	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export,otel,ray]" --group dev --group release; \
+	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,client,export,otel,ray]" --group dev --group docs --group release; \
 	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
 	touch $@
