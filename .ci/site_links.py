@@ -1,7 +1,8 @@
 """Links from pages to files of the repository, made to fit in the site.
 
-Pages link as it works on GitHub: relative to where the page lies in the repository. In the site such a
-link goes to a page where the file is one, shows the picture where it is one, and is text otherwise.
+Pages link as it works on GitHub: relative to where the page lies in the repository. In the site
+such a link goes to a page where the file is one, shows the picture where it is one, and is text
+otherwise.
 """
 
 import logging

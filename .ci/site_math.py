@@ -14,10 +14,10 @@ class FormulaInvalid(Exception):
 
 
 def with_mathml(content: str) -> str:
-    """A page's HTML with its formulas as MathML.
+    r"""A page's HTML with its formulas as MathML.
 
     Args:
-        content: HTML with what arithmatex (generic) left: LaTeX in `\\(...\\)` or `\\[...\\]`.
+        content: HTML with what arithmatex (generic) left: LaTeX in `\(...\)` or `\[...\]`.
 
     Raises:
         FormulaInvalid: LaTeX that the converter does not know.

@@ -40,10 +40,10 @@ class ServerProcess:
         parsed = [json.loads(line) for line in self.lines if line.startswith("{")]
         return [event for event in parsed if event["event"] == name]
 
-    def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
+    def wait_for(self, name: str, count: int = 1, limit_s: float = LIMIT_S) -> dict[str, Any]:
         with self._news:
             there = self._news.wait_for(
-                lambda: self._ended or len(self.events(name)) >= count, LIMIT_S
+                lambda: self._ended or len(self.events(name)) >= count, limit_s
             )
         assert there, self.lines
         assert len(self.events(name)) >= count, self.lines

@@ -1,0 +1,13 @@
+"""A fresh checkout for all pages, so that its environment for serving is made once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.checkout import Checkout, fresh_checkout
+
+
+@pytest.fixture(scope="session")
+def checkout(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """What somebody has who has just cloned the repository."""
+    return fresh_checkout(repo_dir, tmp_path_factory.mktemp("cloned"))
