@@ -22,7 +22,7 @@ _links = OutsideLinks(ROOT)
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fits links while pages are converted."""
-    config.markdown_extensions.append(_links)
+    config.markdown_extensions.append(_links)  # type: ignore[arg-type]  # Markdown takes both
     return config
 
 

@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-_FAMILIES = {
+FAMILIES = {
     "detector_gpu_utilization_ratio": "Share of the last moment in which the GPU computed, 0 to 1.",
     "detector_gpu_memory_used_bytes": "GPU memory in use, by all processes.",
     "detector_gpu_memory_total_bytes": "GPU memory there is.",
     "detector_gpu_temperature_celsius": "Temperature of the GPU.",
 }
+LABELS = ("gpu", "uuid")
 
 
 def open_nvml() -> Any | None:
@@ -55,8 +56,7 @@ class GpuCollector(Collector):
         """The metrics that have a value now."""
         nvml = self._nvml
         families = {
-            name: GaugeMetricFamily(name, text, labels=["gpu", "uuid"])
-            for name, text in _FAMILIES.items()
+            name: GaugeMetricFamily(name, text, labels=LABELS) for name, text in FAMILIES.items()
         }
         count = 0
         with suppress(nvml.NVMLError):

@@ -130,11 +130,19 @@ class Metrics:
             self.reloads.labels(outcome)
         for name, ask, documentation in (
             ("queue_images", queue_images, "Images accepted and not yet in a model call."),
-            ("max_queue_images", lambda: max_queue_images, "Images that may wait."),
+            (
+                "max_queue_images",
+                lambda: max_queue_images,
+                "Images that may wait: the setting of that name.",
+            ),
             ("upload_bytes", upload_bytes, "Bytes that requests' bodies have in memory."),
-            ("max_upload_bytes", lambda: max_upload_bytes, "Bytes that they may have."),
+            (
+                "max_upload_bytes",
+                lambda: max_upload_bytes,
+                "Bytes that all bodies together may have in memory.",
+            ),
             ("lanes", lanes, "Model calls that may run side by side."),
-            ("busy_lanes", busy_lanes, "Model calls that run."),
+            ("busy_lanes", busy_lanes, "Model calls that run now."),
         ):
             gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
             gauge.set_function(ask)

@@ -193,21 +193,6 @@ def variable_name(field_name: str) -> str:
     return ENV_PREFIX + field_name.upper()
 
 
-def settings_table() -> str:
-    """The fields as a Markdown table; README.md holds a copy, and a test compares the two."""
-    rows = ["| variable | flag | default | |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, Path):
-            default = default.relative_to(DEFAULT_MODEL.parent)
-        shown = f"`{default}`" if default not in (None, ()) else ""
-        rows.append(
-            f"| `{variable_name(name)}` | `--{name.replace('_', '-')}` | {shown} "
-            f"| {field.description} |"
-        )
-    return "\n".join(rows)
-
-
 class _Parser(argparse.ArgumentParser):
     """Raises instead of printing several lines and exiting."""
 

@@ -7,6 +7,11 @@ import pytest
 from tests.docs.checkout import Checkout, fresh_checkout
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def checkout(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """What somebody has who has just cloned the repository."""

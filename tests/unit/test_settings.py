@@ -1,9 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from server.choice import DEFAULT_MODEL
 from server.errors import SettingsInvalid
-from server.settings import ENV_PREFIX, Settings, settings_table, variable_name
+from server.settings import Settings, variable_name
 
 OTHER_VALUES = {
     "model": "other.onnx",
@@ -149,14 +148,6 @@ def test_every_field_has_one_sentence() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
-
-
-def test_the_table_names_every_variable_and_shows_no_path_of_this_machine() -> None:
-    table = settings_table()
-    for name in Settings.model_fields:
-        assert f"`{ENV_PREFIX}{name.upper()}`" in table
-    assert str(DEFAULT_MODEL.parent) not in table
-    assert "| `--model` | `weights` |" in table
 
 
 @pytest.mark.parametrize(
