@@ -74,6 +74,7 @@ def detections_json(
     uploads: Sequence[Upload],
     outcomes: Sequence[Found | BadInput],
     timings_ms: dict[str, float],
+    box_decimals: int = 2,
 ) -> bytes:
     """The body of `server.schemas.DetectResponse`.
 
@@ -82,12 +83,13 @@ def detections_json(
         uploads: the images, for their file names.
         outcomes: one per upload, in the same order.
         timings_ms: by stage, with the total.
+        box_decimals: of coordinates; scores have five.
     """
     class_names = artifact.metadata.class_names
     body = {
         "model": {"name": artifact.metadata.name, "version": artifact.version},
         "results": [
-            {"filename": upload.filename} | _result(outcome, class_names)
+            {"filename": upload.filename} | _result(outcome, class_names, box_decimals)
             for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
         "timings_ms": timings_ms,
@@ -104,7 +106,9 @@ def annotated_picture(
     return encode_picture(annotate(image, found.detections, class_names), png=png)
 
 
-def _result(outcome: Found | BadInput, class_names: Sequence[str]) -> dict[str, Any]:
+def _result(
+    outcome: Found | BadInput, class_names: Sequence[str], box_decimals: int
+) -> dict[str, Any]:
     if isinstance(outcome, BadInput):
         error = {"code": outcome.code, "detail": str(outcome)}
         empty: list[Any] = []
@@ -113,7 +117,7 @@ def _result(outcome: Found | BadInput, class_names: Sequence[str]) -> dict[str, 
         }  # fmt: skip
     found = outcome.detections
     # In float64: a float32 0.912 would be printed as 0.9120000004768372.
-    boxes = placed_boxes(found.detections).astype(np.float64).round(2).tolist()
+    boxes = placed_boxes(found.detections).astype(np.float64).round(box_decimals).tolist()
     scores = found.detections.scores.astype(np.float64).round(5).tolist()
     return {
         "width": found.width,

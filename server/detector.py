@@ -38,7 +38,7 @@ class ImageDetections:
     """What was found in one image.
 
     Attributes:
-        detections: boxes in original pixels, clipped to the image.
+        detections: boxes in original pixels, clipped to the image unless asked otherwise.
         width, height: upright original size in pixels.
         truncated: more candidates pass the confidence threshold than the model hands out.
     """
@@ -115,7 +115,7 @@ def finish(
     """Turns one image's (K, 6) float32 candidates into detections in original pixels."""
     anchors = metadata.anchors(prepared.bucket_hw)
     detections, truncated = nms(candidates, parameters, anchors=anchors)
-    boxes = prepared.placed.to_original(detections.boxes)
+    boxes = prepared.placed.to_original(detections.boxes, clip=parameters.clip)
     height, width = prepared.placed.original_hw
     return ImageDetections(replace(detections, boxes=boxes), width, height, truncated)
 

@@ -56,14 +56,17 @@ class Letterbox:
         """Original image size, (height, width) in pixels."""
         return self.frame.original_hw
 
-    def to_original(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Moves boxes from input pixels to original pixels, clipped to the image.
+    def to_original(
+        self, boxes: NDArray[np.float32], *, clip: bool = True
+    ) -> NDArray[np.float32]:
+        """Moves boxes from input pixels to original pixels.
 
         Args:
             boxes: (N, 4) float32, xyxy in input pixels.
+            clip: whether what lies beyond the image is cut off.
 
         Returns:
-            (N, 4) float32, xyxy in original pixels; x in [0, width], y in [0, height].
+            (N, 4) float32, xyxy in original pixels; clipped, x in [0, width], y in [0, height].
 
         Source:
             ultralytics 8.4.190 `scale_boxes`: each axis has its own scale, because the two
@@ -76,7 +79,8 @@ class Letterbox:
         )
         before = np.array(self.frame.before_hw[::-1] * 2, dtype=np.float32)
         limit = np.array([width, height] * 2, dtype=np.float32)
-        return ((boxes - offset) / scale - before).clip(np.float32(0), limit)
+        moved: NDArray[np.float32] = (boxes - offset) / scale - before
+        return moved.clip(np.float32(0), limit) if clip else moved
 
 
 def letterbox(

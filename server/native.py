@@ -55,7 +55,14 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                         "image/png" in request.headers.get("accept", ""),
                     )
                 timings_ms = record.stage_ms | {"total": round(record.elapsed_s() * 1000, 3)}
-                json = detections_json(engine.artifact, form.images, outcomes, timings_ms)
+                json = detections_json(
+                    engine.artifact,
+                    form.images,
+                    outcomes,
+                    timings_ms,
+                    # Whole boxes are for suppressing again, which decides by their overlaps.
+                    box_decimals=2 if chosen.detect.clip else 4,
+                )
                 return json, "application/json"
 
             async with leaving_with_client(request.receive):

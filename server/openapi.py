@@ -42,6 +42,11 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
         "Suppress overlaps across classes, too.",
         {"type": "boolean", "default": DEFAULT.agnostic_nms},
     ),
+    "clip": (
+        "Boxes end where the image does. With false they are whole, in four decimals instead of two: "
+        "as suppression, which comes before, sees them.",
+        {"type": "boolean", "default": DEFAULT.clip},
+    ),
     "format": (
         "`json`, or `image` for the one image with its detections drawn in: a JPEG, or a PNG "
         "where Accept asks for image/png.",

@@ -10,7 +10,7 @@ from typing import Literal, TypeGuard
 from server.errors import InvalidParameter
 from server.postprocess import DetectParameters
 
-NAMES = ("conf", "iou", "max_det", "classes", "agnostic_nms", "format")
+NAMES = ("conf", "iou", "max_det", "classes", "agnostic_nms", "clip", "format")
 MAX_CHARACTERS = 64 * 1024  # read on the event loop; a JSON text may be as long as the body
 INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -64,6 +64,7 @@ def read_parameters(
         max_det=_integer("max_det", values.get("max_det", default.max_det)),
         classes=tuple(dict.fromkeys(classes)) if "classes" in values else None,
         agnostic_nms=_boolean("agnostic_nms", values.get("agnostic_nms", default.agnostic_nms)),
+        clip=_boolean("clip", values.get("clip", default.clip)),
     )
     return RequestParameters(detect, _format(values.get("format", "json")))
 

@@ -36,6 +36,8 @@ class DetectParameters:
         max_det: most detections of an image, >= 1.
         classes: class ids to look for, >= 0; None looks for all.
         agnostic_nms: boxes of different classes suppress each other too.
+        clip: boxes end where the image does. Suppression comes before, and needs the whole boxes:
+            who does it again, with other thresholds, asks for them.
 
     Raises:
         InvalidParameter: when one is out of its range, with the value and the range.
@@ -46,6 +48,7 @@ class DetectParameters:
     max_det: int = 300
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
+    clip: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("conf", self.conf), ("iou", self.iou)):

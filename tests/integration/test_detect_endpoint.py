@@ -90,6 +90,16 @@ async def test_the_answer_is_that_of_the_detector_without_a_server(
         np.testing.assert_allclose(scores, expected.detections.scores, atol=1e-5)
 
 
+async def test_boxes_are_whole_where_a_request_does_not_clip_them(
+    client: httpx.AsyncClient,
+) -> None:
+    image = encode(paint((64, 64), {(0, 1): (255, 0, 41)}))  # grows 5.125 pixels to each side
+    (clipped,) = found(await client.post("/detect", content=image))
+    (whole,) = found(await client.post("/detect", content=image, params={"clip": "false"}))
+    assert clipped["box"] == {"x1": 26.88, "y1": 0, "x2": 64, "y2": 37.12}
+    assert whole["box"] == {"x1": 26.875, "y1": -5.125, "x2": 69.125, "y2": 37.125}
+
+
 async def test_the_three_forms_of_a_request_mean_the_same(client: httpx.AsyncClient) -> None:
     image = encode(MIXED)
     answers = [
@@ -362,7 +372,7 @@ async def test_openapi_describes_the_three_forms_and_the_errors(
         JSON,
     }
     names = {parameter["name"] for parameter in detect["parameters"]}
-    assert names == {"conf", "iou", "max_det", "classes", "agnostic_nms", "format"}
+    assert names == {"conf", "iou", "max_det", "classes", "agnostic_nms", "clip", "format"}
     errors = {"400", "401", "413", "415", "422", "500", "503", "504"}
     assert set(detect["responses"]) == errors | {"200"}
     for status in errors:

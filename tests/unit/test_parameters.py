@@ -22,7 +22,8 @@ def test_text_and_json_values_mean_the_same(as_text: bool) -> None:
     given: list[tuple[str, object]] = [(n, str(v) if as_text else v) for n, v in values.items()]
     given.append(("agnostic_nms", "true" if as_text else True))
     given.append(("format", "image"))
-    expected = DetectParameters(conf=0.5, iou=0.25, max_det=7, agnostic_nms=True)
+    given.append(("clip", "false" if as_text else False))
+    expected = DetectParameters(conf=0.5, iou=0.25, max_det=7, agnostic_nms=True, clip=False)
     assert read(*given) == RequestParameters(expected, "image")
 
 
