@@ -1,0 +1,169 @@
+"""docs/troubleshooting.md quotes messages that the code really has, so that people find them.
+
+A quoted line counts as the code's where the text of messages in it covers most of it: names and
+numbers in between are examples. Lines that a library words are produced here.
+"""
+
+import ast
+import errno
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from server.metrics import Metrics
+from tests.artifacts import tiny_artifact
+from tests.processes import run_to_the_end
+from tests.serving import served
+
+REPO = Path(__file__).resolve().parents[2]
+PAGES = ("docs/troubleshooting.md", "docs/bring-your-checkpoint.md")
+RUNBOOK = ("docs/troubleshooting.md", "docs/operations.md", "docs/tuning.md", "docs/serve.md")
+TEXT_BLOCK = re.compile(r"^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BULLET = re.compile(r"^- (\*\*`.*)\\$", re.MULTILINE)
+LEAST_FRAGMENT = 4  # characters; shorter ones are everywhere
+LEAST_MESSAGE = 9
+COVERED = 0.45  # of a line's characters; the rest is examples of names and numbers
+# Worded by Python, pydantic or the system; produced below.
+PRODUCED = {
+    "error: --port: Input should be less than or equal to 65535": ("--port", "70000"),
+    "error: unrecognized arguments: --modle x": ("--modle", "x"),
+}
+OF_A_SCHEMA = "error: mine.onnx: metadata of schema 2 expected: schema_version: Input should be 2"
+OF_A_ROUTE = ("GET /detect: Method Not Allowed", "POST /detect/: Not Found")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def messages_of(tree: ast.AST) -> Iterator[tuple[str, ...]]:
+    """The fixed texts of each string of a module, in order; an f-string has several."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            fixed = [part.value for part in node.values if isinstance(part, ast.Constant)]
+            yield tuple(str(text) for text in fixed)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield tuple(re.split(r"\{[^}]*\}", node.value))  # of str.format
+
+
+@cache
+def all_messages() -> frozenset[tuple[str, ...]]:
+    found: set[tuple[str, ...]] = set()
+    for package in ("server", "export", "model"):
+        for path in sorted((REPO / package).rglob("*.py")):
+            found.update(messages_of(ast.parse(path.read_text(encoding="utf-8"))))
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    found.update((text,) for text in re.findall(r"echo '([^']+)'", makefile))
+    found.update((os.strerror(each),) for each in errno.errorcode)
+    found.update((status.phrase,) for status in HTTPStatus)
+    stripped = (tuple(text.strip(" :;,") for text in each) for each in found)
+    return frozenset(
+        fragments
+        for each in stripped
+        if (fragments := tuple(text for text in each if len(text) >= LEAST_FRAGMENT))
+    )
+
+
+def covered_share(line: str) -> float:
+    """How much of a line is the fixed text of messages that are there whole, in order."""
+    covered = [False] * len(line)
+    for fragments in all_messages():
+        at, spans = 0, []
+        for fragment in fragments:
+            start = line.find(fragment, at)
+            if start < 0:
+                break
+            at = start + len(fragment)
+            spans.append((start, at))
+        else:
+            if sum(end - start for start, end in spans) >= LEAST_MESSAGE:
+                for start, end in spans:
+                    covered[start:end] = [True] * (end - start)
+    return sum(covered) / len(line)
+
+
+def quoted_lines() -> list[str]:
+    lines: list[str] = []
+    for page in PAGES:
+        text = (REPO / page).read_text(encoding="utf-8")
+        if page.endswith("troubleshooting.md"):
+            for block in TEXT_BLOCK.findall(text):
+                lines += block.splitlines()
+        for bullet in BULLET.findall(text):
+            lines += re.findall(r"\*\*`(.+?)`\*\*", bullet)
+    return lines
+
+
+QUOTED = quoted_lines()
+ELSEWHERE = (*PRODUCED, *OF_A_ROUTE, OF_A_SCHEMA)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(QUOTED) > 60
+    assert covered_share("the frobnicator lost its marbles; turn it off and on again") < COVERED
+
+
+@pytest.mark.parametrize("line", [each for each in QUOTED if each not in ELSEWHERE])
+def test_a_quoted_message_is_one_of_the_codes(line: str) -> None:
+    share = covered_share(line.removeprefix("error: ").removeprefix("python -m export: "))
+    assert share >= COVERED, f"{share:.0%} of it is in the code: {line}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", PRODUCED)
+def test_a_message_that_a_library_words_is_printed_so(line: str, repo_dir: Path) -> None:
+    assert line in QUOTED
+    done = run_to_the_end(repo_dir, *PRODUCED[line])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == line
+
+
+@pytest.mark.slow
+def test_the_message_about_another_schema_is_printed_so(repo_dir: Path, tmp_path: Path) -> None:
+    assert OF_A_SCHEMA in QUOTED
+    artifact = (repo_dir / "weights/yolov8n-fla-bccd.onnx").read_bytes()
+    other = artifact.replace(b'"schema_version":2', b'"schema_version":1')
+    (tmp_path / "mine.onnx").write_bytes(other)
+    done = run_to_the_end(repo_dir, "--model", str(tmp_path / "mine.onnx"))
+    assert done.stderr.splitlines()[-1].replace(f"{tmp_path}/", "") == OF_A_SCHEMA
+
+
+@pytest.mark.anyio
+async def test_the_messages_about_routes_are_answered_so(tmp_path: Path) -> None:
+    async with served(tiny_artifact(tmp_path / "tiny.onnx")) as running:
+        for line in OF_A_ROUTE:
+            assert line in QUOTED
+            method, path = line.partition(":")[0].split(" ")
+            answer = await running.client.request(method, path)
+            assert answer.json()["detail"] == line
+
+
+def test_every_metric_that_the_guides_name_is_there() -> None:
+    metrics = Metrics(
+        ["queue_full"],
+        queue_images=lambda: 0,
+        upload_bytes=lambda: 0,
+        lanes=lambda: 1,
+        busy_lanes=lambda: 0,
+        state=lambda: "ready",
+        max_queue_images=1,
+        max_upload_bytes=1,
+    )
+    there = metrics.exposition().decode()
+    for page in RUNBOOK:
+        named = re.findall(r"\b(detector_[a-z_]+)", (REPO / page).read_text(encoding="utf-8"))
+        missing = {each for each in named if each not in there and "_gpu_" not in each}
+        assert not missing, page
+
+
+def test_every_event_that_the_guides_name_is_logged() -> None:
+    code = "".join(p.read_text(encoding="utf-8") for p in sorted((REPO / "server").rglob("*.py")))
+    for event in ("service_failed", "request_failed", "unexpected_error", "reload_failed",
+                  "sighup_ignored", "memory", "ready", "listening"):  # fmt: skip
+        assert f'"{event}"' in code, event
