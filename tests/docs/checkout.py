@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+SERVE_VENV = ".venv-serve"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
@@ -17,11 +19,19 @@ class Checkout:
         folder: the copy.
         home: HOME of what runs there.
         port: what stands for 8000, which may be taken on this machine.
+        kept: names in `folder` that stay between pages.
     """
 
     folder: Path
     home: Path
     port: int
+    kept: frozenset[str]
+
+    def clean(self) -> None:
+        """Removes what a page's blocks left, so that the next page finds a fresh checkout."""
+        for each in self.folder.iterdir():
+            if each.name not in self.kept:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
 
     def environment(self) -> dict[str, str]:
         """What a reader's shell has, with the port that `make serve` takes."""
@@ -57,7 +67,8 @@ def fresh_checkout(repo: Path, folder: Path) -> Checkout:
     _link_environment(Path(sys.prefix), copy / ".venv")
     home = folder / "home"
     home.mkdir()
-    return Checkout(copy, home, free_port())
+    kept = {each.name for each in copy.iterdir()} | {SERVE_VENV}
+    return Checkout(copy, home, free_port(), frozenset(kept))
 
 
 def free_port() -> int:

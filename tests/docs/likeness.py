@@ -4,9 +4,12 @@ import json
 import re
 from typing import Any
 
-# Another build, file or moment has others; only their type is compared, and that of all below.
-OF_THE_MOMENT = frozenset(
-    {"commit", "pid", "request_id", "revision", "timestamp", "timings_ms", "uptime_s", "version"}
+# What another build, machine or moment has otherwise: of what is below, keys and types count.
+OF_THE_MOMENT = frozenset({"timings_ms"})
+# Of these not even the type: a revision is null where there is no git.
+OF_THE_MACHINE = frozenset(
+    {"device", "lanes", "max_batch_size", "precision", "provider", "reason"}
+    | {"cpu_fallback", "request_id", "revision", "server_version", "timestamp", "version"}
 )
 SCORE = 0.1  # of numbers up to 1
 PIXELS = 5.0  # of larger ones
@@ -19,6 +22,7 @@ def json_differences(shown: Any, seen: Any, where: str = "", *, exactly: bool = 
     """What a page's JSON has that an answer has not, or otherwise.
 
     A list that is shown may be a part of the real one: each of its items must be like one there.
+    Whole numbers are equal, others near.
 
     Args:
         shown: on the page.
@@ -32,7 +36,7 @@ def json_differences(shown: Any, seen: Any, where: str = "", *, exactly: bool = 
     if isinstance(shown, dict) and isinstance(seen, dict):
         found = [f"{where}: shown with {key!r}, it has none" for key in shown.keys() - seen.keys()]
         found += [f"{where}: has {key!r}, not shown" for key in seen.keys() - shown.keys()]
-        for key in shown.keys() & seen.keys():
+        for key in (shown.keys() & seen.keys()) - OF_THE_MACHINE:
             strict = exactly and key not in OF_THE_MOMENT
             found += json_differences(shown[key], seen[key], f"{where}.{key}", exactly=strict)
         return found
@@ -88,4 +92,6 @@ def _is_number(value: object) -> bool:
 
 
 def _tolerance(shown: float) -> float:
+    if isinstance(shown, int):  # a count, a size, an id
+        return 0
     return SCORE if abs(shown) <= 1 else max(PIXELS, SHARE * abs(shown))

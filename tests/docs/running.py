@@ -124,6 +124,7 @@ def run_page(
         BlockFailed: a block ended otherwise than its page says, or printed something else.
         Undeclared: a block has no comment.
     """
+    checkout.clean()
     blocks = [each for each in read_blocks(repo, page) if not kinds or each.kind in kinds]
     run = Run(checkout, checkout.environment())
     at = 0
