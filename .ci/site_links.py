@@ -75,11 +75,12 @@ def fitted(link: str, page: str, root: Path) -> str | None:
         return link
     here = posixpath.dirname(in_repository(page))
     path = posixpath.normpath(posixpath.join(here, unquote(parts.path)))
-    if not (root / path).exists():
-        raise FileNotFoundError(path)
     target = in_site(path)
     if target is None or (root / path).is_dir():
+        if not (root / path).exists():
+            raise FileNotFoundError(path)
         return None
+    # Whether the site has the target is for mkdocs to say.
     relative = posixpath.relpath(target, posixpath.dirname(page) or ".")
     return relative + (f"#{parts.fragment}" if parts.fragment else "")
 
