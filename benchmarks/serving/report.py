@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.evidence.page import wrapped
+from benchmarks.serving.remarks import remarks
 
 Row = Mapping[str, Any]
 COMMAND = ".venv/bin/python -m benchmarks.serving"
@@ -135,13 +136,16 @@ def page(figures: Mapping[str, Any]) -> str:
         "are medians over the rounds, some with the lowest and the highest; ratios are taken "
         "within a round.",
         "The limit is the server's own decode, letterbox, model calls and NMS in one process "
-        "without HTTP, in its best arrangement. mosec, LitServe and FastAPI serve that same code "
+        "without HTTP, in its best arrangement. It is the limit of one process: servers of "
+        "several, such as mosec's two workers, share neither Python's lock nor an allocator, and "
+        "can pass it. mosec, LitServe and FastAPI serve that same code "
         "around the same file, tuned: a one-thread worker for each CPU where many clients ask, "
         "one worker with all threads for a lone client. `tutorial` is FastAPI around ultralytics "
         "and the checkpoint. Each answer's number of boxes is compared with the pipeline's.",
         "![images a second and latency](evidence/serving.png)",
         "## Ratios",
         claims_table(claims(rows)),
+        *remarks(rows, figures["cases"], about["cpus"]),
     ]
     for case in figures["cases"]:
         parts += [f"## {case['title'].capitalize()}", f"Shapes: {case['shapes']}."]
@@ -150,7 +154,10 @@ def page(figures: Mapping[str, Any]) -> str:
         parts += [
             "## Latency at a given rate",
             "Open loop: requests come at random times (Poisson) whatever became of those before, "
-            "and wait from the moment they should have been sent. 640×480.",
+            "and wait from the moment they should have been sent. 640×480. Offered is the rate of "
+            f"that chance; in a window of {about['seconds']:g} s more or fewer come. Answered are "
+            "those whose answer ended within the window, so that the last of those that came may "
+            "be missing.",
             curve_table(figures["curve"]),
         ]
     return "\n\n".join(wrapped(part) for part in parts) + "\n"
@@ -195,14 +202,16 @@ def case_table(rows: Sequence[Row]) -> str:
 def curve_table(rows: Sequence[Row]) -> str:
     """One line for each rate."""
     lines = [
-        "| | offered images/s | answered | p50 ms | p95 ms | p99 ms | statuses | sent late, p99 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | offered images/s | came | answered | p50 ms | p95 ms | p99 ms | statuses "
+        "| sent late, p99 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         statuses = ", ".join(f"{count} × {status}" for status, count in row["statuses"].items())
         waits = [_median([row], f"{each}_ms", 0) for each in ("p50", "p95", "p99")]
         lines.append(
-            f"| {row['name']} | {row['offered_per_s']:.1f} | {row['images_per_s']:.1f} "
+            f"| {row['name']} | {row['offered_per_s']:.1f} "
+            f"| {row['requests'] / row['seconds']:.1f} | {row['images_per_s']:.1f} "
             f"| {' | '.join(waits)} | {statuses} | {_median([row], 'late_p99_ms', 1)} ms |"
         )
     return "\n".join(lines)

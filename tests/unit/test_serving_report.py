@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.serving.__main__ import write_results
+from benchmarks.serving.remarks import remarks
 from benchmarks.serving.report import best_peer, case_table, claims, page, ratio_by_round
 
 COUNTS = {"requests": 10, "statuses": {"200": 10}, "wrong": {}}
@@ -29,7 +30,7 @@ ROWS = [
     row(0, "lone", "limit", p50_ms=30.0),
     row(0, "lone", "mosec", p50_ms=40.0),
 ]
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "metadata": {
         "cpu": "a CPU", "cpus": 2, "clients": 32, "date": "2026-01-01", "rounds": 2,
         "seconds": 6, "warm_s": 1.5, "pictures": 3,
@@ -42,6 +43,7 @@ FIGURES = {
     "curve": [
         {
             "name": "ours", "offered_per_s": 10.0, "images_per_s": 9.9, "p50_ms": 40.0,
+            "requests": 61, "seconds": 6.0,
             "p95_ms": 60.0, "p99_ms": 90.0, "statuses": {"200": 60, "503": 1}, "late_p99_ms": 1.0,
         }
     ],
@@ -93,9 +95,45 @@ def test_the_page_and_the_plot_show_every_case(tmp_path: Path) -> None:
     assert "## One client" in content
     assert "| ours | so | 30.0 (20.0 to 40.0) |" in content
     assert "60 × 200, 1 × 503" in content
+    assert "| ours | 10.0 | 10.2 | 9.9 |" in content
     write_results(FIGURES, tmp_path)
     assert (tmp_path / "serving-benchmark.md").read_text(encoding="utf-8") == content
     for name in re.findall(r"\]\(([^)]*)\)", content):
         assert (tmp_path / name).stat().st_size > 0
     assert (tmp_path / "evidence" / "serving.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "evidence" / "serving.json").read_text()) == FIGURES
+
+
+def test_windows_that_used_half_of_the_cpus_are_told() -> None:
+    busy = row(0, "saturated", "FastAPI", images_per_s=40.0, p50_ms=800.0, server_cpus=1.9)
+    half = row(1, "saturated", "FastAPI", images_per_s=20.0, p50_ms=1600.0, server_cpus=1.0)
+    (told,) = remarks([busy, half], FIGURES["cases"], cpus=2)
+    assert "FastAPI in 1 of 2 windows" in told
+    assert not remarks([busy], FIGURES["cases"], cpus=2)
+    alone = row(0, "lone", "FastAPI", images_per_s=20.0, p50_ms=50.0, server_cpus=1.0)
+    assert not remarks([alone], FIGURES["cases"], cpus=2)  # one client can't use more
+
+
+def test_clients_that_are_not_served_alike_are_told() -> None:
+    # 32 clients at 40/s wait 800 ms on average.
+    alike = row(0, "saturated", "mosec", images_per_s=40.0, p50_ms=810.0)
+    uneven = row(0, "saturated", "FastAPI", images_per_s=40.0, p50_ms=1250.0)
+    (told,) = remarks([alike, uneven], FIGURES["cases"], cpus=2)
+    assert "FastAPI in 1 of 1 windows" in told
+    assert "mosec" not in told
+
+
+def test_cpus_that_changed_their_speed_are_told() -> None:
+    costs = [
+        row(i, "saturated", "ours", images_per_s=40.0, p50_ms=800.0, server_cpu_ms_per_image=cost)
+        for i, cost in enumerate((20.0, 30.0))
+    ]
+    (told,) = remarks(costs, FIGURES["cases"], cpus=2)
+    assert "1.50 times" in told
+    assert not remarks(costs[:1], FIGURES["cases"], cpus=2)
+
+
+def test_the_page_in_the_documentation_is_what_its_figures_make(repo_dir: Path) -> None:
+    figures = json.loads((repo_dir / "docs/evidence/serving.json").read_text(encoding="utf-8"))
+    written = (repo_dir / "docs/serving-benchmark.md").read_text(encoding="utf-8")
+    assert written == page(figures)
