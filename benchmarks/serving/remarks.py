@@ -61,8 +61,8 @@ def uneven(rows: Sequence[Row], clients: Mapping[str, int]) -> str:
     """Who served some clients sooner than others, in how many windows."""
 
     def is_uneven(row: Row) -> bool:
-        mean_ms = 1e3 * clients[row["case"]] / row["images_per_s"]
-        return (_figure(row, "p50_ms") or 0) > UNEVEN * mean_ms
+        mean_ms = 1e3 * clients[row["case"]] / float(row["images_per_s"])
+        return (_figure(row, "p50_ms") or 0.0) > UNEVEN * mean_ms
 
     by_name = _windows(rows, is_uneven)
     if not by_name:
@@ -87,5 +87,6 @@ def _windows(rows: Sequence[Row], is_so: Callable[[Row], bool]) -> str:
 
 def _figure(row: Row, name: str) -> float | None:
     value = row.get(name)
-    usable = isinstance(value, float | int) and math.isfinite(value) and value > 0
-    return float(value) if usable else None
+    if isinstance(value, float | int) and math.isfinite(value) and value > 0:
+        return float(value)
+    return None
