@@ -16,6 +16,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from server.parameters import NAMES
 from server.schemas import DetectResponse, Problem
 from tests.processes import ready
 
@@ -241,6 +242,11 @@ def test_what_the_page_shows_as_answers_are_answers() -> None:
     assert len(shown) == 2
     for body in shown:
         (DetectResponse if "results" in body else Problem).model_validate(body)
+
+
+def test_every_parameter_is_told() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert not [name for name in NAMES if f"| `{name}` |" not in text]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from server.metrics import Metrics
+from server.parameters import NAMES
 from tests.artifacts import tiny_artifact
 from tests.processes import run_to_the_end
 from tests.serving import served
@@ -142,6 +143,11 @@ async def test_the_messages_about_routes_are_answered_so(tmp_path: Path) -> None
             method, path = line.partition(":")[0].split(" ")
             answer = await running.client.request(method, path)
             assert answer.json()["detail"] == line
+
+
+def test_the_parameters_that_the_message_lists_are_those_that_there_are() -> None:
+    (line,) = (each for each in QUOTED if each.startswith("unknown parameter"))
+    assert line.endswith(f"known are {', '.join(NAMES)}")
 
 
 def test_every_metric_that_the_guides_name_is_there() -> None:
