@@ -106,6 +106,8 @@ COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
 COPY LICENSE ./
 COPY weights weights
+# What the page offers as a first try. (In a checkout, weights/samples is a link, which no build sees.)
+COPY samples/*.jpg weights/samples/
 # Last, as it changes most.
 COPY --from=package /opt/package /opt/venv/lib/python3.11/site-packages
 ENV PATH=/opt/venv/bin:$PATH \

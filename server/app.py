@@ -24,6 +24,7 @@ from server.problems import (
     rejection_reasons,
     respond_in,
 )
+from server.samples import read_samples
 from server.security_headers import allow_origins
 from server.service import Service
 from server.settings import Settings
@@ -123,7 +124,7 @@ def create_app(
     strict_guards = [*schemes, Depends(key_check(keys.require))]
     app.include_router(native.routes(service, limits, guards))
     app.include_router(operations.routes(service, reload, guards, strict_guards))
-    app.include_router(pages.routes(app.title))
+    app.include_router(pages.routes(app.title, read_samples(settings.model), guards))
     app.include_router(open_inference.routes(service, limits, guards))
     app.include_router(deepstack.routes(service, limits, keys, schemes))
     answer_errors(app, service, respond)

@@ -1,0 +1,108 @@
+// The camera: what it sees with boxes, and single pictures of it.
+
+import { element } from "./dom.js";
+import { Problem } from "./problems.js";
+import { askCandidates } from "./requests.js";
+
+/** Why there is no camera; `key` names the words. */
+export class CameraProblem extends Error {
+  constructor(key) {
+    super(key);
+    this.key = key;
+  }
+}
+
+export class Camera {
+  #stream;
+  #video;
+  #canvas = document.createElement("canvas");
+  #aborter = null;
+
+  constructor(stream, video) {
+    this.#stream = stream;
+    this.#video = video;
+  }
+
+  /** Starts it. Throws a CameraProblem. */
+  static async open() {
+    // Browsers hide the camera from pages that others could have changed on their way.
+    if (!navigator.mediaDevices?.getUserMedia) throw new CameraProblem("camera.insecure");
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
+    } catch (error) {
+      if (error.name === "NotAllowedError" || error.name === "SecurityError") throw new CameraProblem("camera.refused");
+      throw new CameraProblem(error.name === "NotFoundError" ? "camera.missing" : "camera.busy");
+    }
+    const video = element("video", { muted: true, playsInline: true });
+    video.srcObject = stream;
+    try {
+      await video.play();
+    } catch {
+      stream.getTracks().forEach((track) => track.stop());
+      throw new CameraProblem("camera.busy");
+    }
+    return new Camera(stream, video);
+  }
+
+  get video() {
+    return this.#video;
+  }
+
+  get size() {
+    return { width: this.#video.videoWidth, height: this.#video.videoHeight };
+  }
+
+  get live() {
+    return this.#aborter !== null;
+  }
+
+  /** Calls `ended` when it goes away by itself, as when it is unplugged. */
+  onEnded(ended) {
+    this.#stream.getVideoTracks()[0].addEventListener("ended", ended);
+  }
+
+  /** What it sees now, as a file. */
+  async take(name) {
+    const { width, height } = this.size;
+    [this.#canvas.width, this.#canvas.height] = [width, height];
+    this.#canvas.getContext("2d").drawImage(this.#video, 0, 0);
+    const blob = await new Promise((done) => this.#canvas.toBlob(done, "image/jpeg", 0.92));
+    return new File([blob], name, { type: "image/jpeg" });
+  }
+
+  /**
+   * Asks about one picture after the other until `pause`.
+   *
+   * @param {(answer, roundTripMs) => void} found gets each answer.
+   * @param {(Problem) => void} failed gets what went wrong; where it passes, it goes on.
+   */
+  async run(found, failed) {
+    const aborter = (this.#aborter = new AbortController());
+    const { signal } = aborter;
+    while (!signal.aborted) {
+      try {
+        const { answer, roundTripMs } = await askCandidates(await this.take("camera.jpg"), signal);
+        if (!signal.aborted) found(answer, roundTripMs);
+      } catch (error) {
+        if (signal.aborted) return;
+        const problem = error instanceof Problem ? error : new Problem({ code: "unreadableAnswer", detail: String(error) });
+        failed(problem);
+        if (!problem.passes) return this.pause();
+        await new Promise((done) => setTimeout(done, 1000 * problem.retryAfterS));
+      }
+    }
+  }
+
+  /** Asks no more; the picture goes on. */
+  pause() {
+    this.#aborter?.abort();
+    this.#aborter = null;
+  }
+
+  close() {
+    this.pause();
+    this.#stream.getTracks().forEach((track) => track.stop());
+    this.#video.srcObject = null;
+  }
+}
