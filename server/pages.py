@@ -1,29 +1,64 @@
 """The pages for people: one to try images in, and the documentation of the interface.
 
-Swagger UI comes from the package fastapi-offline, because FastAPI's own page would load it from
-another host.
+The first is the folder `page`: files as they are, without a build step. Swagger UI comes from the
+package fastapi-offline, because FastAPI's own page would load it from another host.
 """
 
+import hashlib
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import fastapi_offline
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, StreamingResponse
+from fastapi.params import Depends
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from server.security_headers import page_policy
+from server.errors import NotFound
+from server.samples import media_type
+from server.security_headers import PERMISSIONS, app_policy, page_policy
 
+PAGE = Path(__file__).with_name("page")
 SWAGGER_UI = Path(fastapi_offline.__file__).with_name("static")
 PIECE_BYTES = 64 * 1024  # so much of an answer waits for a client that reads slowly
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+# mimetypes asks the system's tables, which differ; browsers run no module of another type.
+PAGE_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
-def routes(title: str) -> APIRouter:
-    """The pages and what they load; paths in them are relative, for a proxy with a prefix."""
+def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) -> APIRouter:
+    """The pages and what they load; paths in them are relative, for a proxy with a prefix.
+
+    Args:
+        title: of the documentation.
+        samples: pictures that the page offers, by file name.
+        guards: stand before the samples, which tell what is looked for here.
+    """
     router = APIRouter(include_in_schema=False)
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    for file in sorted(PAGE.iterdir()):
+        if file.suffix in PAGE_TYPES:
+            path = "/" if file.name == "index.html" else f"/page/{file.name}"
+            router.add_api_route(path, _page_file(file), methods=["GET"])
+
+    @router.get("/samples", dependencies=guards)
+    async def sample_names() -> list[str]:
+        return list(samples)
+
+    @router.get("/samples/{name}", dependencies=guards)
+    async def sample(name: str) -> Response:
+        # Looked up, never opened: what was not read at the start is not there.
+        if name not in samples:
+            raise NotFound(f"there is no sample {name[:100]!r}")
+        content = samples[name]
+        headers = {"Content-Length": str(len(content))}
+        return StreamingResponse(_pieces(content), headers=headers, media_type=media_type(name))
+
     script, style, icon = (f"docs/{name}" for name in ASSETS)
     docs = bytes(
         get_swagger_ui_html(
@@ -37,10 +72,6 @@ def routes(title: str) -> APIRouter:
     # Swagger UI styles its elements from its script.
     docs_policy = page_policy(docs).replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
 
-    @router.get("/")
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})
-
     @router.get("/docs")
     async def documentation() -> HTMLResponse:
         return HTMLResponse(docs, headers={"Content-Security-Policy": docs_policy})
@@ -48,6 +79,28 @@ def routes(title: str) -> APIRouter:
     for name in ASSETS:
         router.add_api_route(f"/docs/{name}", _asset(name), methods=["GET"])
     return router
+
+
+def _page_file(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    content = file.read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    # A browser asks each time whether its copy still counts: after an upgrade, no new page meets an
+    # old script.
+    headers = {"Cache-Control": "no-cache", "ETag": tag}
+    if file.suffix == ".html":
+        headers |= {"Content-Security-Policy": app_policy(), "Permissions-Policy": PERMISSIONS}
+
+    async def page_file(request: Request) -> Response:
+        known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
+        # Proxies that compress mark the tag as weak.
+        if tag in (each.removeprefix("W/") for each in known):
+            return Response(status_code=304, headers=headers)
+        length = {"Content-Length": str(len(content))}
+        return StreamingResponse(
+            _pieces(content), headers=headers | length, media_type=PAGE_TYPES[file.suffix]
+        )
+
+    return page_file
 
 
 def _asset(name: str) -> Callable[[], Awaitable[StreamingResponse]]:

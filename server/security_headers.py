@@ -17,6 +17,10 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 )
+# What a page's script may ask the browser for: the camera, and nothing else.
+PERMISSIONS = (
+    "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
+)
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -25,6 +29,27 @@ def completed(headers: MutableHeaders, request_id: str) -> list[tuple[bytes, byt
     headers["X-Request-ID"] = request_id
     there = {name for name, _ in headers.raw}
     return headers.raw + [each for each in SECURITY_HEADERS if each[0] not in there]
+
+
+def app_policy() -> str:
+    """The Content-Security-Policy of the page at `/`: files of this server, and nothing inline.
+
+    Pictures that a person drops are blobs, and texts never become HTML.
+    """
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' blob:",
+            "connect-src 'self'",
+            "form-action 'self'",
+            "base-uri 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )
 
 
 def page_policy(html: str) -> str:

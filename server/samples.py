@@ -1,0 +1,64 @@
+"""The pictures that the page offers as a first try: those of the folder `samples` beside a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.logs import get_logger
+
+FOLDER = "samples"
+MOST = 12
+# They stay in memory. Larger pictures belong to those who drop them.
+MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES_IN_ALL = 16 * 1024 * 1024
+MEDIA_TYPES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+
+logger = get_logger(__name__)
+
+
+def read_samples(model: Path) -> Mapping[str, bytes]:
+    """Reads the pictures beside a model.
+
+    Args:
+        model: an artifact or a folder of them, as the setting `model` names it.
+
+    Returns:
+        The first files by name that are JPEG, PNG or WebP by their names, at most `MOST` and within
+        the limits of bytes; empty where there is no such folder or it can't be read. A file that
+        can't be read or is too large is left out, and the log says so.
+    """
+    folder = (model if model.is_dir() else model.parent) / FOLDER
+    try:
+        files = sorted(each for each in folder.iterdir() if media_type(each.name))
+    except OSError:
+        return {}
+    samples: dict[str, bytes] = {}
+    room = MAX_BYTES_IN_ALL
+    for file in files:
+        if len(samples) == MOST:
+            break
+        limit = min(MAX_BYTES, room)
+        try:
+            if not file.is_file():  # opening a pipe would wait for its writer
+                continue
+            with file.open("rb") as opened:
+                content = opened.read(limit + 1)
+            file.name.encode()  # a name that is no text could not be listed
+        except (OSError, UnicodeEncodeError) as error:
+            logger.warning("sample_left_out", file=repr(file.name), reason=str(error))
+            continue
+        if len(content) > limit:
+            logger.warning("sample_left_out", file=file.name, reason=f"over {limit} bytes")
+            continue
+        samples[file.name] = content
+        room -= len(content)
+    return samples
+
+
+def media_type(name: str) -> str | None:
+    """What a file's name says that it is; None where it is no picture that browsers show."""
+    return MEDIA_TYPES.get(Path(name).suffix.lower())
