@@ -98,7 +98,8 @@ def quoted_lines() -> list[str]:
                 lines += block.splitlines()
         for bullet in BULLET.findall(text):
             lines += re.findall(r"\*\*`(.+?)`\*\*", bullet)
-    return lines
+    training = (REPO / "docs/train.md").read_text(encoding="utf-8").partition("goes wrong")[2]
+    return lines + re.findall(r"^\| `{1,2}(.+?)`{1,2} \|", training, re.MULTILINE)
 
 
 QUOTED = quoted_lines()
