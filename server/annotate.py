@@ -1,19 +1,22 @@
 """A picture with its detections drawn in."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from server.labels import Label, draw_labels
+from server.palette import BLACK_RGB, WHITE_RGB, Colour, class_colour, text_colour
 from server.postprocess import Detections
 
 MAX_JPEG_SIDE = 65_500  # the format's own limit, less a little that encoders keep back
-# Dark enough for white text; neighbours are far apart also for most colour-blind people.
-COLOURS_RGB = (
-    (0, 90, 181), (200, 60, 0), (120, 40, 140), (0, 120, 90), (150, 110, 0), (180, 0, 90),
-)  # fmt: skip
-WHITE_RGB = (255, 255, 255)
+# Sizes are parts of the side of a square as large as the picture: what they look like when it is
+# fitted into a window does not depend on its pixels.
+TEXT_PART, LINE_PART = 1 / 42, 1 / 330
+LEAST_TEXT_PX = 10
+SMALLEST_TEXT = 0.55  # of the usual size, for boxes that are small in their picture
 
 
 def annotate(
@@ -22,66 +25,67 @@ def annotate(
     """Draws boxes with class name and score.
 
     Args:
-        image: (H, W, 3) uint8 RGB; not changed.
+        image: (H, W, 3) uint8 RGB; drawn into.
         detections: boxes in pixels of this image.
         class_names: by class id.
 
     Returns:
-        (H, W, 3) uint8 RGB; line and text sizes grow with the image.
+        The image; line and text sizes grow with it.
     """
-    drawn = image.copy()
-    shorter_side = min(image.shape[:2])
-    thickness = max(1, round(shorter_side / 300))
-    last_xyxy = (image.shape[1] - 1, image.shape[0] - 1) * 2
-    text_scale = max(0.35, shorter_side / 1200)
+    height, width = image.shape[:2]
+    side = math.sqrt(height * width)
+    corners = np.rint(np.clip(detections.boxes, 0, (width, height) * 2)).astype(np.int64)
+    # The edges of a box that ends with the image lie one pixel outside.
+    corners = np.minimum(corners, (width - 1, height - 1) * 2)
+    thickness = max(1, round(side * LINE_PART))
     labels = []
-    # Worst first, so that the best detections' labels stay on top.
-    for index in reversed(range(len(detections.scores))):
-        class_id = int(detections.class_ids[index])
-        colour = COLOURS_RGB[class_id % len(COLOURS_RGB)]
-        # The edges of a box that ends with the image lie one pixel outside.
-        x1, y1, x2, y2 = (
-            min(round(float(edge)), last)
-            for edge, last in zip(detections.boxes[index], last_xyxy, strict=True)
-        )
-        cv2.rectangle(drawn, (x1, y1), (x2, y2), colour, thickness)
-        label = f"{class_names[class_id]} {detections.scores[index]:.2f}"
-        labels.append((label, (x1, y1), colour))
-    for label, corner_xy, colour in labels:  # after all boxes, so that none crosses a label
-        _draw_label(drawn, label, corner_xy, colour, text_scale, thickness)
-    return drawn
+    for box, score, class_id in zip(
+        corners.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
+    ):
+        colour = class_colour(class_id)
+        x1, y1, x2, y2 = box
+        reach = _line_width(box, thickness) // 2
+        outside = (x1 - reach, y1 - reach, x2 + reach + 1, y2 + reach + 1)
+        labels.append(Label(class_id, class_names[class_id], score, outside, colour))
+    # Worst first, so that the best detections' lines stay on top.
+    for box, label in zip(corners[::-1].tolist(), reversed(labels), strict=True):
+        _draw_box(image, box, label.colour, _line_width(box, thickness))
+    draw_labels(image, labels, _text_px(corners, height, width))
+    return image
 
 
 def encode_picture(image: NDArray[np.uint8], *, png: bool) -> tuple[bytes, str]:
-    """Encodes (H, W, 3) uint8 RGB.
+    """Encodes (H, W, 3) uint8 RGB; the image is used up: afterwards its colours are exchanged.
 
     Returns:
         The file and its media type: a PNG where asked for, or where a JPEG can't be so large.
     """
     png = png or max(image.shape) > MAX_JPEG_SIDE
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(".png" if png else ".jpg", bgr)
+    cv2.cvtColor(image, cv2.COLOR_RGB2BGR, dst=image)
+    done, encoded = cv2.imencode(".png" if png else ".jpg", image)
     assert done, "OpenCV encodes every uint8 RGB image"
     return encoded.tobytes(), "image/png" if png else "image/jpeg"
 
 
-def _draw_label(
-    image: NDArray[np.uint8],
-    label: str,
-    corner_xy: tuple[int, int],
-    colour: tuple[int, int, int],
-    text_scale: float,
-    thickness: int,
-) -> None:
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    text_thickness = max(1, thickness // 2)
-    (width, height), below = cv2.getTextSize(label, font, text_scale, text_thickness)
-    tall = height + below + 2
-    # Above the box, or inside it where the box touches the upper edge; never off the picture, as
-    # far as it is large enough. (OpenCV fills up to and with the last corner.)
-    left = max(0, min(corner_xy[0], image.shape[1] - 1 - width))
-    top = corner_xy[1] - tall if corner_xy[1] >= tall else corner_xy[1]
-    top = max(0, min(top, image.shape[0] - 1 - tall))
-    cv2.rectangle(image, (left, top), (left + width, top + tall), colour, cv2.FILLED)
-    baseline = (left, top + height + 1)
-    cv2.putText(image, label, baseline, font, text_scale, WHITE_RGB, text_thickness, cv2.LINE_AA)
+def _draw_box(image: NDArray[np.uint8], box: list[int], colour: Colour, line_width: int) -> None:
+    x1, y1, x2, y2 = box
+    if line_width > 1:
+        # An edge that shows the line on a background of its own colour.
+        edge = BLACK_RGB if text_colour(colour) == BLACK_RGB else WHITE_RGB
+        wide = line_width + 2 * max(1, line_width // 5)
+        cv2.rectangle(image, (x1, y1), (x2, y2), edge, wide)
+    cv2.rectangle(image, (x1, y1), (x2, y2), colour, line_width)
+
+
+def _line_width(box: list[int], usual: int) -> int:
+    """Thinner where a box is so small that its line would hide what is in it."""
+    shorter_side = min(box[2] - box[0], box[3] - box[1])
+    return max(1, min(usual, shorter_side // 8))
+
+
+def _text_px(boxes: NDArray[np.int64], height: int, width: int) -> int:
+    usual = math.sqrt(height * width) * TEXT_PART
+    if len(boxes):
+        shorter_sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+        usual = max(SMALLEST_TEXT * usual, min(usual, float(np.median(shorter_sides)) / 3))
+    return max(LEAST_TEXT_PX, min(round(usual), height // 3))

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 
-from server import deepstack, native, open_inference, operations, pages
+from server import deepstack, native, open_inference, openapi_document, operations, pages
 from server.artifact import Artifact
 from server.body import Limits
 from server.byte_budget import ByteBudget
@@ -83,6 +83,7 @@ def create_app(
         version="1",  # of the interface, not of the model
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # `server.openapi_document` has it
         docs_url=None,  # `server.pages` has one that needs no other host
         redoc_url=None,
         # FastAPI's own sends queries and errors' texts, and knows no stages: `server.tracing`.
@@ -125,6 +126,7 @@ def create_app(
     app.include_router(native.routes(service, limits, guards))
     app.include_router(operations.routes(service, reload, guards, strict_guards))
     app.include_router(pages.routes(app.title, read_samples(settings.model), guards))
+    app.include_router(openapi_document.routes(app.openapi, service.pipeline.on_thread))
     app.include_router(open_inference.routes(service, limits, guards))
     app.include_router(deepstack.routes(service, limits, keys, schemes))
     answer_errors(app, service, respond)

@@ -12,8 +12,9 @@ from server.memory import LARGE_BLOCK_BYTES
 _OUTPUT_BYTES = 3.5  # a pixel's red, green and blue, and a sixth for what is allocated by rows
 # Bytes a pixel at the peak: PNG and BMP 6.3, WebP 11.1 (animated), TIFF 16.1 (16 bits, alpha).
 _BYTES_A_PIXEL = {"PNG": 6.5, "BMP": 6.5, "WEBP": 12.0, "TIFF": 16.5}
-# To draw into a copy and encode that as a PNG (15.8).
-_PICTURE_BYTES_A_PIXEL = 17.0
+_COSTLIEST_BYTES_A_PIXEL = 17.0
+# To draw into an image and encode it as a PNG (8.8).
+_PICTURE_BYTES_A_PIXEL = 10.0
 # Times that the file is there once more: one that is all texts and profiles, or one strip, or one
 # chunk. A PNG, a WebP and a TIFF have what they read beside what they keep.
 _COPIES = {"JPEG": 1, "PNG": 2, "WEBP": 2, "TIFF": 2, "BMP": 0}
@@ -42,9 +43,10 @@ def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
 
 def picture_bytes(data: bytes, header: ImageHeader) -> int:
     """Memory that it takes at most to decode an image, then draw into it and encode it."""
-    return max(decoding_bytes(data, header), costliest_bytes(header.width * header.height))
+    drawing = int(_PICTURE_BYTES_A_PIXEL * header.width * header.height) + _ROWS_BYTES
+    return max(decoding_bytes(data, header), drawing)
 
 
 def costliest_bytes(pixels: int) -> int:
     """What an image of so many pixels takes at most that is no file of odd contents."""
-    return int(_PICTURE_BYTES_A_PIXEL * pixels) + _ROWS_BYTES
+    return int(_COSTLIEST_BYTES_A_PIXEL * pixels) + _ROWS_BYTES

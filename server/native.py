@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.params import Depends
 from starlette.responses import Response
 
+from server.accept import prefers_png
 from server.answers import annotated_picture, detections_json, first_found, stage_ms
 from server.body import Limits, read_form
 from server.concurrency import leaving_with_client
@@ -52,7 +53,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                         first.detections,
                         engine.artifact.metadata.class_names,
                         service.settings.max_image_pixels,
-                        "image/png" in request.headers.get("accept", ""),
+                        prefers_png(",".join(request.headers.getlist("accept"))),
                     )
                 timings_ms = record.stage_ms | {"total": round(record.elapsed_s() * 1000, 3)}
                 json = detections_json(
@@ -75,6 +76,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     answer,
                     pictures=chosen.format == "image",
                 )
-            return Response(content, media_type=media_type)
+            headers = {"Vary": "Accept"} if chosen.format == "image" else None
+            return Response(content, media_type=media_type, headers=headers)
 
     return router

@@ -49,7 +49,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "format": (
         "`json`, or `image` for the one image with its detections drawn in: a JPEG, or a PNG "
-        "where Accept asks for image/png.",
+        "where Accept prefers image/png.",
         {"type": "string", "enum": ["json", "image"], "default": "json"},
     ),
 }

@@ -208,7 +208,13 @@ async def test_truncated_says_that_more_would_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "media_type"), [("*/*", "image/jpeg"), ("image/png", "image/png")]
+    ("accept", "media_type"),
+    [
+        ("*/*", "image/jpeg"),
+        ("image/png", "image/png"),
+        ("image/png;q=0.5,image/jpeg", "image/jpeg"),
+        ("text/html", "image/jpeg"),
+    ],
 )
 async def test_format_image_draws_the_boxes(
     client: httpx.AsyncClient, accept: str, media_type: str
@@ -223,6 +229,7 @@ async def test_format_image_draws_the_boxes(
     )
     assert response.status_code == 200
     assert response.headers["content-type"] == media_type
+    assert response.headers["vary"] == "Accept"
     drawn = cv2.imdecode(np.frombuffer(response.content, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert drawn is not None
     assert drawn.shape == image.shape

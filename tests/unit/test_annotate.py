@@ -1,8 +1,10 @@
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from server.annotate import COLOURS_RGB, annotate, encode_picture
+from server.annotate import annotate, encode_picture
+from server.palette import BASE_RGB, class_colour
 from server.postprocess import Detections
 
 
@@ -14,7 +16,7 @@ def detections(*boxes: tuple[float, float, float, float]) -> Detections:
     )
 
 
-def grey(height: int = 200, width: int = 300) -> np.ndarray:
+def grey(height: int = 200, width: int = 300) -> NDArray[np.uint8]:
     return np.full((height, width, 3), 128, np.uint8)
 
 
@@ -22,17 +24,11 @@ def test_a_box_is_drawn_on_its_edges_in_the_colour_of_its_class() -> None:
     image = grey()
     drawn = annotate(image, detections((50, 60, 150, 160)), ["RBC"])
     for y, x in [(100, 50), (100, 150), (160, 100)]:
-        assert tuple(drawn[y, x]) == COLOURS_RGB[0]
+        assert tuple(drawn[y, x]) == BASE_RGB[0]
     assert (drawn[100:150, 60:140] == 128).all()
 
 
-def test_the_image_itself_is_not_changed() -> None:
-    image = grey()
-    annotate(image, detections((50, 60, 150, 160)), ["RBC"])
-    assert (image == 128).all()
-
-
-@pytest.mark.parametrize("hw", [(1, 1), (3, 500), (500, 3), (2000, 1000)])
+@pytest.mark.parametrize("hw", [(8, 8), (32, 32), (13, 500), (500, 30), (2000, 1000), (200, 3000)])
 def test_a_label_is_drawn_whatever_the_size_and_place(hw: tuple[int, int]) -> None:
     height, width = hw
     drawn = annotate(grey(*hw), detections((0, 0, width, height)), ["Platelets"])
@@ -40,31 +36,70 @@ def test_a_label_is_drawn_whatever_the_size_and_place(hw: tuple[int, int]) -> No
     assert (drawn != 128).any()
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (3, 500), (500, 3)])
+def test_where_no_letter_fits_the_box_is_drawn(hw: tuple[int, int]) -> None:
+    height, width = hw
+    drawn = annotate(grey(*hw), detections((0, 0, width, height)), ["Platelets"])
+    assert (drawn == BASE_RGB[0]).all(axis=2).any()
+
+
 def test_no_box_crosses_a_label() -> None:
-    best = annotate(grey(), detections((50, 60, 150, 160)), ["RBC", "WBC"])
-    # The other box's upper edge runs through the best one's label.
-    both = annotate(grey(), detections((50, 60, 150, 160), (10, 55, 250, 190)), ["RBC", "WBC"])
-    behind = annotate(grey(), detections((10, 55, 250, 190), (50, 60, 150, 160)), ["WBC", "RBC"])
-    for drawn, name in ((both, 0), (behind, 1)):
-        label = (best[48:60, 50:88] != 128).any(axis=2)
-        assert label.all()
-        assert tuple(drawn[48, 50]) == COLOURS_RGB[name]
-        assert not (drawn[48:60, 51:88] == COLOURS_RGB[1 - name]).all(axis=2).any()
+    # The second box's lines run through every place that the first one's label can take.
+    drawn = annotate(grey(), detections((0, 0, 300, 200), (5, 5, 290, 190)), ["RBC", "WBC"])
+    labels = [drawn[2:13, 2:25], drawn[2:13, -25:-2], drawn[-13:-2, 2:25], drawn[-13:-2, -25:-2]]
+    whole = [area for area in labels if (area == BASE_RGB[0]).all(axis=2).mean() > 0.3]
+    assert len(whole) == 1
+    assert not (whole[0] == BASE_RGB[1]).all(axis=2).any()
 
 
-@pytest.mark.parametrize(
-    ("corner_xy", "height"),
-    [((290, 100), 200), ((290, 0), 200), ((100, 199), 200), ((299, 199), 200), ((0, 6), 14)],
-)
-def test_a_label_stays_in_the_picture(corner_xy: tuple[int, int], height: int) -> None:
-    def drawn_label(image: np.ndarray) -> np.ndarray:
-        text = (image.astype(int).sum(axis=2) > 500) & (image != 128).any(axis=2)
-        rows, columns = np.nonzero(text)
-        return image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+def test_lines_and_text_grow_with_the_picture() -> None:
+    small, large = (
+        annotate(
+            grey(side, side), detections((0.3 * side, 0.3 * side, 0.7 * side, 0.7 * side)), ["x"]
+        )
+        for side in (1000, 4000)
+    )
 
-    whole = annotate(grey(), detections((100, 100, 101, 101)), ["Platelets"])
-    drawn = annotate(grey(height), detections((*corner_xy, 300, height)), ["Platelets"])
-    np.testing.assert_array_equal(drawn_label(drawn), drawn_label(whole))
+    def widths(drawn: NDArray[np.uint8]) -> int:
+        middle = drawn[len(drawn) // 2, : len(drawn) // 2]
+        return int((middle != 128).any(axis=1).sum())
+
+    assert widths(large) >= 2 * widths(small)
+    # The share of the picture that is drawn stays about the same.
+    shares = [(drawn != 128).any(axis=2).mean() for drawn in (small, large)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.35)
+
+
+def test_the_line_of_a_tiny_box_leaves_what_is_in_it() -> None:
+    drawn = annotate(grey(3000, 3000), detections((1500, 1500, 1512, 1512)), ["x"])
+    assert (drawn[1502:1511, 1502:1511] == 128).all()
+
+
+def test_a_line_has_an_edge_that_shows_on_its_own_colour() -> None:
+    image = np.full((1000, 1000, 3), BASE_RGB[0], np.uint8)
+    drawn = annotate(image, detections((300, 300, 700, 700)), ["x"])
+    assert (drawn[500] != BASE_RGB[0]).any()
+
+
+def test_many_classes_and_detections_are_drawn_in_their_colours() -> None:
+    count = 300
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 1800, (count, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(5, 190, (count, 2))])
+    classes = rng.integers(0, 80, count)
+    found = Detections(
+        boxes.astype(np.float32), np.linspace(1, 0.2, count, dtype=np.float32), classes
+    )
+    drawn = annotate(grey(2000, 2000), found, [f"class {i}" for i in range(80)])
+    for class_id in np.unique(classes):
+        assert (drawn == class_colour(int(class_id))).all(axis=2).any()
+
+
+@pytest.mark.parametrize("edge", [np.inf, -np.inf, 1e30])
+def test_a_box_far_outside_is_drawn_as_far_as_it_is_inside(edge: float) -> None:
+    box = (20, 20, edge, edge) if edge > 0 else (edge, edge, 100, 100)
+    drawn = annotate(grey(), detections(box), ["x"])
+    assert (drawn[:, :] == BASE_RGB[0]).all(axis=2).any()
 
 
 def test_without_detections_the_picture_stays_as_it_is() -> None:
