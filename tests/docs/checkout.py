@@ -42,8 +42,8 @@ class Checkout:
         return kept | {"HOME": str(self.home), "YOLO_FLA_PORT": str(self.port)}
 
     def here(self, text: str) -> str:
-        """A block's text with the port that is served here."""
-        return text.replace(":8000", f":{self.port}")
+        """A block's text with the port that is served here; a container's own stays 8000."""
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
 
 
 def fresh_checkout(repo: Path, folder: Path) -> Checkout:

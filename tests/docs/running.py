@@ -18,7 +18,7 @@ from tests.docs.likeness import json_differences, text_differences
 from tests.processes import LIMIT_S, ServerProcess
 
 STEP_S = 240
-READY_S = 240  # `make serve` makes an environment first
+READY_S = 900  # `make serve` makes an environment first, `docker build` an image
 SHELLS = ("sh", "bash", "console")
 PROGRAMS = {"js": ("node", "--input-type=module", "-"), "python": (".venv/bin/python", "-")}
 
@@ -150,7 +150,7 @@ def _until_served(run: Run, blocks: list[Block], at: int) -> int:
 def serving(run: Run, command: str) -> Iterator[None]:
     """Has a command that serves run behind; it has to say `ready`, and to end well at SIGTERM."""
     with subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", command],
+        ["bash", "-euo", "pipefail", "-c", run.checkout.here(command)],
         cwd=run.checkout.folder,
         env=run.environment,
         stderr=subprocess.PIPE,

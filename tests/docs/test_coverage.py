@@ -1,0 +1,65 @@
+"""What a user can call, by HTTP or on the command line, is on some page."""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import tiny_artifact
+from tests.serving import served
+
+# Not for users: what the pages at / and /docs are made of.
+ASSETS = re.compile(r"/docs/.+|/assets?/.*|/page/.*|/samples?/.*")
+COMMANDS = ("model", "export", "server")
+
+
+@pytest.fixture(scope="module")
+def pages(repo_dir: Path) -> str:
+    texts = [each.read_text(encoding="utf-8") for each in repo_dir.glob("docs/**/*.md")]
+    return "\n".join(texts)
+
+
+@pytest.mark.anyio
+async def test_every_route_is_on_a_page(pages: str, tmp_path: Path) -> None:
+    async with served(tiny_artifact(tmp_path / "tiny.onnx")) as running:
+        document = (await running.client.get("/openapi.json")).json()
+        paths = set(document["paths"])
+        assert "/detect" in paths
+    missing = [
+        path
+        for path in sorted(paths | {"/", "/metrics", "/docs", "/openapi.json"})
+        if not ASSETS.fullmatch(path) and not re.search(_as_written(path), pages)
+    ]
+    assert not missing, "no page of docs/ has these routes"
+
+
+def _as_written(path: str) -> str:
+    """A pattern for a route with its parameters filled in or named, as `/v2/models/NAME`."""
+    return re.sub(r"\\\{\w+\\\}", "[^/ `]+", re.escape(path)) + r"(?![\w/])"
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_every_command_is_on_a_page(program: str, pages: str) -> None:
+    for command in commands(program):
+        assert re.search(rf"(-m {program}|make {program}\b.*) {command}\b", pages), command
+
+
+def commands(program: str) -> list[str]:
+    """The sub-commands that the program's help names."""
+    asked = [sys.executable, "-m", program, "--help"]
+    text = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    known = {"server": ["doctor"]}.get(program, [])  # before its flags are read
+    if braces := re.search(r"\{([a-z,]+)\} \.\.\.", text):
+        known += braces[1].split(",")
+    known += re.findall(rf"python -m {program} ([a-z]+) [A-Z]", text)
+    assert known
+    return known
+
+
+def test_the_helps_format_is_the_one_that_is_read() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_subparsers(required=True).add_parser("train")
+    assert re.search(r"\{([a-z,]+)\} \.\.\.", parser.format_help())
