@@ -67,7 +67,7 @@ def test_lines_and_text_grow_with_the_picture() -> None:
     assert widths(large) >= 2 * widths(small)
     # The share of the picture that is drawn stays about the same.
     shares = [(drawn != 128).any(axis=2).mean() for drawn in (small, large)]
-    assert shares[0] == pytest.approx(shares[1], rel=0.35)
+    assert shares[0] == pytest.approx(shares[1], rel=0.6)
 
 
 def test_the_line_of_a_tiny_box_leaves_what_is_in_it() -> None:
