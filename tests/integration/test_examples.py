@@ -79,7 +79,7 @@ class FullAtFirst(BaseHTTPRequestHandler):
 
     asked = 0
 
-    def do_POST(self) -> None:  # noqa: N802  # the library's name
+    def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         FullAtFirst.asked += 1
         full = FullAtFirst.asked == 1
