@@ -11,6 +11,10 @@ from pathlib import Path
 SERVE_VENV = ".venv-serve"
 
 
+class NotAClone(Exception):
+    """The tree that is tested did not come from git; the message is git's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkout:
     """A copy of what git tracks, as it is in the work tree now, and a home of its own.
@@ -55,11 +59,16 @@ def fresh_checkout(repo: Path, folder: Path) -> Checkout:
     Args:
         repo: the checkout that is tested.
         folder: an empty folder.
+
+    Raises:
+        NotAClone: git does not know which files belong to it.
     """
     copy = folder / "yolov8-fla"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listed, cwd=repo, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, files.split("\0")):
+    files = subprocess.run(listed, cwd=repo, capture_output=True, text=True)
+    if files.returncode:
+        raise NotAClone(files.stderr.strip())
+    for name in filter(None, files.stdout.split("\0")):
         if (repo / name).is_symlink() or (repo / name).exists():  # or it is deleted, not committed
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -45,3 +45,9 @@ def test_make_test_and_make_check_are_what_has_to_pass(repo_dir: Path) -> None:
     for block in ours:
         typed = [re.sub(r"\s+#.*", "", line) for line in block.text.splitlines()]
         assert set(typed) <= set(commands), block.where
+
+
+def test_container_commands_are_on_the_page_that_the_containers_tests_run(repo_dir: Path) -> None:
+    assert {block.page for block in blocks_of_kind(repo_dir, "container")} == {"README.md"}
+    runs_them = (repo_dir / "tests" / "container" / "test_pages.py").read_text(encoding="utf-8")
+    assert 'PAGE = "README.md"' in runs_them
