@@ -24,8 +24,8 @@ PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
 }
-# The site's front page says what README.md does.
-ALIASES = {"README.md": "index.md"}
+# Pages of the site that say what these do.
+ALIASES = {"README.md": "index.md", "examples/README.md": "examples.md"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
 DOCS = "docs"
 

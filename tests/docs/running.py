@@ -48,7 +48,6 @@ class Run:
     checkout: Checkout
     environment: Mapping[str, str]
     skipped: list[str] = field(default_factory=list)
-    server: ServerProcess | None = None
     last: Printed | None = None
 
     def do(self, block: Block) -> None:
@@ -106,16 +105,13 @@ class Run:
             )
 
 
-def run_page(
-    repo: Path, page: str, checkout: Checkout, *, kinds: frozenset[str] | None = None
-) -> list[str]:
+def run_page(repo: Path, page: str, checkout: Checkout) -> list[str]:
     """Runs a page's blocks in their order, as a reader would.
 
     Args:
         repo: whose page.
         page: its path in the repository.
         checkout: where the commands run.
-        kinds: of blocks that are run; all by default.
 
     Returns:
         A line for each block that could not be run here, with the reason.
@@ -125,7 +121,7 @@ def run_page(
         Undeclared: a block has no comment.
     """
     checkout.clean()
-    blocks = [each for each in read_blocks(repo, page) if not kinds or each.kind in kinds]
+    blocks = read_blocks(repo, page)
     run = Run(checkout, checkout.environment())
     at = 0
     if has_a_server(repo, page):
@@ -148,7 +144,7 @@ def _until_served(run: Run, blocks: list[Block], at: int) -> int:
 
 @contextmanager
 def serving(run: Run, command: str) -> Iterator[None]:
-    """Has a command that serves run behind; it has to say `ready`, and to end well at SIGTERM."""
+    """Has a command that serves run behind; it has to say `ready`."""
     with subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", run.checkout.here(command)],
         cwd=run.checkout.folder,
