@@ -1,4 +1,4 @@
-"""The pictures that the page offers as a first try: those of the folder `samples` beside a model."""
+"""The pictures that the page offers as a first try: the folder `samples` beside a model."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -113,6 +113,7 @@ function pictureChanged(picture) {
   if (picture.state === "failed" && picture.problem.code === "unreachable") served.ask();
   strip.update(picture);
   if (picture === current) showCurrent();
+  else if (picture.state === "done") recount(thresholds.values);
   render();
 }
 
@@ -123,6 +124,7 @@ function remove(picture) {
   queue.remove(picture);
   strip.remove(picture);
   if (picture === current) show(pictures[Math.min(at, pictures.length - 1)] ?? null);
+  else applyThresholds();
 }
 
 /** Shows a picture; null none. */
@@ -267,6 +269,7 @@ function render() {
   byId("download-picture").hidden = !(ready && !current.live);
   byId("name").textContent = current ? current.name : "";
   byId("size").textContent = ready ? `${number(current.width)} × ${number(current.height)}` : "";
+  byId("look").hidden = !ready;
   byId("remove").hidden = !pictures.includes(current);
   byId("remove-all").hidden = pictures.length < 2;
   byId("retry-all").hidden = failed.length < 2;

@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server import pages
 from server.security_headers import page_policy
+from tests.artifacts import tiny_artifact
 from tests.serving import Served, one_cell, served
 
 pytestmark = pytest.mark.anyio
@@ -27,6 +29,8 @@ async def every_kind_of_answer(client: httpx.AsyncClient) -> AsyncIterator[httpx
     yield await client.post("/detect", content=b"no image")
     for path in ("/", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/model", "/metrics"):
         yield await client.get(path)
+    for path in ("/page/main.js", "/page/style.css", "/samples", "/samples/none.jpg"):
+        yield await client.get(path)
     yield await client.get("/nothing")
     yield await client.get("/detect")
     yield await client.post("/model/reload")
@@ -42,7 +46,9 @@ async def test_every_answer_says_what_a_browser_may_do_with_it(running: Served) 
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert "server" not in headers
         assert len(headers["x-request-id"]) > 0
-        if not answer.url.path.startswith("/docs/"):
+        if answer.url.path == "/" or answer.url.path.startswith("/page/"):
+            assert headers["cache-control"] == "no-cache"
+        elif not answer.url.path.startswith("/docs/"):
             assert headers["cache-control"] == "no-store"
         assert not [name for name in headers if name.startswith("access-control")]
 
@@ -80,6 +86,73 @@ async def test_a_page_loads_nothing_from_elsewhere(running: Served, path: str) -
     for url in filter(None, loads.urls):
         assert not url.startswith(("http:", "https:", "//"))
         assert (await running.client.get("/" + url)).status_code == 200
+
+
+async def test_the_page_runs_only_files_of_this_server(running: Served) -> None:
+    page = await running.client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "sha256" not in policy
+    assert "camera=(self)" in page.headers["permissions-policy"]
+    assert "microphone=()" in page.headers["permissions-policy"]
+    assert not re.search(r"<script(?![^>]* src=)", page.text)
+    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    for file in (Path(pages.__file__).with_name("page")).iterdir():
+        answer = await running.client.get(f"/page/{file.name}")
+        if file.suffix not in types:  # the page itself, which is at /, and a licence
+            assert answer.status_code == 404
+            continue
+        assert answer.content == file.read_bytes()
+        assert answer.headers["content-type"].startswith(types[file.suffix])
+
+
+async def test_a_browser_that_has_a_file_is_told_whether_it_still_counts(running: Served) -> None:
+    first = await running.client.get("/page/main.js")
+    tag = first.headers["etag"]
+    for known in (tag, f'"other", {tag}', f"W/{tag}"):
+        again = await running.client.get("/page/main.js", headers={"if-none-match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == tag
+        assert again.headers["cache-control"] == "no-cache"
+    other = await running.client.get("/page/main.js", headers={"if-none-match": '"other"'})
+    assert other.status_code == 200
+    assert (await running.client.get("/page/style.css")).headers["etag"] != tag
+
+
+@pytest.fixture
+def beside_samples(tmp_path: Path) -> Path:
+    """A model beside a folder `samples`, and a picture that is none of them."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "b c.png").write_bytes(one_cell())
+    (folder / "notes.txt").write_text("none")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    return tiny_artifact(tmp_path / "model.onnx")
+
+
+async def test_samples_are_those_that_lay_beside_the_model(beside_samples: Path) -> None:
+    async with served(beside_samples, api_keys="key") as running:
+        late = beside_samples.parent / "samples" / "late.png"
+        late.write_bytes(one_cell())
+        get = running.client.get
+        assert (await get("/samples")).status_code == 401
+        running.client.headers["x-api-key"] = "key"
+        assert (await get("/samples")).json() == ["b c.png"]
+        sample = await get("/samples/b%20c.png")
+        assert sample.content == one_cell()
+        assert sample.headers["content-type"] == "image/png"
+        assert sample.headers["content-length"] == str(len(one_cell()))
+        for name in (
+            "late.png",
+            "notes.txt",
+            "..%2Fsecret.png",
+            "%2E%2E/secret.png",
+            "../secret.png",
+        ):
+            refused = await get(f"/samples/{name}")
+            assert refused.status_code == 404, name
+            assert refused.headers["content-type"] == "application/problem+json"
 
 
 def test_a_policy_names_what_stands_in_the_page() -> None:

@@ -1,0 +1,54 @@
+"""The app on a socket of this process, so that a test can give it a session of its own."""
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from server.app import create_app
+from server.artifact import Artifact
+from server.engine import Engine
+from server.settings import Settings
+from tests.serving import LIMIT_S, HeldSession
+
+
+@contextmanager
+def served_here(
+    artifact: Path, *, cpu_fallback: str | None = None, **settings: Any
+) -> Iterator[tuple[str, threading.Event]]:
+    """Serves an artifact one image at a time.
+
+    Args:
+        artifact: the model.
+        cpu_fallback: what the engine says of a GPU that it does not run on.
+        **settings: beside the model.
+
+    Yields:
+        Its URL; and the gate that each model call waits for, which is closed.
+    """
+    gate = threading.Event()
+
+    def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+        session = HeldSession(artifacts[0], settings)
+        session.gate = gate
+        engine = Engine(artifacts[0], "a test's", session, max_batch_size=1)
+        engine.cpu_fallback = cpu_fallback
+        return engine
+
+    given = {"model": artifact, "device": "cpu", "intra_op_threads": 1} | settings
+    app = create_app(Settings.model_validate(given), open_engine=one_lane)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/", gate
+        finally:
+            gate.set()
+            server.should_exit = True
+            thread.join(LIMIT_S)
+            assert not thread.is_alive()
