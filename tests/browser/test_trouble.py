@@ -56,8 +56,7 @@ def test_a_server_that_went_away_is_told_and_asked_again_when_it_is_back(
 
 
 def test_a_busy_server_is_waited_for_in_view(open_page: Open, artifact: Path) -> None:
-    limits = {"max_queue_images": 1, "max_images_per_request": 1, "max_batch_size": 1}
-    with served_here(artifact, **limits) as (address, gate):
+    with served_here(artifact, max_queue_images=1, max_images_per_request=1) as (address, gate):
         visit = open_page(address, expected="status of 503")
         visit.pick(*({**CELL, "name": f"{n}.png"} for n in range(6)))
         waiting = visit.page.locator(".item[data-state=retrying]")
