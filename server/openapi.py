@@ -43,8 +43,8 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"type": "boolean", "default": DEFAULT.agnostic_nms},
     ),
     "clip": (
-        "Boxes end where the image does. With false they are whole, in four decimals instead of two: "
-        "as suppression, which comes before, sees them.",
+        "Boxes end where the image does. With false they are whole, in four decimals instead of "
+        "two: as suppression, which comes before, sees them.",
         {"type": "boolean", "default": DEFAULT.clip},
     ),
     "format": (

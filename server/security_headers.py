@@ -18,9 +18,7 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 # What a page's script may ask the browser for: the camera, and nothing else.
-PERMISSIONS = (
-    "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
-)
+PERMISSIONS = "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
