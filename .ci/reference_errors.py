@@ -140,7 +140,7 @@ def _of_requests(kind: type[ServerError] = ServerError) -> Iterator[Fault]:
     codes = sorted(TooLarge.CODES) if kind is TooLarge else [] if below else [kind.code]
     retry_after = FROM_THE_QUEUE if issubclass(kind, Unavailable) else ""
     for code in codes:
-        status = status_of(kind("", code=code) if kind is TooLarge else kind(""))  # type: ignore[call-arg]
+        status = status_of(kind("", code=code) if kind is TooLarge else kind(""))
         yield Fault(code, (status,), WHEN.get(code) or _cause(kind), retry_after)
     for each in below:
         yield from _of_requests(each)
