@@ -153,15 +153,17 @@ async function showView(picture) {
   viewRequest.abort();
   viewRequest = new AbortController();
   const { signal } = viewRequest;
+  picture.framed = false;
+  picture.note = null;
+  render();
   if (viewOf !== picture) {
     const loaded = await loadView(picture.file);
     if (signal.aborted) return loaded?.release();
     replaceView(picture, loaded);
   }
-  picture.framed = false;
-  picture.note = null;
   if (picture.state === "done" && !isFrameOf(view, picture)) {
     // The browser can't read the file, or turned it otherwise: the server is asked for what it sees.
+    viewer.show(null, null);
     const rendered = await loadRendered(picture.file, signal);
     if (signal.aborted) return rendered?.release();
     replaceView(picture, isFrameOf(rendered, picture) ? rendered : null);
@@ -174,17 +176,16 @@ async function showView(picture) {
   render();
 }
 
-function replaceView(picture, loaded) {
-  dropView();
-  [view, viewOf] = [loaded, picture];
+function dropView() {
+  viewRequest.abort(); // what is still being loaded is not wanted, either
+  viewRequest = new AbortController();
+  replaceView(null, null);
 }
 
-function dropView() {
-  viewRequest.abort();
-  viewRequest = new AbortController();
+function replaceView(picture, loaded) {
   view?.release();
   if (viewOf) viewOf.framed = false;
-  [view, viewOf] = [null, null];
+  [view, viewOf] = [loaded, picture];
 }
 
 // -- thresholds -----------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ function stateChanged(state, before) {
   if (before === "unreachable" && state === "ready") {
     for (const picture of pictures) if (picture.state === "failed" && picture.problem.code === "unreachable") queue.add(picture);
   }
-  if (state === "ready" && byId("samples").hidden) samples();
+  if (state === "ready" && before === "unreachable" && byId("samples").hidden) samples();
   if (state !== "ready" && before !== "asking") announce(words(`status.${state}`), "alerts");
 }
 
@@ -332,7 +333,11 @@ function say(text) {
 function listenForButtons() {
   byId("labels").addEventListener("change", (event) => viewer.setLabels(event.target.checked));
   byId("remove").addEventListener("click", () => remove(current));
-  byId("remove-all").addEventListener("click", () => [...pictures].forEach(remove));
+  byId("remove-all").addEventListener("click", () => {
+    show(null); // or each that goes would show the next
+    [...pictures].forEach(remove);
+    render();
+  });
   byId("retry").addEventListener("click", () => queue.add(current));
   byId("retry-all").addEventListener("click", () => {
     pictures.filter(({ state, problem }) => state === "failed" && problem.mayWork).forEach((picture) => queue.add(picture));

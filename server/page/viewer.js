@@ -21,7 +21,8 @@ export class Viewer {
   #detections = [];
   #marked = -1;
   #labels = true;
-  #drag = null;
+  #drag = null; // where the pointer was last, while it pulls the picture
+  #dragged = false; // what follows is no click
   #drawing = false;
   #listeners;
 
@@ -162,21 +163,25 @@ export class Viewer {
     stage.addEventListener("pointermove", (event) => {
       if (this.#drag) {
         this.#pan(event.clientX - this.#drag.x, event.clientY - this.#drag.y);
-        this.#drag = { x: event.clientX, y: event.clientY, moved: true };
+        this.#drag = { x: event.clientX, y: event.clientY };
+        this.#dragged = true;
       } else if (this.#size.width) {
         this.#listeners.onHover(this.#at(event));
       }
     });
     stage.addEventListener("pointerleave", () => this.#size.width && this.#listeners.onHover(-1));
     stage.addEventListener("pointerdown", (event) => {
+      this.#dragged = false;
       if (this.#zoom <= 1.001 || event.button !== 0) return;
-      this.#drag = { x: event.clientX, y: event.clientY, moved: false };
+      this.#drag = { x: event.clientX, y: event.clientY };
       stage.setPointerCapture(event.pointerId);
     });
     const end = () => (this.#drag = null);
     stage.addEventListener("pointercancel", end);
     stage.addEventListener("pointerup", end);
-    stage.addEventListener("click", (event) => this.#size.width && this.#listeners.onSelect(this.#at(event)));
+    stage.addEventListener("click", (event) => {
+      if (this.#size.width && !this.#dragged) this.#listeners.onSelect(this.#at(event));
+    });
     stage.addEventListener("dblclick", (event) => {
       const frame = stage.getBoundingClientRect();
       const at = { x: (event.clientX - frame.left) / frame.width, y: (event.clientY - frame.top) / frame.height };

@@ -43,7 +43,7 @@ def detected(page: Page, *files: Path) -> Page:
     page.locator("#picker").set_input_files(files)
     answered = page.locator(".item[data-state=done], .item[data-state=failed]")
     expect(answered).to_have_count(len(files))
-    page.wait_for_function("document.querySelector('#stage .media')")
+    page.wait_for_function("() => document.querySelector('#stage .media')")
     page.mouse.move(0, 0)
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return page

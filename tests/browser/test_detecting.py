@@ -219,6 +219,12 @@ def test_a_turned_photo_is_upright_and_a_tiff_is_shown_by_the_server(
     expect(visit.page.locator("#note")).to_contain_text("as the server read it")
     assert visit.page.evaluate("document.querySelector('#stage .media').naturalWidth") == 640
     assert drawn_pixels(visit) > 0
+    visit.page.locator(".item").first.click()
+    expect(visit.page.locator("#note")).to_be_empty()
+    visit.page.locator(".item").nth(1).click()  # answered before it is looked at
+    expect(visit.page.locator("#note")).to_contain_text("as the server read it")
+    assert visit.page.evaluate("document.querySelector('#stage .media').naturalWidth") == 640
+    visit.page.wait_for_function("() => !document.querySelector('#stage.plate')")
 
 
 def test_pictures_of_one_pixel_and_of_many_are_shown(
@@ -232,6 +238,34 @@ def test_pictures_of_one_pixel_and_of_many_are_shown(
     visit.done(2)
     visit.page.locator(".item").nth(1).click()
     expect(visit.page.locator("#size")).to_have_text("4,000 × 3,000")
+
+
+def test_many_large_pictures_leave_one_in_memory(open_page: Open, url: str, tmp_path: Path) -> None:
+    large = tmp_path / "large.jpg"
+    cv2.imwrite(str(large), np.full((3000, 4000, 3), 200, np.uint8))
+    visit = open_page(url)
+    # Of all that is made in the page, the test keeps no count; the browser's own URLs are what it
+    # would keep pictures by.
+    visit.page.evaluate(
+        """() => {
+          window.open_urls = new Set();
+          const [make, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+          URL.createObjectURL = (of) => { const u = make(of); open_urls.add(u); return u; };
+          URL.revokeObjectURL = (url) => { open_urls.delete(url); revoke(url); };
+        }"""
+    )
+    visit.pick(*(large for _ in range(8)))
+    visit.done(8)
+    for item in visit.page.locator(".item").all():
+        item.click()
+        expect(visit.page.locator("#stage .media")).to_have_count(1)
+    expect(visit.page.locator(".thumb canvas")).to_have_count(8)
+    visit.page.wait_for_function("() => open_urls.size === 1")
+    widths = visit.page.locator(".thumb canvas").evaluate_all("(all) => all.map((c) => c.width)")
+    assert max(widths) <= 600
+    visit.page.get_by_role("button", name="Remove all").click()
+    expect(visit.page.locator("#welcome")).to_be_visible()
+    visit.page.wait_for_function("() => open_urls.size === 0")
 
 
 def test_what_is_served_is_told(open_page: Open, url: str) -> None:
@@ -257,5 +291,5 @@ def test_timings_add_up(open_page: Open, url: str, samples: list[Path]) -> None:
     texts = visit.page.locator("#times-list dd").all_inner_texts()
     *parts, total, round_trip = (float(text.split()[0]) for text in texts)
     assert len(parts) == 6
-    assert sum(parts) == pytest.approx(round_trip, abs=1.5)
-    assert sum(parts[:-1]) == pytest.approx(total, abs=1.5)
+    assert sum(parts) == pytest.approx(round_trip, abs=4)  # shown as whole milliseconds
+    assert sum(parts[:-1]) == pytest.approx(total, abs=4)

@@ -137,7 +137,7 @@ def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Pat
     ]
     visit = open_page(url)
     visit.page.evaluate("window.made = import('./page/formats.js').then((all) => window.f = all)")
-    visit.page.wait_for_function("window.f")
+    visit.page.wait_for_function("() => window.f")
     made = visit.page.evaluate(
         """(names) => {
           const box = {x1: 1, y1: 2, x2: 3, y2: 4};
