@@ -1,0 +1,175 @@
+"""From the bytes of an answer to results, or to the error that it tells."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from http import HTTPStatus
+from typing import Any
+
+from client.errors import (
+    PictureRefused,
+    Refused,
+    ServerFailed,
+    Unauthorized,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from client.exchange import Answer
+from client.results import (
+    Box,
+    Detection,
+    Health,
+    ImageError,
+    ImageResult,
+    ModelDescription,
+    ModelName,
+    Timings,
+)
+
+# The request may be taken later: by the server, or by what a proxy finds behind it.
+AGAIN = frozenset({429, 502, 503, 504})
+# Faults of one picture, not of the request around it.
+PICTURE_CODES = frozenset(
+    {"unsupported_image", "undecodable_image", "too_many_pixels", "too_much_memory"}
+)
+SHOWN_CHARACTERS = 200
+
+
+def read_results(answer: Answer) -> list[ImageResult]:
+    """The results of `POST /detect`, in their order; file names are those that were sent.
+
+    Raises:
+        UnexpectedAnswer: it is no such answer.
+    """
+    body = _json_object(answer)
+    try:
+        model = ModelName(str(body["model"]["name"]), str(body["model"]["version"]))
+        given = body["timings_ms"]
+        timings = Timings(**{each.name: float(given[each.name]) for each in fields(Timings)})
+        return [_image_result(each, model, timings) for each in body["results"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_understood(answer, error) from error
+
+
+def read_health(answer: Answer) -> Health:
+    """The answer of `GET /health`, of 200 and 503 alike."""
+    body = _json_object(answer)
+    try:
+        return Health(**{each.name: body[each.name] for each in fields(Health)})
+    except KeyError as error:
+        raise _not_understood(answer, error) from error
+
+
+def read_model(answer: Answer) -> ModelDescription:
+    """The answer of `GET /model`."""
+    body = _json_object(answer)
+    try:
+        model = ModelDescription(str(body["version"]), dict(body["metadata"]))
+        assert_named(model)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_understood(answer, error) from error
+    return model
+
+
+def assert_named(model: ModelDescription) -> None:
+    """Raises `KeyError` where the metadata lacks what the client itself reads."""
+    _ = model.name, model.class_names
+
+
+def error_of(answer: Answer, retry_after_s: float | None = None, asked: str = "") -> Exception:
+    """The error that an answer other than a 2xx tells.
+
+    Args:
+        answer: of any server or proxy.
+        retry_after_s: as it asks for.
+        asked: goes before the message's end, such as "asked 5 times".
+    """
+    if not 400 <= answer.status < 600:
+        where = answer.headers.get("location")
+        leads = f", which leads to {where}: use that address" if where else ""
+        return UnexpectedAnswer(f"the server answered {answer.status}{leads}")
+    problem = _problem(answer)
+    code = str(problem.get("code") or _words(answer.status))
+    detail = str(problem.get("detail") or _text(answer))
+    request_id = problem.get("request_id") or answer.headers.get("x-request-id")
+    tail = f"; {asked}" if asked else ""
+    shown_id = f" (request {request_id})" if request_id else ""
+    return _kind(answer.status, code)(
+        f"{answer.status} {code}: {detail}{tail}{shown_id}",
+        status=answer.status,
+        code=code,
+        detail=detail,
+        request_id=request_id,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _kind(status: int, code: str) -> type[Refused]:
+    if status in (401, 403):
+        return Unauthorized
+    if status in AGAIN:
+        return Unavailable
+    if status >= 500:
+        return ServerFailed
+    return PictureRefused if code in PICTURE_CODES or status == 413 else Refused
+
+
+def _image_result(value: Mapping[str, Any], model: ModelName, timings: Timings) -> ImageResult:
+    error = value["error"]
+    return ImageResult(
+        filename=value["filename"],
+        width=value["width"],
+        height=value["height"],
+        truncated=bool(value["truncated"]),
+        error=None if error is None else ImageError(str(error["code"]), str(error["detail"])),
+        detections=tuple(_detection(each) for each in value["detections"]),
+        model=model,
+        timings_ms=timings,
+    )
+
+
+def _detection(value: Mapping[str, Any]) -> Detection:
+    box = value["box"]
+    return Detection(
+        class_id=int(value["class_id"]),
+        class_name=str(value["class_name"]),
+        score=float(value["score"]),
+        box=Box(float(box["x1"]), float(box["y1"]), float(box["x2"]), float(box["y2"])),
+    )
+
+
+def _json_object(answer: Answer) -> dict[str, Any]:
+    try:
+        body = json.loads(answer.body)
+    except ValueError as error:  # also what is not UTF-8
+        raise _not_understood(answer, error) from error
+    if not isinstance(body, dict):
+        raise UnexpectedAnswer(f"the server answered {answer.status} with no JSON object")
+    return body
+
+
+def _problem(answer: Answer) -> dict[str, Any]:
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _not_understood(answer: Answer, error: Exception) -> UnexpectedAnswer:
+    return UnexpectedAnswer(
+        f"the server answered {answer.status} with what is not this server's "
+        f"({type(error).__name__}: {error}): {_text(answer)!r}"
+    )
+
+
+def _words(status: int) -> str:
+    try:
+        return HTTPStatus(status).name.lower()
+    except ValueError:
+        return f"http_{status}"
+
+
+def _text(answer: Answer) -> str:
+    text = " ".join(answer.body.decode(errors="replace").split())
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

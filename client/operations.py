@@ -1,0 +1,185 @@
+"""What can be asked of a server, each as an operation that does no I/O."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from client.answers import error_of, read_health, read_model, read_results
+from client.errors import PictureRefused, Refused, ServerFailed, UnexpectedAnswer
+from client.exchange import Answer, Operation, Request
+from client.parameters import Parameters
+from client.pictures import Picture, failed
+from client.results import AnnotatedImage, Health, ImageError, ImageResult, ModelDescription
+
+# Sends a request, again where that may help, and returns the final answer.
+Ask = Callable[[Request], Operation[Answer]]
+
+BINARY = "application/octet-stream"
+PICTURES = ("image/jpeg", "image/png")
+
+
+class Limits:
+    """What one request to a server holds at most; lowered by what the server refuses.
+
+    Attributes:
+        images: at first the server's own default.
+        content_bytes: of all its images; at first half of the server's default for a body.
+    """
+
+    def __init__(self, images: int = 64, content_bytes: int = 16 * 2**20) -> None:
+        self.images = images
+        self.content_bytes = content_bytes
+
+    def refused(self, code: str, pictures: Sequence[Picture]) -> None:
+        """Learns from a 413 to a request of several pictures."""
+        if code != "too_many_images":
+            half = sum(len(each.content) for each in pictures) // 2
+            self.content_bytes = max(1, min(self.content_bytes, half))
+        if code != "body_too_large":
+            self.images = max(1, min(self.images, len(pictures) // 2))
+
+    def parts(self, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+        """The pictures in their order, as few parts as fit; one too large is a part alone."""
+        part: list[Picture] = []
+        part_bytes = 0
+        for each in pictures:
+            over = part_bytes + len(each.content) > self.content_bytes
+            if part and (over or len(part) >= self.images):
+                yield part
+                part, part_bytes = [], 0
+            part.append(each)
+            part_bytes += len(each.content)
+        if part:
+            yield part
+
+
+def detecting(
+    pictures: Sequence[Picture | ImageResult],
+    parameters: Parameters,
+    ask: Ask,
+    limits: Limits,
+    *,
+    go_on: bool,
+) -> Operation[list[ImageResult]]:
+    """Detects in pictures, in as many requests as the server's limits make of them.
+
+    Args:
+        pictures: those that could not be read here come as their results.
+        parameters: thresholds and classes.
+        ask: sends requests.
+        limits: what is known of the server's; learns more.
+        go_on: a picture that the server fails on is a result with an error, too.
+
+    Returns:
+        One result a picture, in their order.
+
+    Raises:
+        DetectClientError: the server could not be asked, or refused more than single pictures.
+    """
+    readable = [each for each in pictures if isinstance(each, Picture)]
+    found: list[ImageResult] = []
+    for part in limits.parts(readable):
+        found += yield from _detecting_part(part, parameters, ask, limits, go_on)
+    results = iter(found)
+    return [next(results) if isinstance(each, Picture) else each for each in pictures]
+
+
+def _detecting_part(
+    part: list[Picture], parameters: Parameters, ask: Ask, limits: Limits, go_on: bool
+) -> Operation[list[ImageResult]]:
+    answer = yield from ask(_detect_request(part, parameters.query()))
+    if answer.status == 200:
+        results = read_results(answer)
+        if len(results) != len(part):
+            raise UnexpectedAnswer(f"{len(part)} images were sent, {len(results)} results came")
+        # Pictures go out under their number: a name may hold what no header can.
+        return [replace(r, filename=p.name) for r, p in zip(results, part, strict=True)]
+    error = error_of(answer)
+    if not isinstance(error, PictureRefused) and not (go_on and isinstance(error, ServerFailed)):
+        raise error
+    assert isinstance(error, Refused)
+    if len(part) == 1:
+        return [failed(part[0].name, error.code, error.detail)]
+    if error.status == 413 and error.code not in ("too_many_pixels", "too_much_memory"):
+        limits.refused(error.code, part)
+        smaller = [part[: len(part) // 2], part[len(part) // 2 :]]
+    else:  # none can be read, and the answer tells of the first only; or one made all fail
+        smaller = [[each] for each in part]
+    results = []
+    for each in smaller:
+        results += yield from _detecting_part(each, parameters, ask, limits, go_on)
+    return results
+
+
+def annotating(
+    picture: Picture, parameters: Parameters, ask: Ask, *, png: bool
+) -> Operation[AnnotatedImage]:
+    """Has one picture drawn with its detections.
+
+    Raises:
+        PictureRefused: the server can't read it.
+        DetectClientError: as for `detecting`.
+    """
+    query = [*parameters.query(), ("format", "image")]
+    accept = "image/png" if png else "image/jpeg"
+    answer = yield from ask(_detect_request([picture], query, accept))
+    if answer.status != 200:
+        raise error_of(answer)
+    if answer.media_type not in PICTURES:
+        raise UnexpectedAnswer(f"a picture was asked for, {answer.media_type or 'nothing'} came")
+    return AnnotatedImage(picture.name, answer.body, answer.media_type)
+
+
+def annotating_each(
+    pictures: Sequence[Picture | ImageResult],
+    parameters: Parameters,
+    ask: Ask,
+    *,
+    png: bool | None,
+) -> Operation[list[AnnotatedImage]]:
+    """As `annotating`, for several pictures; one that the server can't read or fails on goes on.
+
+    Args:
+        pictures: those that could not be read here come as their results.
+        parameters: thresholds and classes.
+        ask: sends requests.
+        png: whether the answers shall be PNG; None: where the picture's name says so.
+    """
+    found = []
+    for each in pictures:
+        if isinstance(each, ImageResult):
+            found.append(AnnotatedImage(each.filename, b"", None, each.error))
+            continue
+        as_png = (each.name or "").lower().endswith(".png") if png is None else png
+        try:
+            found.append((yield from annotating(each, parameters, ask, png=as_png)))
+        except (PictureRefused, ServerFailed) as error:
+            fault = ImageError(error.code, error.detail)
+            found.append(AnnotatedImage(each.name, b"", None, fault))
+    return found
+
+
+def asking_health(ask: Ask) -> Operation[Health]:
+    """The server's state; a server that is not ready tells it with a 503."""
+    answer = yield from ask(Request("GET", "/health"))
+    if answer.status not in (200, 503):
+        raise error_of(answer)
+    return read_health(answer)
+
+
+def asking_model(ask: Ask) -> Operation[ModelDescription]:
+    """The model that is served."""
+    answer = yield from ask(Request("GET", "/model"))
+    if answer.status != 200:
+        raise error_of(answer)
+    return read_model(answer)
+
+
+def _detect_request(
+    pictures: Sequence[Picture], query: list[tuple[str, str]], accept: str = "application/json"
+) -> Request:
+    headers = {"Accept": accept}
+    if len(pictures) == 1:
+        headers["Content-Type"] = BINARY
+        return Request("POST", "/detect", query, headers, content=pictures[0].content)
+    files = tuple(each.content for each in pictures)
+    return Request("POST", "/detect", query, headers, files=files)
