@@ -31,7 +31,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format docs train export env serve-env image image-export \
+.PHONY: help serve test test-fast check format docs reference train export env serve-env image image-export \
 	test-container test-container-gpu audit release pins clean
 
 help: ## list the targets
@@ -64,7 +64,10 @@ format: $(READY) ## put the code into shape
 	$(VENV)/bin/ruff check --fix .
 
 docs: $(READY) ## build the documentation into build/site; opens without a network and a server
-	@$(VENV)/bin/mkdocs build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
+
+reference: $(READY) ## write the tables of docs/reference from the code
+	@$(VENV)/bin/python .ci/reference.py
 
 # ultralytics would otherwise install packages by itself when it misses one.
 train export: export YOLO_AUTOINSTALL = false
@@ -114,7 +117,7 @@ $(SERVE_READY): pyproject.toml constraints.txt
 	echo "Making $(SERVE_VENV) (extra $$extra): once, about a minute"; \
 	set -e; \
 	$(PYTHON) -m venv --clear $(SERVE_VENV); \
-	$(SERVE_VENV)/bin/python $(INSTALL) -e ".[$$extra]"; \
+	$(SERVE_VENV)/bin/python $(INSTALL) -e ".[$$extra,client]"; \
 	touch $@
 
 # Large (torch), so brought up to date in place.
