@@ -1,1 +1,68 @@
-"""A client of the server: pictures in, detections out, over HTTP."""
+"""A client of the server: pictures in, detections out, over HTTP.
+
+    with Client("http://127.0.0.1:8000") as client:
+        for result in client.detect(["a.jpg", "b.jpg"], conf=0.25):
+            print(result.filename, len(result.detections))
+
+docs/client.md is its guide. It needs httpx, and loads numpy, tqdm and supervision only where they
+are asked for.
+"""
+
+try:
+    import httpx as _httpx  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "httpx":
+        raise
+    raise ModuleNotFoundError(
+        "the client needs httpx: pip install 'yolov8-fla[client]'", name="httpx"
+    ) from None
+
+from client.async_client import AsyncClient
+from client.errors import (
+    DetectClientError,
+    PictureRefused,
+    Refused,
+    ServerFailed,
+    Unauthorized,
+    Unavailable,
+    UnexpectedAnswer,
+    Unreachable,
+)
+from client.pictures import NamedImage
+from client.results import (
+    AnnotatedImage,
+    Box,
+    Detection,
+    Health,
+    ImageError,
+    ImageResult,
+    ModelDescription,
+    ModelName,
+    Timings,
+)
+from client.retry import Retry
+from client.sync_client import Client
+
+__all__ = [
+    "AnnotatedImage",
+    "AsyncClient",
+    "Box",
+    "Client",
+    "DetectClientError",
+    "Detection",
+    "Health",
+    "ImageError",
+    "ImageResult",
+    "ModelDescription",
+    "ModelName",
+    "NamedImage",
+    "PictureRefused",
+    "Refused",
+    "Retry",
+    "ServerFailed",
+    "Timings",
+    "Unauthorized",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "Unreachable",
+]

@@ -14,6 +14,8 @@ from client.results import AnnotatedImage, Health, ImageError, ImageResult, Mode
 Ask = Callable[[Request], Operation[Answer]]
 
 BINARY = "application/octet-stream"
+# Read at once by a call for any number of images; the rest wait as paths, or as they were given.
+IMAGES_OF_A_CALL = 64
 PICTURES = ("image/jpeg", "image/png")
 
 

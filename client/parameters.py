@@ -2,6 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypedDict
+
+Classes: TypeAlias = Sequence[int | str]
+
+
+class Chosen(TypedDict, total=False):
+    """What may be chosen for a detection; `Parameters` says what each means."""
+
+    conf: float | None
+    iou: float | None
+    max_det: int | None
+    classes: Classes | None
+    agnostic_nms: bool | None
+
+
+class Flow(Chosen, total=False):
+    """What may be chosen for a stream; `Client.stream` says what each means."""
+
+    in_flight: int
+    images_per_request: int
+    ordered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +40,7 @@ class Parameters:
     conf: float | None = None
     iou: float | None = None
     max_det: int | None = None
-    classes: Sequence[int | str] | None = None
+    classes: Classes | None = None
     agnostic_nms: bool | None = None
 
     def __post_init__(self) -> None:
@@ -35,6 +56,16 @@ class Parameters:
         if self.agnostic_nms is not None:
             found.append(("agnostic_nms", "true" if self.agnostic_nms else "false"))
         return found + [("classes", str(each)) for each in self.classes or ()]
+
+    def arguments(self) -> Chosen:
+        """What `Parameters`, and a client's methods, are called with."""
+        return Chosen(
+            conf=self.conf,
+            iou=self.iou,
+            max_det=self.max_det,
+            classes=self.classes,
+            agnostic_nms=self.agnostic_nms,
+        )
 
     def chosen(self) -> dict[str, object]:
         """What was chosen, for a record of it in JSON."""

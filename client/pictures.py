@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from client.bitmap import bmp_of
 from client.results import ImageError, ImageResult
@@ -16,6 +16,13 @@ from client.results import ImageError, ImageResult
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_PICTURE_BYTES = 256 * 2**20  # a larger one would fill the memory, and no usual server takes it
 UNREADABLE_FILE = "unreadable_file"
+
+
+class ArrayLike(Protocol):
+    """A numpy array, or a picture of a library that gives its pixels to numpy, as Pillow."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +35,14 @@ class NamedImage:
     """
 
     name: str | None
-    image: Any
+    image: Image
 
 
 # A path, the bytes of an image file, a binary file (read to its end, not closed), a (H, W, 3) uint8
 # RGB array (anything with `__array_interface__`), or one of these under a name.
-Image: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NamedImage | Any"  # noqa: E501
+Image: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NamedImage | Any
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +133,24 @@ def pictures_below(
     Raises:
         OSError: the folder, or one in it, can't be listed.
     """
-    for relative in _below(os.fspath(folder), "", {os.path.abspath(each) for each in left_out}):
+    for relative in _below(folder, "", [each.resolve() for each in left_out]):
         if all_files or relative.lower().endswith(SUFFIXES):
             yield NamedImage(shown_name(relative), folder / relative)
 
 
-def _below(root: str, inside: str, left_out: set[str]) -> Iterator[str]:
+def count_below(folder: Path, *, all_files: bool = False, left_out: Sequence[Path] = ()) -> int:
+    """How many pictures there are, as `pictures_below` finds them."""
+    return sum(1 for _ in pictures_below(folder, all_files=all_files, left_out=left_out))
+
+
+def _below(root: Path, inside: str, left_out: Sequence[Path]) -> Iterator[str]:
     files, folders = [], []
-    with os.scandir(os.path.join(root, inside)) as entries:
+    with os.scandir(root / inside) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if os.path.abspath(entry.path) not in left_out:
+                if not left_out or Path(entry.path).resolve() not in left_out:
                     folders.append(f"{inside}{entry.name}/")
             elif not _links_to_folder(entry):
                 files.append(inside + entry.name)

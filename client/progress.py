@@ -1,6 +1,8 @@
 """The bar that shows how far a stream is, on standard error."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from client.results import AnnotatedImage, ImageResult
@@ -11,6 +13,9 @@ class Progress(Protocol):
 
     def done(self, result: ImageResult | AnnotatedImage) -> None:
         """One more picture is through."""
+
+    def skip(self, pictures: int) -> None:
+        """So many were through before this began."""
 
     def say(self, line: str) -> None:
         """A line for the person who waits, that must not be torn by the bar."""
@@ -26,6 +31,9 @@ class Silent:
         self._stream = stream
 
     def done(self, result: ImageResult | AnnotatedImage) -> None:
+        """See `Progress`."""
+
+    def skip(self, pictures: int) -> None:
         """See `Progress`."""
 
     def say(self, line: str) -> None:
@@ -61,6 +69,12 @@ class Bar:
             self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update()
 
+    def skip(self, pictures: int) -> None:
+        """See `Progress`."""
+        self._bar.reset(self._bar.total)
+        self._bar.initial = pictures
+        self._bar.n = pictures
+
     def say(self, line: str) -> None:
         """See `Progress`."""
         self._bar.write(line, file=sys.stderr)
@@ -68,3 +82,13 @@ class Bar:
     def close(self) -> None:
         """See `Progress`."""
         self._bar.close()
+
+
+@contextmanager
+def showing(wanted: bool, total: int | None) -> Iterator[Progress]:
+    """A bar where it is wanted, for as long as the block lasts."""
+    progress: Progress = Bar(total) if wanted else Silent()
+    try:
+        yield progress
+    finally:
+        progress.close()

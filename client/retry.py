@@ -57,7 +57,9 @@ class Retry:
         """
         # 2.0 ** 1024 would be an error; long before, the longest wait is reached.
         step_s = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 60))
-        return step_s * (0.5 + 0.5 * part) if retry_after_s is None else retry_after_s + step_s * part
+        return (
+            step_s * (0.5 + 0.5 * part) if retry_after_s is None else retry_after_s + step_s * part
+        )
 
 
 def asking(

@@ -1,29 +1,22 @@
-"""Which of a stream's tasks may begin, and which results may go out: the same with any kind of task.
+"""Which of a stream's tasks may begin, and which results may go out, whatever runs the tasks.
 
-What runs the tasks (threads, or an event loop) waits for them; this only keeps the books.
+What runs them (threads, or an event loop) waits for them; this only keeps the books.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from client.pictures import Image
 
+Task = TypeVar("Task", bound=Hashable)
 Item = TypeVar("Item")
-ItemOut = TypeVar("ItemOut", covariant=True)
 
 # Of ordered results, so many times those in flight may wait for one that is late.
 WAITING_FOR_A_LATE_ONE = 4
 
 
-class Task(Hashable, Protocol[ItemOut]):
-    """What `concurrent.futures` and asyncio have in common."""
-
-    def result(self) -> list[ItemOut]:
-        """The results, or raises; only asked for when the task is done."""
-
-
-class Window(Generic[Item]):
+class Window(Generic[Task, Item]):
     """The tasks that run, and the results that wait for earlier ones.
 
     Args:
@@ -34,7 +27,7 @@ class Window(Generic[Item]):
     def __init__(self, in_flight: int, ordered: bool) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
-        self.running: dict[Task[Item], int] = {}
+        self.running: dict[Task, int] = {}
         self._in_flight = in_flight
         self._ordered = ordered
         self._begun = 0
@@ -48,13 +41,17 @@ class Window(Generic[Item]):
             len(self.running) < self._in_flight and held < self._in_flight * WAITING_FOR_A_LATE_ONE
         )
 
-    def begin(self, task: Task[Item]) -> None:
+    def begin(self, task: Task) -> None:
         """Takes a task that was started."""
         self.running[task] = self._begun
         self._begun += 1
 
-    def finish(self, done: Iterable[Task[Item]]) -> Iterator[Item]:
+    def finish(self, done: Iterable[Task], result: Callable[[Task], list[Item]]) -> Iterator[Item]:
         """Hands out what may go out now that tasks are done.
+
+        Args:
+            done: some of those that run.
+            result: of a task; may raise.
 
         Raises:
             Exception: that of a task, after the results of the others that are done.
@@ -63,7 +60,7 @@ class Window(Generic[Item]):
         for task in sorted(done, key=self.running.__getitem__):
             index = self.running.pop(task)
             try:
-                self._waiting[index] = task.result()
+                self._waiting[index] = result(task)
             except Exception as error:
                 failure = failure or error
         if self._ordered:

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-PACKAGES = ("deploy/ray", "export", "model", "server")
+PACKAGES = ("client", "deploy/ray", "export", "model", "server")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Results as files: what `python -m client detect` writes."""
