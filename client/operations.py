@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from client.answers import error_of, read_health, read_model, read_results
+from client.answers import PICTURE_CODES, error_of, read_health, read_model, read_results
 from client.errors import PictureRefused, Refused, ServerFailed, UnexpectedAnswer
 from client.exchange import Answer, Operation, Request
 from client.parameters import Parameters
@@ -101,14 +101,16 @@ def _detecting_part(
     assert isinstance(error, Refused)
     if len(part) == 1:
         return [failed(part[0].name, error.code, error.detail)]
-    if error.status == 413 and error.code not in ("too_many_pixels", "too_much_memory"):
+    smaller = [[each] for each in part]
+    # Else none can be read, and the answer tells of the first only; or one made all fail.
+    if error.status == 413 and error.code not in PICTURE_CODES:
         limits.refused(error.code, part)
-        smaller = [part[: len(part) // 2], part[len(part) // 2 :]]
-    else:  # none can be read, and the answer tells of the first only; or one made all fail
-        smaller = [[each] for each in part]
+        fewer = list(limits.parts(part))
+        smaller = fewer if len(fewer) > 1 else smaller  # one: of pictures without a byte
     results = []
     for each in smaller:
-        results += yield from _detecting_part(each, parameters, ask, limits, go_on)
+        for fewer in limits.parts(each):  # of what the requests before may have learned
+            results += yield from _detecting_part(fewer, parameters, ask, limits, go_on)
     return results
 
 
