@@ -109,8 +109,8 @@ def _detecting_part(
         smaller = fewer if len(fewer) > 1 else smaller  # one: of pictures without a byte
     results = []
     for each in smaller:
-        for fewer in limits.parts(each):  # of what the requests before may have learned
-            results += yield from _detecting_part(fewer, parameters, ask, limits, go_on)
+        for again in limits.parts(each):  # of what the requests before may have learned
+            results += yield from _detecting_part(again, parameters, ask, limits, go_on)
     return results
 
 

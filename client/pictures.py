@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard, cast
 
 from client.bitmap import bmp_of
 from client.results import ImageError, ImageResult
@@ -41,7 +41,7 @@ class NamedImage:
 # A path, the bytes of an image file, a binary file (read to its end, not closed), a (H, W, 3) uint8
 # RGB array (anything with `__array_interface__`), or one of these under a name.
 Image: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NamedImage | Any
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | ArrayLike | NamedImage
 )
 
 
@@ -58,7 +58,7 @@ def as_sequence(images: Image | Iterable[Image]) -> Iterable[Image]:
     if _is_one(images):
         return (images,)
     if isinstance(images, Iterable):
-        return images
+        return cast("Iterable[Image]", images)
     raise TypeError(_not_an_image(images))
 
 
@@ -177,7 +177,7 @@ def _read_file(path: str) -> bytes:
         return file.read(MAX_PICTURE_BYTES)
 
 
-def _is_one(images: object) -> bool:
+def _is_one(images: object) -> TypeGuard[Image]:
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, NamedImage)
     return (
         isinstance(images, kinds)
