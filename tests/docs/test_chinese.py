@@ -84,7 +84,8 @@ def compared(english: str, chinese: str) -> list[str]:
         "docs/page.md": outline(english, "docs/page.md"),
         "docs/zh/page.md": outline(chinese, "docs/zh/page.md"),
     }
-    return differences(*both.values(), translated_links(pair, both))
+    links = translated_links(pair, both)
+    return differences(both["docs/page.md"], both["docs/zh/page.md"], links)
 
 
 def prose(text: str) -> str:
