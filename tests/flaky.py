@@ -85,16 +85,19 @@ def flaky(decide: Decide) -> Iterator[Flaky]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             pictures = pictures_of(self.headers["Content-Type"], body)
             with state.one_more(pictures) as reply:
-                if reply is None:
-                    return self.answer(200, found_in(pictures), {})
-                if reply.hang_until is not None:
+                if reply is not None and reply.hang_until is not None:
                     reply.hang_until.wait(LIMIT_S)
-                if reply.half_an_answer:
-                    self.answer(200, found_in(pictures), {}, cut=True)
-                if reply.half_an_answer or reply.status == 0:
-                    return self.reset()
+            # Not counted any more: once it has the answer, the client sends the next.
+            if reply is None:
+                self.answer(200, found_in(pictures), {})
+            elif reply.half_an_answer:
+                self.answer(200, found_in(pictures), {}, cut=True)
+                self.reset()
+            elif reply.status == 0:
+                self.reset()
+            else:
                 problem = {"code": reply.code, "detail": "on purpose", "request_id": "r1"}
-                return self.answer(reply.status, problem, reply.headers)
+                self.answer(reply.status, problem, reply.headers)
 
         def answer(
             self, status: int, body: object, headers: dict[str, str], cut: bool = False
