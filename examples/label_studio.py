@@ -1,6 +1,6 @@
 """Pre-labels a folder of pictures for Label Studio: tasks with predictions, to be imported.
 
-    python examples/label_studio.py samples --prefix '/data/local-files/?d=samples/' > tasks.json
+    python examples/label_studio.py samples --prefix '/data/local-files/?d=samples/' -o tasks.json
 
 The labelling configuration has <Image name="image" value="$image"/> and
 <RectangleLabels name="label" toName="image"> with the model's class names.
@@ -8,46 +8,34 @@ The labelling configuration has <Image name="image" value="$image"/> and
 
 import argparse
 import json
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
-FORMATS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-TRIES = 10
+from client import Client, DetectClientError, ImageResult
 
 
-def detected(client: httpx.Client, path: Path, conf: float) -> dict[str, Any]:
-    """The server's answer for one picture; waits where it says when to come again."""
-    for _ in range(TRIES):
-        answer = client.post("/detect", params={"conf": conf}, content=path.read_bytes())
-        if answer.status_code != 503:
-            break
-        time.sleep(float(answer.headers.get("Retry-After", "1")))
-    answer.raise_for_status()
-    body: dict[str, Any] = answer.json()
-    return body
-
-
-def task(answer: dict[str, Any], image: str) -> dict[str, Any]:
+def task(found: ImageResult, image: str) -> dict[str, Any]:
     """Label Studio's task: coordinates are percent of the picture's width and height.
 
     Args:
-        answer: of `POST /detect`, for one picture.
+        found: in a picture that the server could read.
         image: URL under which Label Studio finds it.
+
+    Raises:
+        ValueError: the server could not read it.
 
     Source:
         Label Studio's guide, "Import pre-annotated data into Label Studio".
     """
-    found, model = answer["results"][0], answer["model"]
-    width, height = found["width"], found["height"]
-    results, scores = [], []
-    for index, each in enumerate(found["detections"]):
-        box = each["box"]
-        scores.append(each["score"])
+    width, height, model = found.width, found.height, found.model
+    if width is None or height is None or model is None:
+        raise ValueError("the server has not read the picture")
+    results = []
+    for index, each in enumerate(found.detections):
+        box = each.box
         results.append({
             "id": str(index),
             "type": "rectanglelabels",
@@ -56,49 +44,62 @@ def task(answer: dict[str, Any], image: str) -> dict[str, Any]:
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "score": each["score"],
+            "score": each.score,
             "value": {
-                "x": 100 * box["x1"] / width,
-                "y": 100 * box["y1"] / height,
-                "width": 100 * (box["x2"] - box["x1"]) / width,
-                "height": 100 * (box["y2"] - box["y1"]) / height,
+                "x": 100 * box.x1 / width,
+                "y": 100 * box.y1 / height,
+                "width": 100 * (box.x2 - box.x1) / width,
+                "height": 100 * (box.y2 - box.y1) / height,
                 "rotation": 0,
-                "rectanglelabels": [each["class_name"]],
+                "rectanglelabels": [each.class_name],
             },
         })  # fmt: skip
     prediction = {
-        "model_version": f"{model['name']} {model['version']}",
+        "model_version": f"{model.name} {model.version}",
         # Label Studio can order tasks by it: the least sure first.
-        "score": min(scores, default=1.0),
+        "score": min((each.score for each in found.detections), default=1.0),
         "result": results,
     }
     return {"data": {"image": image}, "predictions": [prediction]}
 
 
-def main() -> None:
-    """Writes the tasks of a folder to the standard output."""
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file there, or leaves the old one; never half of one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def main() -> int:
+    """Writes the tasks of a folder; 1 where some pictures failed, 2 where nothing was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="with the folders in it")
     parser.add_argument("--prefix", required=True, help="what Label Studio has before a file name")
+    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--api-key")
+    parser.add_argument("--api-key", default=os.environ.get("FLA_CLIENT_API_KEY") or None)
     parser.add_argument("--conf", type=float, default=0.25)
     chosen = parser.parse_args()
-    headers = {"X-API-Key": chosen.api_key} if chosen.api_key else {}
-    paths = sorted(path for path in chosen.folder.iterdir() if path.suffix.lower() in FORMATS)
-    tasks = []
-    with httpx.Client(base_url=chosen.url, headers=headers, timeout=60) as client:
-        for path in paths:
-            try:
-                tasks.append(
-                    task(detected(client, path, chosen.conf), chosen.prefix + quote(path.name))
-                )
-            except httpx.HTTPStatusError as error:
-                print(f"{path}: {error.response.text}", file=sys.stderr)
-    json.dump(tasks, sys.stdout, indent=1, ensure_ascii=False)
-    if len(tasks) < len(paths):
-        sys.exit(1)
+    tasks, failed = [], 0
+    try:
+        with Client(chosen.url, api_key=chosen.api_key) as client:
+            client.model()  # a wrong address or key ends it before the first picture is read
+            for found in client.detect_folder(chosen.folder, ordered=True, conf=chosen.conf):
+                if found.error is None:
+                    tasks.append(task(found, chosen.prefix + quote(found.filename or "")))
+                else:
+                    failed += 1
+                    print(f"{found.filename}: {found.error.detail}", file=sys.stderr)
+        write_whole(chosen.output, json.dumps(tasks, indent=1, ensure_ascii=False))
+    except (DetectClientError, OSError, ValueError) as error:
+        print(f"error: {error}; nothing was written", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    print(f"{len(tasks)} tasks, {failed} pictures failed: {chosen.output}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,18 +9,27 @@ are dropped instead of queued, so what is shown is never old. Stop with Ctrl-C.
 """
 
 import argparse
+import os
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from client import Client, DetectClientError, Detection, Retry, Unavailable, Unreachable
+
 Frame = NDArray[np.uint8]
 GREEN = (0, 200, 0)
+READER = "frames"  # the thread's name
+LONGEST_WAIT_S = 30.0
+
+
+class SourceError(Exception):
+    """The frames can't be read, or the video can't be written."""
 
 
 class NewestFrame:
@@ -30,21 +39,25 @@ class NewestFrame:
         source: a camera's number, a file or a URL.
         every_frame: for files: the reader waits until each frame was taken. Otherwise a file is
             read at its own rate, like a camera.
+
+    Attributes:
+        fps: frames a second, as the source says; 25 where it doesn't.
+        is_file: it has an end; a camera or a stream that ends has failed.
     """
 
     def __init__(self, source: str, *, every_frame: bool = False) -> None:
         self._capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
         if not self._capture.isOpened():
-            raise SystemExit(f"{source} can't be opened")
+            raise SourceError(f"{source} can't be opened")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
-        is_file = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
-        self._pause_s = 1 / self.fps if is_file and not every_frame else 0.0
+        self.is_file = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        self._pause_s = 1 / self.fps if self.is_file and not every_frame else 0.0
         self._every_frame = every_frame
         self._newest: tuple[int, Frame] | None = None
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self._ended = False
-        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread = threading.Thread(target=self._read, name=READER, daemon=True)
         self._thread.start()
 
     def take(self) -> tuple[int, Frame] | None:
@@ -81,87 +94,128 @@ class NewestFrame:
             self._changed.notify_all()
 
 
-def detect(client: httpx.Client, frame: Frame, conf: float) -> list[dict[str, Any]] | float:
-    """The detections of one frame; or, where the server has no room now, the seconds to wait."""
+class Video:
+    """A video file that is written under another name until it is whole.
+
+    Args:
+        path: ends in .mp4 or .avi.
+        fps: frames a second.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: Frame, times: int) -> None:
+        """Appends a frame, in place of those that were dropped, too: the video's time runs true."""
+        if self._writer is None:
+            codec = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
+            size = (frame.shape[1], frame.shape[0])
+            fourcc = cv2.VideoWriter.fourcc(*codec)
+            self._writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, size)
+            if not self._writer.isOpened():
+                raise SourceError(f"{self._path} can't be written")
+        for _ in range(times):
+            self._writer.write(frame)
+
+    def close(self) -> None:
+        """Ends the file and gives it its name, if it has a frame."""
+        if self._writer is not None and self._writer.isOpened():
+            self._writer.release()
+            self._partial.replace(self._path)
+
+
+def detect(client: Client, frame: Frame, conf: float) -> tuple[Detection, ...]:
+    """The detections of one frame, best first."""
     encoded = cv2.imencode(".jpg", frame, (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes()
-    try:
-        answer = client.post("/detect", params={"conf": conf}, content=encoded)
-    except httpx.TransportError as error:
-        print(f"{error!r}; next try in 1 s", file=sys.stderr)
-        return 1.0
-    if answer.status_code == 503:
-        return min(30.0, float(answer.headers.get("Retry-After", "1")))
-    answer.raise_for_status()
-    detections: list[dict[str, Any]] = answer.json()["results"][0]["detections"]
-    return detections
+    return client.detect(encoded, conf=conf)[0].detections
 
 
-def draw(frame: Frame, detections: list[dict[str, Any]]) -> None:
+def draw(frame: Frame, detections: Sequence[Detection]) -> None:
     """Draws boxes and names into a frame."""
     font = cv2.FontFace("uni")
     for found in detections:
-        x1, y1, x2, y2 = (round(found["box"][edge]) for edge in ("x1", "y1", "x2", "y2"))
-        cv2.rectangle(frame, (x1, y1), (x2, y2), GREEN, 2)
-        text = f"{found['class_name']} {found['score']:.2f}"
-        cv2.putText(frame, text, (x1, max(14, y1 - 4)), GREEN, font, 16)
+        box = found.box
+        corners = (round(box.x1), round(box.y1)), (round(box.x2), round(box.y2))
+        cv2.rectangle(frame, *corners, GREEN, 2)
+        text = f"{found.class_name} {found.score:.2f}"
+        cv2.putText(frame, text, (corners[0][0], max(14, corners[0][1] - 4)), GREEN, font, 16)
 
 
-def main() -> None:
-    """Asks for every frame that is taken; shows or writes it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("source", help="camera number, video file or URL")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--api-key")
-    parser.add_argument("--conf", type=float, default=0.25)
-    parser.add_argument("--output", help="write an annotated video (.mp4 or .avi)")
-    parser.add_argument("--every-frame", action="store_true", help="drop none; for files")
-    parser.add_argument("--show", action="store_true", help="a window; needs opencv-python")
-    chosen = parser.parse_args()
-    headers = {"X-API-Key": chosen.api_key} if chosen.api_key else {}
-    frames = NewestFrame(chosen.source, every_frame=chosen.every_frame)
-    writer: cv2.VideoWriter | None = None
+def follow(chosen: argparse.Namespace, frames: NewestFrame, client: Client) -> None:
+    """Asks for every frame that is taken; shows or writes it.
+
+    Raises:
+        DetectClientError: the server can't be reached at the start, refuses what is sent, or has
+            not answered for `chosen.patience` seconds.
+        SourceError: the video can't be written.
+    """
+    video = Video(chosen.output, frames.fps) if chosen.output else None
     detected = refused = objects = 0
     last = -1
+    again: tuple[int, Frame] | None = None  # was refused; a newer one takes its place
+    answered_s = time.monotonic()
     try:
-        with httpx.Client(base_url=chosen.url, headers=headers, timeout=30) as client:
-            while (taken := frames.take()) is not None:
-                number, frame = taken
+        while taken := (chosen.every_frame and again) or frames.take() or again:
+            number, frame = taken
+            try:
                 found = detect(client, frame, chosen.conf)
-                while isinstance(found, float):
-                    refused += 1
-                    time.sleep(found)
-                    if not chosen.every_frame:  # this frame is old by now
-                        break
-                    found = detect(client, frame, chosen.conf)
-                if isinstance(found, float):
-                    continue
-                detected, objects = detected + 1, objects + len(found)
-                draw(frame, found)
-                if chosen.output:
-                    if writer is None:
-                        codec = "MJPG" if chosen.output.endswith(".avi") else "mp4v"
-                        fourcc = cv2.VideoWriter.fourcc(*codec)
-                        size = (frame.shape[1], frame.shape[0])
-                        writer = cv2.VideoWriter(chosen.output, fourcc, frames.fps, size)
-                        if not writer.isOpened():
-                            raise SystemExit(f"{chosen.output} can't be written")
-                    for _ in range(number - last):  # in place of what was dropped: time runs true
-                        writer.write(frame)
-                last = number
-                if chosen.show:
-                    cv2.imshow("detections", frame)
-                    if cv2.waitKey(1) == ord("q"):
-                        break
+            except (Unavailable, Unreachable) as error:
+                away = isinstance(error, Unreachable) and not detected
+                if away or time.monotonic() - answered_s > chosen.patience:
+                    raise
+                wait_s = getattr(error, "retry_after_s", None) or 1.0
+                print(f"{error}; waiting", file=sys.stderr)
+                again, refused = taken, refused + 1
+                time.sleep(min(LONGEST_WAIT_S, wait_s))
+                continue
+            again, answered_s = None, time.monotonic()
+            detected, objects = detected + 1, objects + len(found)
+            draw(frame, found)
+            if video:
+                video.write(frame, number - last)
+            last = number
+            if chosen.show:
+                cv2.imshow("detections", frame)
+                if cv2.waitKey(1) == ord("q"):
+                    break
     except KeyboardInterrupt:
         pass
     finally:
         frames.close()
-        if writer is not None:
-            writer.release()
-    print(
-        f"{last + 1} frames came, {detected} were detected, {refused} refusals, {objects} objects"
-    )
+        if video:
+            video.close()
+        print(f"{last + 1} frames came, {detected} were detected, {refused} refusals,", end=" ")
+        print(f"{objects} objects")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Follows a source to its end; 1 where a camera or stream ended, 2 where an error did it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("source", help="camera number, video file or URL")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--api-key", default=os.environ.get("FLA_CLIENT_API_KEY") or None)
+    parser.add_argument("--conf", type=float, default=0.25)
+    parser.add_argument("--output", type=Path, help="write an annotated video (.mp4 or .avi)")
+    parser.add_argument("--every-frame", action="store_true", help="drop none; for files")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds without an answer")
+    parser.add_argument("--show", action="store_true", help="a window; needs opencv-python")
+    chosen = parser.parse_args(arguments)
+    try:
+        # Not asked again by the client: by then there is a newer frame.
+        once = Retry(attempts=1)
+        with Client(chosen.url, api_key=chosen.api_key, retry=once) as client:
+            frames = NewestFrame(chosen.source, every_frame=chosen.every_frame)
+            follow(chosen, frames, client)
+    except (DetectClientError, SourceError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not frames.is_file:
+        print(f"{chosen.source} is over: stopped, unplugged, or out of reach", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
