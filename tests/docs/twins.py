@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 # prose and may be translated. All other blocks are equal byte for byte.
 COMMENTED = frozenset({"sh", "yaml"})
 # Chinese writes months as numbers.
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
 )
 
 _FENCE = re.compile(r"^( *)(`{3,})([\w+-]*)\n(.*?)^ *\2 *\n", re.DOTALL | re.MULTILINE)
