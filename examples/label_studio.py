@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 from client import Client, DetectClientError, ImageResult
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
 
 def task(found: ImageResult, image: str) -> dict[str, Any]:
     """Label Studio's task: coordinates are percent of the picture's width and height.
@@ -76,7 +78,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="with the folders in it")
     parser.add_argument("--prefix", required=True, help="what Label Studio has before a file name")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", default=os.environ.get("FLA_CLIENT_URL") or DEFAULT_URL)
     parser.add_argument("--api-key", default=os.environ.get("FLA_CLIENT_API_KEY") or None)
     parser.add_argument("--conf", type=float, default=0.25)
     chosen = parser.parse_args()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from client import Client, DetectClientError, Detection, Retry, Unavailable, Unreachable
 
 Frame = NDArray[np.uint8]
+DEFAULT_URL = "http://127.0.0.1:8000"
 GREEN = (0, 200, 0)
 READER = "frames"  # the thread's name
 LONGEST_WAIT_S = 30.0
@@ -143,8 +144,11 @@ def draw(frame: Frame, detections: Sequence[Detection]) -> None:
         cv2.putText(frame, text, (corners[0][0], max(14, corners[0][1] - 4)), GREEN, font, 16)
 
 
-def follow(chosen: argparse.Namespace, frames: NewestFrame, client: Client) -> None:
+def follow(chosen: argparse.Namespace, frames: NewestFrame, client: Client) -> bool:
     """Asks for every frame that is taken; shows or writes it.
+
+    Returns:
+        Whether the source ended; else somebody stopped it.
 
     Raises:
         DetectClientError: the server can't be reached at the start, refuses what is sent, or has
@@ -179,9 +183,10 @@ def follow(chosen: argparse.Namespace, frames: NewestFrame, client: Client) -> N
             if chosen.show:
                 cv2.imshow("detections", frame)
                 if cv2.waitKey(1) == ord("q"):
-                    break
+                    return False
+        return True
     except KeyboardInterrupt:
-        pass
+        return False
     finally:
         frames.close()
         if video:
@@ -194,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Follows a source to its end; 1 where a camera or stream ended, 2 where an error did it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("source", help="camera number, video file or URL")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", default=os.environ.get("FLA_CLIENT_URL") or DEFAULT_URL)
     parser.add_argument("--api-key", default=os.environ.get("FLA_CLIENT_API_KEY") or None)
     parser.add_argument("--conf", type=float, default=0.25)
     parser.add_argument("--output", type=Path, help="write an annotated video (.mp4 or .avi)")
@@ -207,12 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         once = Retry(attempts=1)
         with Client(chosen.url, api_key=chosen.api_key, retry=once) as client:
             frames = NewestFrame(chosen.source, every_frame=chosen.every_frame)
-            follow(chosen, frames, client)
+            ended = follow(chosen, frames, client)
     except (DetectClientError, SourceError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not frames.is_file:
-        print(f"{chosen.source} is over: stopped, unplugged, or out of reach", file=sys.stderr)
+    if ended and not frames.is_file:
+        print(
+            f"{chosen.source} is over: unplugged, stopped there, or out of reach", file=sys.stderr
+        )
         return 1
     return 0
 

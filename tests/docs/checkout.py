@@ -38,12 +38,13 @@ class Checkout:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
 
     def environment(self) -> dict[str, str]:
-        """What a reader's shell has, with the port that `make serve` takes."""
+        """What a reader's shell has, with the port that `make serve` takes and clients ask."""
         kept = {name: value for name, value in os.environ.items() if not _ours(name)}
         pip = Path.home() / ".config" / "pip" / "pip.conf"
         if pip.is_file():  # a mirror that this machine needs
             kept.setdefault("PIP_CONFIG_FILE", str(pip))
-        return kept | {"HOME": str(self.home), "YOLO_FLA_PORT": str(self.port)}
+        ours = {"HOME": str(self.home), "YOLO_FLA_PORT": str(self.port)}
+        return kept | ours | {"FLA_CLIENT_URL": f"http://127.0.0.1:{self.port}"}
 
     def here(self, text: str) -> str:
         """A block's text with the port that is served here; a container's own stays 8000."""

@@ -10,7 +10,7 @@ from tests.docs.checkout import Checkout
 from tests.docs.running import run_page
 
 # README first: its `make serve` makes the environment that the others find.
-PAGES = ("README.md", "docs/start.md")
+PAGES = ("README.md", "docs/start.md", "docs/examples.md")
 
 
 def blocks_of_kind(repo: Path, kind: str) -> list[Block]:
