@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # In these, what stands behind a # that begins a line or follows a blank, outside of quotes, is
-# prose and may be translated. All other blocks are equal byte for byte.
+# prose and may be translated, but for its numbers and flags. All other blocks are equal byte for
+# byte.
 COMMENTED = frozenset({"sh", "yaml"})
 # Chinese writes months as numbers.
 MONTHS = (
@@ -162,7 +163,10 @@ def _code(body: str, language: str) -> str:
 def _without_comment(line: str) -> str:
     match = _COMMENT.match(line)
     kept = match["kept"] if match else line
-    return line if kept == line else f"{kept.rstrip()} #"
+    if kept == line:
+        return line
+    comment = line.removeprefix(kept)
+    return " ".join([kept.rstrip(), "#", *sorted(_FIXED.findall(comment))])
 
 
 def _section(level: int, title: str, text: str, page: str) -> Section:
