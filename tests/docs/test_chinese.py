@@ -29,7 +29,7 @@ Since March 2026 it takes `--port` and 1,024 images; see [below](#more) or [the 
 
 <!-- block: run -->
 ```sh
-ls '# a'  # what is there
+ls '# a'  # what is there, 7.1 GB, by --all
 ```
 
 ## More
@@ -54,7 +54,7 @@ CHINESE = """\
 
 <!-- block: run -->
 ```sh
-ls '# a'    # 有哪些文件
+ls '# a'    # 用 --all 看有哪些文件，7.1 GB
 ```
 
 ## 更多
@@ -131,7 +131,9 @@ def test_twins_that_say_the_same_are_alike() -> None:
         ("<http://127.0.0.1:8000/>", "<http://127.0.0.1:8001/>", "is not in Chinese"),
         ("ls '# a'", "ls '# b'", "code block"),
         ("ls '# a'", "ls  '# a'", "code block"),
-        ("  # what is there", "", "code block"),
+        ("  # what is there, 7.1 GB, by --all", "", "code block"),
+        ("7.1 GB", "7.2 GB", "code block"),
+        ("--all", "--any", "code block"),
         ("# not ready", "# ready", "code block"),
         ("```text", "```log", "code block"),
         ("```text\n# not ready\n```\n", "", "1 code blocks, 2 in Chinese"),

@@ -32,6 +32,7 @@ _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)*")
 _MONTH = re.compile(rf"\b(?:{'|'.join(MONTHS)})(?= \d{{4}})")
 _ITEM = re.compile(r"^( *)([-*]|\d+\.) ", re.MULTILINE)
 _ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
+_FIXED = re.compile(r"--[a-z-]+|\d+(?:\.\d+)*")
 _COMMENT = re.compile(r"""(?P<kept>(?:'[^']*'|"[^"]*"|(?<=\S)#|[^#'"])*)(?:#.*)?""")
 
 
@@ -64,7 +65,7 @@ class Outline:
 
     Attributes:
         twin: the page that its line of languages leads to; None without such a line.
-        blocks: language and text of each code block, with `#` for each comment that is prose.
+        blocks: language and text of each code block, with the words of comments taken out.
         declared: comments of HTML, such as how a block is run.
         sections: in their order; the first begins with the page's title.
     """
