@@ -182,7 +182,8 @@ def _detect_request(
     pictures: Sequence[Picture], query: list[tuple[str, str]], accept: str = "application/json"
 ) -> Request:
     headers = {"Accept": accept}
-    if len(pictures) == 1:
+    # An empty file as the whole body would be no image; as a part it is one that can't be read.
+    if len(pictures) == 1 and pictures[0].content:
         headers["Content-Type"] = BINARY
         return Request("POST", "/detect", query, headers, content=pictures[0].content)
     files = tuple(each.content for each in pictures)

@@ -96,6 +96,21 @@ def asking(
     raise AssertionError("count() does not end")
 
 
+def asking_once(
+    request: Request, timeout_s: float, *, clock: Callable[[], float] = time.monotonic
+) -> Operation[Answer]:
+    """Sends a request once; returns its answer, of whatever status.
+
+    Raises:
+        Unreachable: none came.
+    """
+    outcome = yield Send(request, timeout_s, clock() + timeout_s)
+    if isinstance(outcome, Answer):
+        return outcome
+    assert outcome is not None
+    raise Unreachable(outcome.reason)
+
+
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """What `Retry-After` asks for.
 

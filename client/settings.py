@@ -11,10 +11,9 @@ import httpx
 
 from client.exchange import Answer, NoAnswer, Send
 from client.operations import Ask, Limits
-from client.retry import Retry, asking
+from client.retry import Retry, asking, asking_once
 
 DISTRIBUTION = "yolov8-fla"
-ONCE = Retry(attempts=1)
 
 
 def this_version() -> str:
@@ -80,9 +79,10 @@ class Connection:
         return cls(arguments, retry, timeout_s, Limits())
 
     def asker(self, *, once: bool = False) -> Ask:
-        """What operations ask with; `once` without repetition."""
-        retry = ONCE if once else self.retry
-        return lambda request: asking(request, retry, self.timeout_s)
+        """What operations ask with; `once` hands on whatever comes."""
+        if once:
+            return lambda request: asking_once(request, self.timeout_s)
+        return lambda request: asking(request, self.retry, self.timeout_s)
 
 
 def http_arguments(send: Send) -> dict[str, Any]:

@@ -81,6 +81,10 @@ def flaky(decide: Decide) -> Iterator[Flaky]:
         protocol_version = "HTTP/1.1"
         wbufsize = 2**16  # headers and body go out together; else each answer takes 40 ms
 
+        def do_GET(self) -> None:
+            model = {"version": "v", "metadata": {"name": "m", "class_names": ["RBC"]}}
+            self.answer(200, model, {})
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             pictures = pictures_of(self.headers["Content-Type"], body)
