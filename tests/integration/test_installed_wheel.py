@@ -3,6 +3,7 @@
 Its requirements are this environment's; pip would take minutes and the network to put them in.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from server.version import Build
 from tests.processes import LIMIT_S, environment, following
+from tests.serving import one_cell
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +88,27 @@ def test_installed_commands_tell_their_build(
     python: Path, build: Build, tmp_path: Path, package: str
 ) -> None:
     assert run(python, tmp_path, package, "--version").stdout == f"{build}\n"
+
+
+def test_the_installed_client_asks_the_installed_server(
+    python: Path, build: Build, artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cell.png").write_bytes(one_cell())
+    flags = ["--model", str(artifact), "--port", "0"]
+    with following([str(python), "-m", "server", *flags], tmp_path, environment()) as server:
+        url = server.wait_for("listening")["url"]
+        server.wait_for("ready")
+        found = run(python, tmp_path, "client", "detect", "cell.png", "--url", url)
+    assert found.returncode == 0, found.stderr
+    (detection,) = json.loads(found.stdout)["detections"]
+    assert detection["class_name"] == "RBC"
+    told = run(python, tmp_path, "client", "--version")
+    assert told.stdout == f"yolov8-fla {build.version}\n"
+    command = "import client; print(client.__file__)"
+    where = subprocess.run([str(python), "-c", command], cwd=tmp_path, capture_output=True)
+    folder = Path(where.stdout.decode().strip()).parent
+    assert folder.is_relative_to(python.parents[1]), "not the checkout's"
+    assert (folder / "py.typed").exists()
 
 
 def test_without_weights_it_says_where_a_model_comes_from(python: Path, tmp_path: Path) -> None:
