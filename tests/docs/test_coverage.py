@@ -13,7 +13,7 @@ from tests.serving import served
 
 # Not for users: what the pages at / and /docs are made of.
 ASSETS = re.compile(r"/docs/.+|/assets?/.*|/page/.*|/samples?/.*")
-COMMANDS = ("model", "export", "server")
+COMMANDS = ("client", "model", "export", "server")
 
 
 @pytest.fixture(scope="module")
