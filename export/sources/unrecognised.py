@@ -4,7 +4,7 @@ A file that comes here is refused in any case; what is found out only makes the 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,15 @@ def listing(modules: Mapping[str, nn.Module], strangers: Mapping[str, ForeignLay
         if len(shapes) > SHOWN:
             shown.append(f"and {len(shapes) - SHOWN} more")
         where = ", ".join(printable(path) or "the network itself" for path in paths)
+        prefix = f"{paths[0]}."
+        inside = [inner for inner in modules if inner.startswith(prefix)]
         has_attention = any(
-            looks_like_attention(parameter_shapes(inner, modules, strangers))
-            for inner in modules
-            if inner.startswith(f"{paths[0]}.")
+            looks_like_attention(parameter_shapes(inner, modules, strangers)) for inner in inside
         )
+        parts = {inner.removeprefix(prefix).partition(".")[0] for inner in inside}
         lines.append(
             f"- {where}: {printable(name)}, parameters {printable(', '.join(shown)) or 'none'}; "
-            f"{hint(printable(name), shapes, has_attention=has_attention)}"
+            f"{hint(printable(name), shapes, parts, has_attention=has_attention)}"
         )
     return "\n".join(lines)
 
@@ -162,15 +163,28 @@ def looks_like_attention(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return projections and {"proj.weight", "dwc.weight", "scale"} <= shapes.keys()
 
 
-def hint(name: str, shapes: Mapping[str, tuple[int, ...]], *, has_attention: bool) -> str:
-    """What a layer may be, told by its parameters, and what its owner can try."""
+def hint(
+    name: str, shapes: Mapping[str, tuple[int, ...]], parts: Set[str], *, has_attention: bool
+) -> str:
+    """What a layer may be, told by its parameters and parts, and what its owner can try.
+
+    Args:
+        name: of its class.
+        shapes: of its parameters, without those of strangers inside it.
+        parts: the names of the layers right inside it, strangers among them.
+        has_attention: focused linear attention is somewhere inside it.
+    """
     likely = None
     if looks_like_attention(shapes):
         likely = "FocusedLinearAttention"
-    elif {"cv1.conv.weight", "cv2.conv.weight"} <= shapes.keys():
+    elif {"cv1.conv.weight", "cv2.conv.weight"} <= shapes.keys() and (
+        has_attention or parts <= {"cv1", "cv2", "m"}  # YOLO11's C3k has a cv3
+    ):
         between, into = shapes["cv1.conv.weight"], shapes["cv2.conv.weight"]
         if between[0] == into[1]:
-            likely = "Bottleneck_FLA" if has_attention else "Bottleneck"
+            # YOLO11's C2PSA has a bottleneck's convolutions, and attention of its own as `m`.
+            plain = None if "m" in parts else "Bottleneck"
+            likely = "Bottleneck_FLA" if has_attention else plain
         elif 4 * between[0] == into[1]:
             likely = "SPPF"
         else:

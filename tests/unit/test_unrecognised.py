@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.modules import C2f
+from ultralytics.nn.modules import C2PSA, C2f
+from ultralytics.nn.modules.block import C3k
 from ultralytics.nn.tasks import (
     ClassificationModel,
     DetectionModel,
@@ -90,6 +91,19 @@ def test_every_class_has_one_line_with_the_paths_of_all_its_layers(
     assert "- model.2.m.0: my_fork.Narrow" in text
     assert "`my_fork.Narrow: Bottleneck`" in text
     assert re.search(r"model\.4: my_fork\.Odd, .*its code would have to be added", text)
+
+
+def test_layers_of_yolo11_are_not_said_to_look_like_known_ones(fork: Fork, tmp_path: Path) -> None:
+    network = network_with(fork, C2PSA(128, 128), "my_fork.Psa")
+    fork.own(network.model[ATTENTION].m[0], "my_fork.PsaBlock")
+    fork.own(network.model[0], "my_fork.Act")
+    network.model[2] = fork.own(C3k(64, 64), "my_fork.Narrow")
+    path = saved({"model": network}, tmp_path / "fork.pt")
+    fork.leave()
+    hints = dict(re.findall(r": (my_fork\.\w+), parameters .*; (.*)", str(said_of(path))))
+    assert "code would have to be added" in hints["my_fork.Psa"]
+    assert "code would have to be added" in hints["my_fork.Narrow"]
+    assert "look like Conv" in hints["my_fork.Act"]
 
 
 def test_layers_inside_unknown_layers_are_told_apart(tmp_path: Path, shared_dir: Path) -> None:
