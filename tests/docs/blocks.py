@@ -56,18 +56,27 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def read_blocks(repo: Path, page: str) -> list[Block]:
-    """All blocks of a page, in their order.
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A fenced code block as it stands on a page, declared or not.
 
-    Args:
-        repo: the checkout.
-        page: its path there, such as `docs/start.md`.
-
-    Raises:
-        Undeclared: a block without a comment, or a comment that says nothing known.
+    Attributes:
+        line: of its opening fence, from 1.
+        language: of the fence; empty where it names none.
+        text: what stands in it, without the fence's indentation, with a newline at its end.
+        above: the line above it; empty at the page's start.
     """
+
+    line: int
+    language: str
+    text: str
+    above: str
+
+
+def read_fences(repo: Path, page: str) -> list[Fence]:
+    """All fenced blocks of a page, in their order."""
     lines = (repo / page).read_text(encoding="utf-8").splitlines()
-    blocks = []
+    fences = []
     index = 0
     while index < len(lines):
         fence = _FENCE.match(lines[index])
@@ -80,9 +89,26 @@ def read_blocks(repo: Path, page: str) -> list[Block]:
         while not lines[index].strip().startswith(marks):
             index += 1
         text = "".join(f"{line[indent:]}\n" for line in lines[start + 1 : index])
-        kind, rest = _declaration(lines[start - 1] if start else "", f"{page}:{start + 1}")
-        blocks.append(Block(page, start + 1, fence["language"], text, kind, rest))
+        above = lines[start - 1] if start else ""
+        fences.append(Fence(start + 1, fence["language"], text, above))
         index += 1
+    return fences
+
+
+def read_blocks(repo: Path, page: str) -> list[Block]:
+    """All blocks of a page, in their order.
+
+    Args:
+        repo: the checkout.
+        page: its path there, such as `docs/start.md`.
+
+    Raises:
+        Undeclared: a block without a comment, or a comment that says nothing known.
+    """
+    blocks = []
+    for fence in read_fences(repo, page):
+        kind, rest = _declaration(fence.above, f"{page}:{fence.line}")
+        blocks.append(Block(page, fence.line, fence.language, fence.text, kind, rest))
     return blocks
 
 

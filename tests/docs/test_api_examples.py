@@ -18,17 +18,18 @@ import pytest
 
 from server.parameters import NAMES
 from server.schemas import DetectResponse, Problem
+from tests.docs.blocks import read_fences
 from tests.processes import ready
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/api.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/api.md"
 ADDRESS = "http://127.0.0.1:8000"
 KEY = "a-key-of-the-test"
 LIMIT_S = 60
 HTTP_ERROR = 22  # curl's exit code, with --fail
 
 
-class Block(NamedTuple):
+class Example(NamedTuple):
     """A block of code, and the one behind it on the page."""
 
     language: str
@@ -44,11 +45,11 @@ class Block(NamedTuple):
         return '"code"' in self.then and '"results"' not in self.then
 
 
-def blocks() -> list[Block]:
-    found: list[tuple[str, str]] = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    after = [code if language == "json" else "" for language, code in found[1:]] + [""]
+def blocks() -> list[Example]:
+    found = read_fences(ROOT, "docs/api.md")
+    after = [each.text if each.language == "json" else "" for each in found[1:]] + [""]
     return [
-        Block(language, code, then) for (language, code), then in zip(found, after, strict=True)
+        Example(each.language, each.text, then) for each, then in zip(found, after, strict=True)
     ]
 
 
@@ -100,7 +101,7 @@ def found_on_path(program: str) -> str:
 
 
 def servers_have(
-    block: Block, open_server: str, request: pytest.FixtureRequest, folder: Path
+    block: Example, open_server: str, request: pytest.FixtureRequest, folder: Path
 ) -> str:
     """The block's code, at the address of a server that takes it."""
     url = request.getfixturevalue("locked_server") if block.needs_key else open_server
@@ -111,7 +112,7 @@ def servers_have(
 @pytest.mark.slow
 @pytest.mark.parametrize("block", of("sh"))
 def test_every_command_of_the_page_does_what_the_page_shows(
-    block: Block, open_server: str, request: pytest.FixtureRequest, folder: Path
+    block: Example, open_server: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
     found_on_path("curl")
     code = servers_have(block, open_server, request, folder)
@@ -130,7 +131,7 @@ def test_every_command_of_the_page_does_what_the_page_shows(
 @pytest.mark.slow
 @pytest.mark.parametrize("block", of("python"))
 def test_every_python_example_of_the_page_finds_cells(
-    block: Block, open_server: str, request: pytest.FixtureRequest, folder: Path
+    block: Example, open_server: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
     if "import requests" in block.code:
         pytest.importorskip("requests")
@@ -143,7 +144,7 @@ def test_every_python_example_of_the_page_finds_cells(
 @pytest.mark.slow
 @pytest.mark.parametrize("block", of("js"))
 def test_every_javascript_example_of_the_page_finds_cells_in_node(
-    block: Block, open_server: str, request: pytest.FixtureRequest, folder: Path
+    block: Example, open_server: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
     node = found_on_path("node")
     (folder / "example.mjs").write_text(servers_have(block, open_server, request, folder))
@@ -155,7 +156,7 @@ def test_every_javascript_example_of_the_page_finds_cells_in_node(
 @pytest.mark.slow
 @pytest.mark.parametrize("block", of("html"))
 def test_the_page_of_another_origin_finds_cells_in_a_browser(
-    block: Block, open_server: str, request: pytest.FixtureRequest, folder: Path
+    block: Example, open_server: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = found_on_path("chromium")
