@@ -56,9 +56,7 @@ class Letterbox:
         """Original image size, (height, width) in pixels."""
         return self.frame.original_hw
 
-    def to_original(
-        self, boxes: NDArray[np.float32], *, clip: bool = True
-    ) -> NDArray[np.float32]:
+    def to_original(self, boxes: NDArray[np.float32], *, clip: bool = True) -> NDArray[np.float32]:
         """Moves boxes from input pixels to original pixels.
 
         Args:
