@@ -1,6 +1,7 @@
 """From the bytes of an answer to results, or to the error that it tells."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from http import HTTPStatus
@@ -33,6 +34,8 @@ PICTURE_CODES = frozenset(
     {"unsupported_image", "undecodable_image", "too_many_pixels", "too_much_memory"}
 )
 SHOWN_CHARACTERS = 200
+# What a body or a field of it raises that is not this server's: too deep, or a number too large.
+STRANGE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 def read_results(answer: Answer) -> list[ImageResult]:
@@ -45,9 +48,9 @@ def read_results(answer: Answer) -> list[ImageResult]:
     try:
         model = ModelName(str(body["model"]["name"]), str(body["model"]["version"]))
         given = body["timings_ms"]
-        timings = Timings(**{each.name: float(given[each.name]) for each in fields(Timings)})
+        timings = Timings(**{each.name: _number(given[each.name]) for each in fields(Timings)})
         return [_image_result(each, model, timings) for each in body["results"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except STRANGE as error:
         raise _not_understood(answer, error) from error
 
 
@@ -66,7 +69,7 @@ def read_model(answer: Answer) -> ModelDescription:
     try:
         model = ModelDescription(str(body["version"]), dict(body["metadata"]))
         assert_named(model)
-    except (KeyError, TypeError, ValueError) as error:
+    except STRANGE as error:
         raise _not_understood(answer, error) from error
     return model
 
@@ -118,8 +121,8 @@ def _image_result(value: Mapping[str, Any], model: ModelName, timings: Timings) 
     error = value["error"]
     return ImageResult(
         filename=value["filename"],
-        width=value["width"],
-        height=value["height"],
+        width=_side(value["width"], error),
+        height=_side(value["height"], error),
         truncated=bool(value["truncated"]),
         error=None if error is None else ImageError(str(error["code"]), str(error["detail"])),
         detections=tuple(_detection(each) for each in value["detections"]),
@@ -133,15 +136,32 @@ def _detection(value: Mapping[str, Any]) -> Detection:
     return Detection(
         class_id=int(value["class_id"]),
         class_name=str(value["class_name"]),
-        score=float(value["score"]),
-        box=Box(float(box["x1"]), float(box["y1"]), float(box["x2"]), float(box["y2"])),
+        score=_number(value["score"]),
+        box=Box(*(_number(box[corner]) for corner in ("x1", "y1", "x2", "y2"))),
     )
+
+
+def _side(value: object, error: object) -> int | None:
+    """A picture's width or height; only one with an error may have none."""
+    if value is None and error is not None:
+        return None
+    if type(value) is not int or value < 1:
+        raise ValueError(f"a picture of {value!r} pixels")
+    return value
+
+
+def _number(value: Any) -> float:
+    """Finite: JSON has no other, and what is written from it would be none."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no number of JSON")
+    return number
 
 
 def _json_object(answer: Answer) -> dict[str, Any]:
     try:
         body = json.loads(answer.body)
-    except ValueError as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise _not_understood(answer, error) from error
     if not isinstance(body, dict):
         raise UnexpectedAnswer(f"the server answered {answer.status} with no JSON object")
@@ -151,7 +171,7 @@ def _json_object(answer: Answer) -> dict[str, Any]:
 def _problem(answer: Answer) -> dict[str, Any]:
     try:
         body = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 

@@ -167,7 +167,12 @@ def asking_health(ask: Ask) -> Operation[Health]:
     answer = yield from ask(Request("GET", "/health"))
     if answer.status not in (200, 503):
         raise error_of(answer)
-    return read_health(answer)
+    try:
+        return read_health(answer)
+    except UnexpectedAnswer:
+        if answer.status == 503:  # a proxy's, that has no server behind it
+            raise error_of(answer) from None
+        raise
 
 
 def asking_model(ask: Ask) -> Operation[ModelDescription]:

@@ -12,6 +12,9 @@ from client.answers import AGAIN, error_of
 from client.errors import Unreachable
 from client.exchange import Answer, NoAnswer, Operation, Outcome, Request, Send, Wait
 
+# 31 years; of more, clocks and waits overflow.
+LONGEST_S = 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -28,7 +31,7 @@ class Retry:
         deadline_s: seconds from the first attempt after which it is given up, > 0; a wait that
             would end later is not begun.
         first_wait_s: > 0.
-        longest_wait_s: >= `first_wait_s`.
+        longest_wait_s: >= `first_wait_s`, at most `LONGEST_S`.
     """
 
     attempts: int | None = None
@@ -41,9 +44,10 @@ class Retry:
             raise ValueError(f"attempts must be at least 1, not {self.attempts}")
         if not self.deadline_s > 0:
             raise ValueError(f"deadline_s must be over 0, not {self.deadline_s}")
-        if not 0 < self.first_wait_s <= self.longest_wait_s:
+        if not 0 < self.first_wait_s <= self.longest_wait_s <= LONGEST_S:
             raise ValueError(
-                f"first_wait_s must be over 0 and not over longest_wait_s, not {self.first_wait_s}"
+                "first_wait_s must be over 0 and not over longest_wait_s, and that not over "
+                f"{LONGEST_S:.0f}, not {self.first_wait_s} and {self.longest_wait_s}"
             )
 
     def wait_s(self, failures: int, retry_after_s: float | None, part: float) -> float:
@@ -120,22 +124,22 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
         now: what a date counts from where the answer has no `Date`; by default this clock's time.
 
     Returns:
-        Seconds, >= 0; None where there is no such header, or one that can't be read.
+        Seconds, 0..`LONGEST_S`; None where there is no such header, or one that can't be read.
     """
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():
-        return float(text[:12])
+        return min(LONGEST_S, float(text[:12]))
     until = _date(text)
     if until is None:
         return None
     since = _date(headers.get("date", "")) or now or datetime.now(UTC)
-    return max(0.0, (until - since).total_seconds())
+    return min(LONGEST_S, max(0.0, (until - since).total_seconds()))
 
 
 def _date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # of a year or a time zone with many digits
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

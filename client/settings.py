@@ -11,7 +11,7 @@ import httpx
 
 from client.exchange import Answer, NoAnswer, Send
 from client.operations import Ask, Limits
-from client.retry import Retry, asking, asking_once
+from client.retry import LONGEST_S, Retry, asking, asking_once
 
 DISTRIBUTION = "yolov8-fla"
 
@@ -55,7 +55,7 @@ class Connection:
 
         Raises:
             ValueError: `url` is no address of HTTP, the key can't be sent, or `timeout_s` is not
-                over 0.
+                in 0..`LONGEST_S`.
         """
         try:
             address = httpx.URL(url)
@@ -63,8 +63,8 @@ class Connection:
             raise ValueError(f"{url!r} is no address: {error}") from None
         if address.scheme not in ("http", "https") or not address.host:
             raise ValueError(f"{url!r} is no address of HTTP, such as http://127.0.0.1:8000")
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s must be over 0, not {timeout_s}")
+        if not 0 < timeout_s <= LONGEST_S:
+            raise ValueError(f"timeout_s must be over 0, at most {LONGEST_S:.0f}, not {timeout_s}")
         headers = {"User-Agent": f"{DISTRIBUTION}-client/{this_version()}"}
         if api_key is not None:
             # httpx would tell the whole key in its own error.

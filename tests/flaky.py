@@ -149,7 +149,7 @@ def pictures_of(content_type: str, body: bytes) -> list[bytes]:
 
 
 def found_in(pictures: list[bytes]) -> dict[str, object]:
-    """An answer that tells each picture by its width."""
+    """An answer that tells each picture by its width: its number, from 1."""
     result: dict[str, object] = {
         "filename": None,
         "height": 1,

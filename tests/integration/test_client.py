@@ -268,6 +268,15 @@ async def test_another_server_than_ours_is_told(artifact: Path) -> None:
         client.detect(b"")
 
 
+def test_a_proxy_without_a_server_behind_it_is_told_as_unavailable() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, html="<h1>No server</h1>"))
+    with (
+        Client("http://proxy", transport=transport) as client,
+        pytest.raises(Unavailable, match="503 service_unavailable: <h1>No server</h1>"),
+    ):
+        client.health()
+
+
 @pytest.mark.parametrize("wrong", ["", "localhost:8000", "ftp://x", "http://", "http://x:port"])
 def test_an_address_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="no address"):
@@ -278,8 +287,9 @@ def test_a_key_or_time_that_can_not_be_is_refused_without_telling_the_key() -> N
     with pytest.raises(ValueError, match="printable ASCII") as raised:
         Client("http://x", api_key="secr\net")
     assert "secr" not in str(raised.value)
-    with pytest.raises(ValueError, match="timeout_s"):
-        Client("http://x", timeout_s=0)
+    for wrong in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="timeout_s"):
+            Client("http://x", timeout_s=wrong)
 
 
 def from_curl(url: str, picture: Path, query: str) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_a_run_that_is_stopped_goes_on_with_each_picture_once(
     folder, out = tmp_path / "in", tmp_path / "out.jsonl"
     folder.mkdir()
     for i in range(12):
-        (folder / f"{i}.jpg").write_bytes(b"picture %d" % i)
+        (folder / f"{i}.jpg").write_bytes(b"picture %d" % (i + 1))
     held = threading.Event()
     flow = ["--images-per-request", "1", "--in-flight", "2", "--timeout", "15"]
     for server in holding(5, held):

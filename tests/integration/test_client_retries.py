@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     for i in range(PICTURES):
         place = tmp_path / f"part{i % 3}"
         place.mkdir(exist_ok=True)
-        (place / f"{i // 3}.jpg").write_bytes(b"picture %d" % i)
+        (place / f"{i // 3}.jpg").write_bytes(b"picture %d" % (i + 1))
     return tmp_path
 
 
@@ -214,7 +214,7 @@ def test_a_folder_ends_with_the_server_and_what_was_done_has_been_told(folder: P
 
 
 def test_pictures_that_the_server_fails_on_are_results_and_the_others_go_on(folder: Path) -> None:
-    bad = b"picture 7"
+    bad = b"picture 8"
 
     def decide(request: int, pictures: list[bytes]) -> Reply | None:
         return Reply(500, code="inference_failed") if bad in pictures else None
@@ -246,7 +246,7 @@ def test_a_picture_larger_than_a_body_may_be_is_a_result_with_an_error() -> None
         flaky(lambda *_: Reply(413, code="body_too_large")) as server,
         Client(server.url, retry=OFTEN) as client,
     ):
-        found = client.detect([b"picture 0", b"picture 1", b"picture 2"])
+        found = client.detect([b"picture 1", b"picture 2", b"picture 3"])
     assert [each.error and each.error.code for each in found] == ["body_too_large"] * 3
 
 
@@ -257,7 +257,7 @@ def test_a_stream_takes_pictures_only_when_there_is_room_for_them() -> None:
         nonlocal taken
         for i in range(1000):
             taken += 1
-            yield b"picture %d" % i
+            yield b"picture %d" % (i + 1)
 
     with flaky(half_refused()) as server, Client(server.url, retry=OFTEN) as client:
         stream = client.stream(pictures(), in_flight=2, images_per_request=3)
@@ -273,7 +273,9 @@ async def test_a_stream_that_is_left_gives_up_its_requests_at_once() -> None:
     never = threading.Event()
     with flaky(lambda request, _: Reply(hang_until=never) if request else None) as server:
         async with AsyncClient(server.url, retry=OFTEN) as client:
-            stream = client.stream((b"picture %d" % i for i in range(9)), images_per_request=1)
+            stream = client.stream(
+                (b"picture %d" % (i + 1) for i in range(9)), images_per_request=1
+            )
             first = await anext(stream)
             assert first.ok
             await stream.aclose()

@@ -7,8 +7,8 @@ import pytest
 import supervision
 
 import client.results as results
-from client.answers import read_health, read_model, read_results
-from client.errors import UnexpectedAnswer
+from client.answers import error_of, read_health, read_model, read_results
+from client.errors import Unavailable, UnexpectedAnswer
 from client.exchange import Answer
 from client.parameters import Parameters
 from client.results import Box, Detection, ImageResult
@@ -106,6 +106,42 @@ def test_an_answer_of_something_else_is_told(body: bytes) -> None:
     for read in (read_results, read_health, read_model):
         with pytest.raises(UnexpectedAnswer, match="answered 200"):
             read(Answer(200, {}, body))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"score": NaN',
+        '"score": 1e999',
+        '"class_id": 1e999',
+        '"class_id": null',
+        '"width": 0',
+        '"width": null',
+        '"height": "48"',
+        '"width": true',
+    ],
+)
+def test_a_value_that_can_not_be_is_no_answer(wrong: str) -> None:
+    box = '{"x1": 1, "y1": 1, "x2": 2, "y2": 2}'
+    found = f'{{"class_id": 1, "class_name": "a", "score": 0.5, "box": {box}, ZZ}}'
+    picture = (
+        '{"filename": null, "width": 64, "height": 48, "truncated": false, "error": null, '
+        f'"detections": [{found}], ZZ}}'
+    )
+    times = '{"decode": 1, "queue": 1, "inference": 1, "postprocess": 1, "total": 1}'
+    body = (
+        f'{{"model": {{"name": "m", "version": "v"}}, "results": [PICTURE], "timings_ms": {times}}}'
+    ).replace("PICTURE", picture)
+    assert read_results(Answer(200, {}, body.replace("ZZ", '"more": 1').encode()))[0].width == 64
+    with pytest.raises(UnexpectedAnswer, match="not this server's"):
+        read_results(Answer(200, {}, body.replace("ZZ", wrong).encode()))
+
+
+def test_an_answer_nested_too_deep_is_told() -> None:
+    deep = b"[" * 200_000
+    with pytest.raises(UnexpectedAnswer, match="RecursionError"):
+        read_results(Answer(200, {}, deep))
+    assert isinstance(error_of(Answer(503, {}, deep)), Unavailable)
 
 
 def test_parameters_are_sent_as_they_are_given() -> None:

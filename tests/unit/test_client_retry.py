@@ -1,4 +1,5 @@
 import random
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import repeat
@@ -18,7 +19,7 @@ from client.errors import (
     Unreachable,
 )
 from client.exchange import Answer, NoAnswer, Outcome, Request, Send, Wait
-from client.retry import Retry, asking, retry_after_s
+from client.retry import LONGEST_S, Retry, asking, retry_after_s
 
 GOOD = Answer(200, {}, b"{}")
 BUSY = Answer(503, {}, b"")
@@ -100,7 +101,26 @@ def test_a_date_without_a_servers_clock_counts_from_this_one() -> None:
     assert retry_after_s({"retry-after": "Sun, 06 Nov 1994 08:40:00 GMT"}, now) == 0
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3", "1.5", "²", "Sun, 99 Nov 1994 08:49:57 GMT"])
+@pytest.mark.parametrize("text", ["9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_one_is_asked_to_wait_longer_than_can_be_waited(text: str) -> None:
+    asked_s = retry_after_s({"retry-after": text}, datetime(1994, 11, 6, tzinfo=UTC))
+    assert asked_s == LONGEST_S
+    assert asked_s + LONGEST_S < threading.TIMEOUT_MAX
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "soon",
+        "-3",
+        "1.5",
+        "²",
+        "Sun, 99 Nov 1994 08:49:57 GMT",
+        "1 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+    ],
+)
 def test_what_cannot_be_read_is_as_if_it_were_not_there(text: str) -> None:
     assert retry_after_s({"retry-after": text}) is None
     assert retry_after_s({}) is None
@@ -150,6 +170,7 @@ def test_no_attempt_is_given_more_time_than_is_left() -> None:
         {"deadline_s": float("nan")},
         {"first_wait_s": 0},
         {"first_wait_s": 20, "longest_wait_s": 10},
+        {"longest_wait_s": float("inf")},
     ],
 )
 def test_a_retry_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
