@@ -52,7 +52,7 @@ def health(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     key = options.api_key or environment.get(KEY_VARIABLE) or None
     with Client(options.url, api_key=key, timeout_s=options.timeout) as client:
         state = client.health()
-    print(json.dumps(asdict(state), indent=2))
+    print(json.dumps(asdict(state), indent=2), flush=True)
     return EXIT_ALL if state.status == "ready" else EXIT_SOME_FAILED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard, cast
@@ -125,7 +125,7 @@ def pictures_below(
     Args:
         folder: where to begin; their names are relative to it, with slashes.
         all_files: also those whose names do not end as an image's.
-        left_out: folders that are not looked into.
+        left_out: folders that are not looked into, and files.
 
     Yields:
         Files of one folder in the order of their names, then those of the folders in it.
@@ -133,7 +133,8 @@ def pictures_below(
     Raises:
         OSError: the folder, or one in it, can't be listed.
     """
-    for relative in _below(folder, "", [each.resolve() for each in left_out]):
+    places = {each.parent.resolve() / each.name for each in left_out}
+    for relative in _below(folder, "", places | {each.resolve() for each in places}):
         if all_files or relative.lower().endswith(SUFFIXES):
             yield NamedImage(shown_name(relative), folder / relative)
 
@@ -143,15 +144,15 @@ def count_below(folder: Path, *, all_files: bool = False, left_out: Sequence[Pat
     return sum(1 for _ in pictures_below(folder, all_files=all_files, left_out=left_out))
 
 
-def _below(root: Path, inside: str, left_out: Sequence[Path]) -> Iterator[str]:
+def _below(root: Path, inside: str, left_out: Set[Path]) -> Iterator[str]:
     files, folders = [], []
+    here = (root / inside).resolve()
     with os.scandir(root / inside) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or here / entry.name in left_out:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if not left_out or Path(entry.path).resolve() not in left_out:
-                    folders.append(f"{inside}{entry.name}/")
+                folders.append(f"{inside}{entry.name}/")
             elif not _links_to_folder(entry):
                 files.append(inside + entry.name)
     yield from sorted(files)

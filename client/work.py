@@ -14,16 +14,20 @@ from client.errors import DetectClientError
 from client.parameters import Parameters
 from client.pictures import NamedImage, pictures_below, shown_name
 from client.progress import Progress
-from client.results import AnnotatedImage, ImageResult
+from client.results import AnnotatedImage, ImageResult, ModelDescription
 from client.writers.annotated import AnnotatedPictures
 from client.writers.coco import Coco
 from client.writers.files import NameTaken, OutputRefused
-from client.writers.jsonl import JsonLines
+from client.writers.jsonl import PARTIAL, JsonLines
 from client.writers.yolo import YoloLabels
 
 
 class NothingToDo(DetectClientError):
     """The arguments name no picture, or what is not there."""
+
+
+class ModelChanged(DetectClientError):
+    """The server answers with another model than it had when the run began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Pictures:
     Args:
         sources: folders and files; one that is named twice, or inside another, counts once.
         all_files: see `Job`.
-        out: a folder that is written into, and so left out.
+        out: a folder or file that is written, and so left out.
 
     Raises:
         NothingToDo: a source is not there.
@@ -108,7 +112,7 @@ class Pictures:
         files = [each for each in dict.fromkeys(absolute) if not each.is_dir()]
         self._files = [f for f in files if not any(o in f.parents for o in self._folders)]
         self._all_files = all_files
-        self._left_out = [out] if out is not None else []
+        self._left_out = [out, out.parent / (out.name + PARTIAL)] if out is not None else []
 
     def __iter__(self) -> Iterator[NamedImage]:
         for file in self._files:
@@ -138,13 +142,16 @@ async def run(job: Job, client: AsyncClient, pictures: Pictures, shown: Progress
         OutputRefused: it can't be written as asked; nothing was.
         DetectClientError: the server ended it.
     """
-    writer, done = await _writer(job, client, pictures)
+    # None for pictures with boxes, that do not tell their model.
+    model = None if job.form == "images" else await client.model()
+    writer, done = _writer(job, model, pictures)
     tally = Tally(before=len(done))
     shown.skip(len(done))
     wanted = (each for each in pictures if each.name not in done)
     try:
         async with aclosing(_results(job, client, wanted)) as results:
             async for each in results:
+                _refuse_another(model, each)
                 _take(each, writer, tally, shown)
         writer.finish()
     except BaseException:
@@ -153,6 +160,16 @@ async def run(job: Job, client: AsyncClient, pictures: Pictures, shown: Progress
             shown.say(f"{tally.done} pictures were done: {writer.rest}")
         raise
     return tally
+
+
+def _refuse_another(model: ModelDescription | None, result: ImageResult | AnnotatedImage) -> None:
+    # One file has one model's results: class ids of another would mean something else.
+    answered = result.model if isinstance(result, ImageResult) else None
+    if model is not None and answered is not None and answered.version != model.version:
+        raise ModelChanged(
+            f"{result.filename}: the server now has model version {answered.version}; "
+            f"this run began with {model.version}"
+        )
 
 
 def _take(
@@ -196,15 +213,17 @@ async def _results(
             yield result
 
 
-async def _writer(job: Job, client: AsyncClient, pictures: Pictures) -> tuple[Writer, Set[str]]:
+def _writer(
+    job: Job, model: ModelDescription | None, pictures: Pictures
+) -> tuple[Writer, Set[str]]:
     """What writes the job's form, and the pictures that were done before."""
-    if job.form == "images":
+    if model is None:
         assert job.out is not None
-        # Else a picture's own file would be written over with boxes in it.
-        if job.out.resolve() == pictures.base.resolve():
+        # Else a picture's own file could be written over with boxes in it.
+        base = pictures.base.resolve()
+        if job.out.resolve() in (base, *base.parents):
             raise OutputRefused(f"{job.out} is where the pictures are; write them elsewhere")
         return AnnotatedPictures(job.out, force=job.force), frozenset()
-    model = await client.model()
     if job.form == "jsonl":
         lines = JsonLines(
             job.out, job.parameters.chosen(), model, force=job.force, resume=job.resume

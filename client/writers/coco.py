@@ -42,6 +42,7 @@ class Coco:
 
     Raises:
         OutputRefused: something is there, and not `force`.
+        OSError: files can't be made in its folder.
     """
 
     def __init__(self, path: Path, model: ModelDescription, *, force: bool = False) -> None:
@@ -53,8 +54,12 @@ class Coco:
             )
         self._path = path
         self._model = model
-        self._images: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-        self._annotations: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        # Beside the document: a folder that can't be written is told now, not at the end, and the
+        # system's folder for temporary files may be in memory.
+        self._images, self._annotations = (
+            tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)  # noqa: SIM115
+            for _ in range(2)
+        )
         self._image_id = self._annotation_id = 0
 
     def write(self, result: ImageResult) -> None:
@@ -103,18 +108,21 @@ class Coco:
         ]
         with self._images as images, self._annotations as annotations:
             temporary = self._partial.with_name(self._partial.name + ".new")
-            with temporary.open("w", encoding="utf-8") as out:
-                out.write(f'{{"info": {json.dumps(about)}, "licenses": [],\n')
-                out.write(f'"categories": {json.dumps(categories)},\n"images": [\n')
-                images.seek(0)
-                shutil.copyfileobj(images, out)
-                out.write('\n],\n"annotations": [\n')
-                annotations.seek(0)
-                shutil.copyfileobj(annotations, out)
-                out.write("\n]}\n")
-                out.flush()
-                synced(out.fileno())
-            temporary.replace(self._partial)
+            try:
+                with temporary.open("w", encoding="utf-8") as out:
+                    out.write(f'{{"info": {json.dumps(about)}, "licenses": [],\n')
+                    out.write(f'"categories": {json.dumps(categories)},\n"images": [\n')
+                    images.seek(0)
+                    shutil.copyfileobj(images, out)
+                    out.write('\n],\n"annotations": [\n')
+                    annotations.seek(0)
+                    shutil.copyfileobj(annotations, out)
+                    out.write("\n]}\n")
+                    out.flush()
+                    synced(out.fileno())
+                temporary.replace(self._partial)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _add(file: IO[str], number: int, row: dict[str, Any]) -> None:

@@ -39,10 +39,12 @@ def refuse_what_is_there(path: Path, *, force: bool) -> None:
     """Refuses a file that exists.
 
     Raises:
-        OutputRefused: it is there and not `force`, or it is a folder, or its folder is missing.
+        OutputRefused: it is there and not `force`, or it is no file, or its folder is missing.
     """
     if path.is_dir():
         raise OutputRefused(f"{path} is a folder; a file is written")
+    if path.exists() and not path.is_file():  # as /dev/null, that a file would take the place of
+        raise OutputRefused(f"{path} is no regular file")
     if not path.parent.is_dir():
         raise OutputRefused(f"there is no folder {path.parent} to write {path.name} in")
     if path.exists() and not force:

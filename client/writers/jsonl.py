@@ -114,9 +114,10 @@ class JsonLines:
             name, error = row["filename"], row["error"]
             version = None if row["model"] is None else row["model"]["version"]
             parameters = row["parameters"]
-        except (ValueError, KeyError, TypeError):
+            known = name in self.done
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise OutputRefused(f"{where} is not of such a run") from None
-        if error is not None or name in self.done:
+        if error is not None or known:
             return
         if version != self._model.version:
             raise OutputRefused(

@@ -15,6 +15,12 @@ names:
 {names}"""
 
 
+def yaml_text(text: str) -> str:
+    """Text as YAML has it. JSON's is the same but for pairs of surrogates, which YAML has not."""
+    escaped = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped)
+
+
 def label_lines(result: ImageResult, *, with_scores: bool) -> str:
     """The lines of one picture: class id, centre x, centre y, width, height, in parts of its size.
 
@@ -57,9 +63,8 @@ class YoloLabels:
         self._claims = Claims()
         names = model.class_names
         write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in names).encode())
-        # Texts of JSON are texts of YAML.
-        listed = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(names))
-        path = json.dumps(str(folder.resolve()))
+        listed = "".join(f"  {i}: {yaml_text(name)}\n" for i, name in enumerate(names))
+        path = yaml_text(str(folder.resolve()))
         write_whole(folder / "data.yaml", DATA_YAML.format(path=path, names=listed).encode())
 
     def write(self, result: ImageResult) -> None:

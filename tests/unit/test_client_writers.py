@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from client.writers.files import NameTaken, OutputRefused, write_whole
 from client.writers.jsonl import JsonLines, row_of
 from client.writers.yolo import YoloLabels
 
-NAMES = ["RBC", 'a "quoted" name', "血小板"]
+NAMES = ["RBC", 'a "quoted" name', "血小板 😀\u2028\x7f"]
 MODEL = ModelDescription("v1", {"name": "m", "class_names": NAMES})
 OTHER_MODEL = ModelDescription("v2", MODEL.metadata)
 
@@ -116,7 +118,16 @@ def test_lines_of_another_model_or_choice_are_not_gone_on_with(
     assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("content", [b"text\n", b"{}\n", b"[]\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text\n",
+        b"{}\n",
+        b"[]\n",
+        b"\xff\n",
+        b'{"filename": [], "error": null, "model": null, "parameters": {}}\n',
+    ],
+)
 def test_a_file_of_something_else_is_not_gone_on_with(tmp_path: Path, content: bytes) -> None:
     out = tmp_path / "out.jsonl"
     out.write_bytes(content)
@@ -150,6 +161,37 @@ def test_nothing_is_written_over_without_being_told_to(tmp_path: Path) -> None:
     assert file.read_text() == "mine", "nothing is lost before the new is there"
     forced.finish()
     assert json.loads(file.read_text())["images"] == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: JsonLines(path, {}, MODEL, force=True),
+        lambda path: Coco(path, MODEL, force=True),
+    ],
+)
+def test_what_is_no_file_is_not_replaced_by_one(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputRefused, match="no regular file"):
+        make(pipe)
+    assert pipe.is_fifo()
+
+
+def test_a_folder_where_no_file_can_be_made_is_told_at_the_beginning() -> None:
+    with pytest.raises(OSError, match="proc"):
+        Coco(Path("/proc/out.json"), MODEL)
+
+
+def test_a_document_that_can_not_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    writer = Coco(tmp_path / "out.json", MODEL)
+    writer.write(A)
+    (tmp_path / "out.json.partial").mkdir()  # the document can't have its name
+    with pytest.raises(OSError, match=r"out\.json\.partial"):
+        writer.finish()
+    assert [each.name for each in tmp_path.iterdir()] == ["out.json.partial"]
 
 
 @pytest.fixture
@@ -228,7 +270,7 @@ def test_labels_are_read_by_ultralytics_as_they_were_written(tmp_path: Path) -> 
 
 def test_the_folder_of_labels_names_its_classes(tmp_path: Path) -> None:
     YoloLabels(tmp_path, MODEL, with_scores=False)
-    assert (tmp_path / "classes.txt").read_text().splitlines() == NAMES
+    assert (tmp_path / "classes.txt").read_text().split("\n") == [*NAMES, ""]
     described = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert described["names"] == dict(enumerate(NAMES))
     assert (described["path"], described["train"]) == (str(tmp_path), "images")
