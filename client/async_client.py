@@ -230,15 +230,19 @@ async def _streamed(
     with showing(progress, total) as shown:
         try:
             while more or window.running:
-                while more and window.has_room():
+                if more and window.has_room():
                     group = await asyncio.to_thread(next, groups, None)
                     if group is None:
                         more = False
                     else:
                         window.begin(asyncio.create_task(group_done(group)))
                 if not window.running:
-                    break
-                done, _ = await asyncio.wait(window.running, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                # What is done goes out before a source that may be slow is asked for more.
+                at_once = 0 if more and window.has_room() else None
+                done, _ = await asyncio.wait(
+                    window.running, timeout=at_once, return_when=asyncio.FIRST_COMPLETED
+                )
                 for each in window.finish(done, asyncio.Task.result):
                     shown.done(each)
                     yield each

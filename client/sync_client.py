@@ -148,7 +148,7 @@ class Client:
 
         Raises:
             DetectClientError: as for `detect`, where the cause is not one image; what is done has
-                been yielded.
+                been yielded (of an ordered stream, what stands before the gap).
         """
         parameters = Parameters(**chosen)
 
@@ -296,13 +296,15 @@ def _streamed(
     with showing(progress, total) as shown, _stoppable(in_flight) as (pool, stopped):
         more = True
         while more or window.running:
-            while more and window.has_room():
+            if more and window.has_room():
                 group = next(groups, None)
                 if group is None:
                     more = False
                 else:
                     window.begin(pool.submit(group_done, group, stopped))
-            done = wait(window.running, return_when=FIRST_COMPLETED).done
+            # What is done goes out before a source that may be slow is asked for more.
+            at_once = 0 if more and window.has_room() else None
+            done = wait(window.running, at_once, FIRST_COMPLETED).done
             for each in window.finish(done, Future.result):
                 shown.done(each)
                 yield each

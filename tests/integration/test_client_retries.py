@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -267,6 +268,37 @@ def test_a_stream_takes_pictures_only_when_there_is_room_for_them() -> None:
                 break
         stream.close()
     assert taken < 80
+
+
+@contextmanager
+def camera() -> Iterator[tuple[Flaky, Iterator[bytes], threading.Event]]:
+    """A server, pictures that come once it was asked for those before, and what ends them."""
+    asked, heard = threading.Semaphore(0), threading.Event()
+
+    def pictures() -> Iterator[bytes]:
+        for number in range(1, 60):
+            yield b"picture %d" % number
+            assert asked.acquire(timeout=20)
+            if heard.is_set():
+                return
+
+    with flaky(lambda *_: asked.release()) as server:
+        yield server, pictures(), heard
+
+
+def test_what_is_done_does_not_wait_for_pictures_that_come_late() -> None:
+    with camera() as (server, pictures, heard), Client(server.url) as client:
+        for _ in client.stream(pictures, in_flight=64, images_per_request=1):
+            heard.set()
+    assert server.requests < 59
+
+
+async def test_nor_does_it_with_the_asynchronous_client() -> None:
+    with camera() as (server, pictures, heard):
+        async with AsyncClient(server.url) as client:
+            async for _ in client.stream(pictures, in_flight=64, images_per_request=1):
+                heard.set()
+    assert server.requests < 59
 
 
 async def test_a_stream_that_is_left_gives_up_its_requests_at_once() -> None:
