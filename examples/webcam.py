@@ -128,9 +128,17 @@ class Video:
 
 
 def detect(client: Client, frame: Frame, conf: float) -> tuple[Detection, ...]:
-    """The detections of one frame, best first."""
+    """The detections of one frame, best first.
+
+    Raises:
+        SourceError: the server does not take such frames, as too large ones.
+        DetectClientError: it could not be asked.
+    """
     encoded = cv2.imencode(".jpg", frame, (cv2.IMWRITE_JPEG_QUALITY, 90))[1].tobytes()
-    return client.detect(encoded, conf=conf)[0].detections
+    (result,) = client.detect(encoded, conf=conf)
+    if result.error is not None:
+        raise SourceError(f"the frame was refused: {result.error.code}: {result.error.detail}")
+    return result.detections
 
 
 def draw(frame: Frame, detections: Sequence[Detection]) -> None:
@@ -153,7 +161,7 @@ def follow(chosen: argparse.Namespace, frames: NewestFrame, client: Client) -> b
     Raises:
         DetectClientError: the server can't be reached at the start, refuses what is sent, or has
             not answered for `chosen.patience` seconds.
-        SourceError: the video can't be written.
+        SourceError: the video can't be written, or the server does not take such frames.
     """
     video = Video(chosen.output, frames.fps) if chosen.output else None
     detected = refused = objects = 0

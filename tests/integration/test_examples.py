@@ -195,6 +195,16 @@ def test_a_server_that_goes_for_good_ends_it_and_the_video_is_whole(
     assert frames_of(written) == 5
 
 
+def test_frames_that_the_server_does_not_take_are_told(
+    video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stub(lambda _: (413, {})) as server:
+        assert webcam.main([str(video), "--url", server.url]) == 2
+    # The status is named otherwise since Python 3.13.
+    assert re.search("frame was refused: .*_too_large", capsys.readouterr().err)
+    assert server.asked == 1
+
+
 def test_a_wrong_key_is_told(
     repo_dir: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
