@@ -184,7 +184,8 @@ def test_emphasis_ends_where_markdown_sees_it(page: str, repo_dir: Path) -> None
 
 
 def test_chinese_words_of_the_page_are_quoted_as_it_has_them(repo_dir: Path) -> None:
-    words = (repo_dir / "server/page/words.js").read_text(encoding="utf-8")
+    modules = sorted((repo_dir / "server/page").glob("*.js"))
+    words = "".join(each.read_text(encoding="utf-8") for each in modules)
     page = (repo_dir / "docs/zh/troubleshooting.md").read_text(encoding="utf-8")
     (paragraph,) = re.findall(r"^在中文界面下.*$", page, re.MULTILINE)
     quoted = re.findall(r"“(.+?)”", paragraph)
