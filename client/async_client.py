@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -27,7 +26,7 @@ from client.pictures import (
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import OVERDUE, Connection, answer_of, http_arguments, no_answer
+from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
@@ -207,8 +206,8 @@ class AsyncClient:
                 body = bytearray()
                 async for piece in response.aiter_bytes():
                     body += piece
-                    if time.monotonic() > send.ends_s:
-                        return OVERDUE
+                    if (reason := given_up(body, send)) is not None:
+                        return reason
                 return answer_of(response, bytes(body))
             finally:
                 await response.aclose()

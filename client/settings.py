@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from client.operations import Ask, Limits
 from client.retry import LONGEST_S, Retry, asking, asking_once
 
 DISTRIBUTION = "yolov8-fla"
+MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any picture or its detections take
 
 
 def this_version() -> str:
@@ -126,4 +128,11 @@ def no_answer(error: httpx.HTTPError, address: httpx.URL) -> NoAnswer:
     return NoAnswer(f"{where}: {reason}", again)
 
 
-OVERDUE = NoAnswer("the answer was not complete within the time given")
+def given_up(body: bytearray, send: Send) -> NoAnswer | None:
+    """Why no more of an answer is read; None to go on."""
+    if len(body) > MAX_ANSWER_BYTES:
+        return NoAnswer(f"the answer has over {MAX_ANSWER_BYTES} bytes", again=False)
+    # An answer that comes drop by drop is never without progress.
+    if time.monotonic() > send.ends_s:
+        return NoAnswer("the answer was not complete within the time given")
+    return None

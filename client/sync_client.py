@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from client.pictures import (
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import OVERDUE, Connection, answer_of, http_arguments, no_answer
+from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
@@ -273,9 +272,8 @@ class Client:
                 body = bytearray()
                 for piece in response.iter_bytes():
                     body += piece
-                    # An answer that comes drop by drop is never without progress.
-                    if time.monotonic() > send.ends_s:
-                        return OVERDUE
+                    if (reason := given_up(body, send)) is not None:
+                        return reason
                 return answer_of(response, bytes(body))
             finally:
                 response.close()

@@ -1,6 +1,7 @@
 """The client against our own server: in this process, and as a process of its own."""
 
 import asyncio
+import gzip
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import client.results as results
+import client.settings as settings
 from client import (
     AsyncClient,
     Client,
@@ -26,6 +28,7 @@ from client import (
     Unauthorized,
     Unavailable,
     UnexpectedAnswer,
+    Unreachable,
 )
 from client.pictures import Image
 from client.results import Box, Detection
@@ -275,6 +278,31 @@ def test_a_proxy_without_a_server_behind_it_is_told_as_unavailable() -> None:
         pytest.raises(Unavailable, match="503 service_unavailable: <h1>No server</h1>"),
     ):
         client.health()
+
+
+async def test_an_answer_of_more_than_any_picture_takes_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def large(_: httpx.Request) -> httpx.Response:
+        packed = gzip.compress(bytes(2**20))
+        return httpx.Response(200, content=packed, headers={"Content-Encoding": "gzip"})
+
+    transport = httpx.MockTransport(large)
+    monkeypatch.setattr(settings, "MAX_ANSWER_BYTES", 2**20 - 1)
+    with (
+        Client("http://x", transport=transport) as waiting,
+        pytest.raises(Unreachable, match="over 1048575 bytes"),
+    ):
+        waiting.model()
+    async with AsyncClient("http://x", transport=transport) as asynchronous:
+        with pytest.raises(Unreachable, match="over 1048575 bytes"):
+            await asynchronous.model()
+    monkeypatch.undo()
+    with (
+        Client("http://x", transport=transport) as waiting,
+        pytest.raises(UnexpectedAnswer, match="answered 200"),
+    ):
+        waiting.model()
 
 
 @pytest.mark.parametrize("wrong", ["", "localhost:8000", "ftp://x", "http://", "http://x:port"])
