@@ -1,7 +1,7 @@
 // The camera: what it sees with boxes, and single pictures of it.
 
 import { element } from "./dom.js";
-import { Problem } from "./problems.js";
+import { asProblem } from "./problems.js";
 import { askCandidates } from "./requests.js";
 
 /** Why there is no camera; `key` names the words. */
@@ -62,17 +62,18 @@ export class Camera {
     this.#stream.getVideoTracks()[0].addEventListener("ended", ended);
   }
 
-  /** What it sees now, as a file. */
+  /** What it sees now, as a file. Throws a CameraProblem where it sees nothing. */
   async take(name) {
     const { width, height } = this.size;
     [this.#canvas.width, this.#canvas.height] = [width, height];
     this.#canvas.getContext("2d").drawImage(this.#video, 0, 0);
     const blob = await new Promise((done) => this.#canvas.toBlob(done, "image/jpeg", 0.92));
+    if (!blob) throw new CameraProblem("camera.busy"); // it went away meanwhile
     return new File([blob], name, { type: "image/jpeg" });
   }
 
   /**
-   * Asks about one picture after the other until `pause`.
+   * Asks about one picture after the other until `pause`; while the page is hidden it waits.
    *
    * @param {(answer, roundTripMs) => void} found gets each answer.
    * @param {(Problem) => void} failed gets what went wrong; where it passes, it goes on.
@@ -80,13 +81,13 @@ export class Camera {
   async run(found, failed) {
     const aborter = (this.#aborter = new AbortController());
     const { signal } = aborter;
-    while (!signal.aborted) {
+    for (await inView(); !signal.aborted; await inView()) {
       try {
         const { answer, roundTripMs } = await askCandidates(await this.take("camera.jpg"), signal);
         if (!signal.aborted) found(answer, roundTripMs);
       } catch (error) {
         if (signal.aborted) return;
-        const problem = error instanceof Problem ? error : new Problem({ code: "unreadableAnswer", detail: String(error) });
+        const problem = asProblem(error);
         failed(problem);
         if (!problem.passes) return this.pause();
         await new Promise((done) => setTimeout(done, 1000 * problem.retryAfterS));
@@ -105,4 +106,8 @@ export class Camera {
     this.#stream.getTracks().forEach((track) => track.stop());
     this.#video.srcObject = null;
   }
+}
+
+async function inView() {
+  if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
 }

@@ -1,13 +1,24 @@
 // Files out of what is shown.
 
 import { drawDetections } from "./drawing.js";
-import { asCoco, asCsv, asJson, asYolo, safeStem } from "./formats.js";
 import { strToU8, zipSync } from "./fflate.js";
+import { asCoco, asCsv, asJson, asYolo, safeStem } from "./formats.js";
+import { detectionsOf, isTruncated, suppress } from "./suppression.js";
 
-/** Saves detections; `model` and `timingsMs` go into the JSON, the class names into YOLO and COCO. */
-export function downloadDetections(kind, { model, pictures, timingsMs, classNames }) {
+/**
+ * Saves the detections of all pictures that have been answered, one of them at least with a result.
+ *
+ * @param {string} kind "json", "csv", "yolo" or "coco".
+ * @param {Object} thresholds as `suppress` takes them.
+ * @param {Object} model as in the server's answer.
+ * @param {string[]} served the model's class names, as far as they are known.
+ */
+export function downloadDetections(kind, all, thresholds, model, served) {
+  const answered = all.filter(({ state }) => state === "done" || state === "failed");
+  const pictures = answered.map((picture) => atThresholds(picture, thresholds));
+  const classNames = allClassNames(answered, served);
   const stem = pictures.length === 1 ? safeStem(pictures[0].name) : "detections";
-  if (kind === "json") save(asJson(model, pictures, timingsMs), "application/json", `${stem}.json`);
+  if (kind === "json") save(asJson(model, pictures, longestTimes(answered)), "application/json", `${stem}.json`);
   else if (kind === "csv") save(asCsv(pictures), "text/csv", `${stem}.csv`);
   else if (kind === "coco") save(asCoco(pictures, classNames), "application/json", `${stem}-coco.json`);
   else if (kind === "yolo") {
@@ -38,6 +49,28 @@ export async function downloadPicture(media, { name, width, height }, detections
   if (!blob) return false;
   save(blob, type, `${safeStem(name)}-boxes.${type === "image/png" ? "png" : "jpg"}`);
   return true;
+}
+
+function atThresholds(picture, thresholds) {
+  const { name, state, problem, width, height, candidates } = picture;
+  if (state === "failed") {
+    return { name, width: null, height: null, truncated: false, error: { code: problem.code, detail: problem.detail }, detections: [] };
+  }
+  const detections = detectionsOf(picture, suppress(candidates, thresholds));
+  return { name, width, height, truncated: isTruncated(candidates, thresholds), error: null, detections };
+}
+
+/** By class id; those of the pictures count, where the server's were not to be had. */
+function allClassNames(pictures, served) {
+  const names = new Map(served.map((name, id) => [id, name]));
+  for (const { classNames } of pictures) for (const [id, name] of classNames) names.set(id, name);
+  return Array.from({ length: Math.max(-1, ...names.keys()) + 1 }, (_, id) => names.get(id) ?? String(id));
+}
+
+/** As the server does for a request of several pictures: the longest of each stage. */
+function longestTimes(pictures) {
+  const times = pictures.filter(({ state }) => state === "done").map(({ timings }) => timings);
+  return Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, Math.max(...times.map((each) => each[stage]))]));
 }
 
 function save(content, type, name) {

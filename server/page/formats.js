@@ -56,12 +56,15 @@ export function asYolo(pictures, classNames) {
   return files;
 }
 
+const DEVICES = /^(con|prn|aux|nul|com\d|lpt\d)(\.|$)/i; // names that Windows keeps for itself
+
 /** A file name without folders and extension, that every system takes. */
 export function safeStem(name) {
   const stem = name.normalize("NFC").replace(/^.*[/\\]/s, "").replace(/\.[^.]*$/, "");
   // eslint-disable-next-line no-control-regex
   const harmless = stem.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:"'`$|?*]/g, "_").replace(/^[.\s-]+|[.\s]+$/g, "");
-  return [...harmless].slice(0, 100).join("") || "picture";
+  const short = [...harmless].slice(0, 100).join("") || "picture";
+  return DEVICES.test(short) ? `_${short}` : short;
 }
 
 /** Stems of which no two are equal, also where upper and lower case are. */
@@ -79,7 +82,7 @@ export function distinctStems(names) {
 function cell(value) {
   if (typeof value === "number") return String(value);
   // A spreadsheet would compute what begins like a formula.
-  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  const text = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

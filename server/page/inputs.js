@@ -60,6 +60,11 @@ async function filesOf(transfer) {
   return files;
 }
 
+/** Names the samples in the language of the page. */
+export function nameSamples() {
+  for (const each of document.querySelectorAll(".sample")) each.setAttribute("aria-label", words("samples.label", { name: each.title }));
+}
+
 /** Offers the server's samples, if it has any; may be called again, as when a key has come. */
 export async function offerSamples(take, failed) {
   let files;
@@ -74,6 +79,7 @@ export async function offerSamples(take, failed) {
     image.src = URL.createObjectURL(file);
     image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
     image.addEventListener("error", failed, { once: true });
-    return element("button", { type: "button", className: "sample", "aria-label": words("samples.label", { name: file.name }), onclick: () => take([file]) }, image);
+    return element("button", { type: "button", className: "sample", title: file.name, onclick: () => take([file]) }, image);
   }));
+  nameSamples();
 }

@@ -10,14 +10,19 @@ export class Problem extends Error {
     Object.assign(this, { code, status, detail, requestId, retryAfterS });
   }
 
-  /** Whether the same request may work later, by itself. */
+  /** Whether the same request may work later, by itself: the server, or what stands before it, says so. */
   get passes() {
-    return this.status === 503;
+    return this.status === 503 || this.status === 429;
+  }
+
+  /** Whether it was lost on its way, as when a network changes or a proxy has no server behind it. */
+  get lost() {
+    return ["unreachable", "unreadableAnswer"].includes(this.code) || this.status === 502 || (this.status === 504 && this.code === "");
   }
 
   /** Whether it is worth asking again, when a person says so. */
   get mayWork() {
-    return this.status === 0 || this.status >= 500 || this.status === 408;
+    return this.lost || this.status === 0 || this.status >= 500 || this.status === 408 || this.status === 429;
   }
 
   /** A sentence in the page's language; `detail` is the server's own. */
@@ -25,6 +30,11 @@ export class Problem extends Error {
     const key = `error.${this.code}`;
     return hasWords(key) ? words(key) : words("error.other", { status: String(this.status) });
   }
+}
+
+/** What was thrown, as a Problem: what is none came of an answer that is not as it should be. */
+export function asProblem(error) {
+  return error instanceof Problem ? error : new Problem({ code: "unreadableAnswer", detail: String(error) });
 }
 
 /** Reads an error answer: `application/problem+json`, or whatever a proxy made of it. */

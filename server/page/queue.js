@@ -1,9 +1,10 @@
 // Which picture is asked about when: a few at a time, again when the server says so, each for itself.
 
-import { Problem } from "./problems.js";
+import { asProblem } from "./problems.js";
 
 const AT_A_TIME = 3;
 const MOST_ATTEMPTS = 120; // of a server that goes on saying "later"
+const LOST_ATTEMPTS = 3; // of what gets lost on its way
 
 /**
  * @param {(picture, signal) => Promise} work asks about one picture; throws Problems.
@@ -65,7 +66,7 @@ export class Queue {
     try {
       await this.#work(picture, aborter.signal);
     } catch (error) {
-      problem = error instanceof Problem ? error : new Problem({ code: "unreadableAnswer", detail: String(error) });
+      problem = asProblem(error);
     }
     if (aborter.signal.aborted) return; // removed, or taken again
     this.#running.delete(picture);
@@ -75,7 +76,7 @@ export class Queue {
     } else if (problem.status === 401) {
       this.#held.push(picture);
       this.#become(picture, "key");
-    } else if (problem.passes && picture.attempts < MOST_ATTEMPTS) {
+    } else if (picture.attempts < (problem.passes ? MOST_ATTEMPTS : problem.lost ? LOST_ATTEMPTS : 0)) {
       // Some way apart, or all of them would come back in the same moment.
       const delayMs = 1000 * problem.retryAfterS * (1 + 0.2 * Math.random());
       picture.retryAt = performance.now() + delayMs;

@@ -18,6 +18,15 @@ export function onKeyMissing(listener) {
   keyListener = listener;
 }
 
+/** Whether a text can be a key: requests carry no other characters than those of a header. */
+export function canBeSent(key) {
+  try {
+    return Boolean(new Headers({ "X-API-Key": key }));
+  } catch {
+    return false;
+  }
+}
+
 /** Uses a key from now on, and keeps it for this tab; null forgets it. */
 export function useKey(given) {
   key = given;
@@ -32,7 +41,7 @@ export function useKey(given) {
 /** All candidates of a picture: {answer, roundTripMs}. Throws a Problem; AbortError where aborted. */
 export async function askCandidates(file, signal) {
   const started = performance.now();
-  const response = await ask(CANDIDATES, { method: "POST", body: file, signal });
+  const response = await ask(CANDIDATES, { method: "POST", body: file, signal }).catch((error) => explained(error, file));
   const answer = await readJson(response, signal);
   return { answer, roundTripMs: performance.now() - started };
 }
@@ -83,6 +92,17 @@ async function reach(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Problem({ code: "unreachable", detail: error.message });
   }
+}
+
+/** A file that changed since it was chosen looks to `fetch` like a network that is gone. */
+async function explained(error, file) {
+  if (error.code === "unreachable") {
+    const reader = file.stream().getReader();
+    await reader.read().then(() => reader.cancel(), () => {
+      throw new Problem({ code: "unreadableFile", detail: error.detail });
+    });
+  }
+  throw error;
 }
 
 async function readJson(response, signal) {

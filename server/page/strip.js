@@ -67,5 +67,6 @@ export class Strip {
 export function stateWords({ state, problem, retryAt }) {
   if (state !== "retrying") return words(`state.${state}`);
   const n = Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
+  if (problem.lost) return words("state.lost", { n });
   return words(["not_ready", "draining"].includes(problem.code) ? "state.notReady" : "state.retrying", { n });
 }

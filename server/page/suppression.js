@@ -10,6 +10,8 @@
 /** The lowest `conf` that can be chosen: that of the request for candidates. */
 export const LEAST_CONF = 0.01;
 
+const FEW_CLASSES = 8; // so many are shown with a count of 0, too
+
 /** What the server takes where a request says nothing. */
 export const DEFAULTS = Object.freeze({ conf: 0.25, iou: 0.7, maxDet: 300, agnostic: false, hidden: new Set() });
 
@@ -69,6 +71,20 @@ export function detectionsOf(picture, indices) {
     });
     return { class_id: classIds[i], class_name: picture.classNames.get(classIds[i]), score: scores[i], box: { x1, y1, x2, y2 } };
   });
+}
+
+/** The classes that a picture's candidates have: {id, name, shown, count}, counted as if all were shown. */
+export function classesOf(picture, values) {
+  const { candidates, classNames } = picture;
+  const counts = new Map([...classNames.keys()].map((id) => [id, 0]));
+  for (const i of suppress(candidates, { ...values, hidden: new Set() })) {
+    counts.set(candidates.classIds[i], counts.get(candidates.classIds[i]) + 1);
+  }
+  const few = counts.size <= FEW_CLASSES;
+  return [...counts]
+    .filter(([id, count]) => few || count > 0 || values.hidden.has(id))
+    .sort(([one], [other]) => one - other)
+    .map(([id, count]) => ({ id, count, name: classNames.get(id), shown: !values.hidden.has(id) }));
 }
 
 /** Intersection over union; 0 where a box is empty. */

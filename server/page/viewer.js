@@ -162,8 +162,9 @@ export class Viewer {
     const stage = this.#stage;
     stage.addEventListener("pointermove", (event) => {
       if (this.#drag) {
+        if (event.pointerId !== this.#drag.id) return; // a second finger
         this.#pan(event.clientX - this.#drag.x, event.clientY - this.#drag.y);
-        this.#drag = { x: event.clientX, y: event.clientY };
+        this.#drag = { id: event.pointerId, x: event.clientX, y: event.clientY };
         this.#dragged = true;
       } else if (this.#size.width) {
         this.#listeners.onHover(this.#at(event));
@@ -171,12 +172,15 @@ export class Viewer {
     });
     stage.addEventListener("pointerleave", () => this.#size.width && this.#listeners.onHover(-1));
     stage.addEventListener("pointerdown", (event) => {
+      if (this.#drag) return;
       this.#dragged = false;
       if (this.#zoom <= 1.001 || event.button !== 0) return;
-      this.#drag = { x: event.clientX, y: event.clientY };
+      this.#drag = { id: event.pointerId, x: event.clientX, y: event.clientY };
       stage.setPointerCapture(event.pointerId);
     });
-    const end = () => (this.#drag = null);
+    const end = (event) => {
+      if (event.pointerId === this.#drag?.id) this.#drag = null;
+    };
     stage.addEventListener("pointercancel", end);
     stage.addEventListener("pointerup", end);
     stage.addEventListener("click", (event) => {

@@ -1,19 +1,17 @@
 """The app on a socket of this process, so that a test can give it a session of its own."""
 
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from server.app import create_app
 from server.artifact import Artifact
 from server.engine import Engine
 from server.settings import Settings
-from tests.serving import LIMIT_S, HeldSession
+from tests.browser.on_a_socket import on_a_socket
+from tests.serving import HeldSession
 
 
 @contextmanager
@@ -41,14 +39,8 @@ def served_here(
 
     given = {"model": artifact, "device": "cpu", "intra_op_threads": 1} | settings
     app = create_app(Settings.model_validate(given), open_engine=one_lane)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
+    with on_a_socket(app) as url:
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/", gate
+            yield url, gate
         finally:
             gate.set()
-            server.should_exit = True
-            thread.join(LIMIT_S)
-            assert not thread.is_alive()

@@ -134,6 +134,8 @@ def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Pat
         "..",
         "图 1.jpg",
         "con,ma.jpg",
+        "CON.jpg",
+        "\n=1.jpg",
     ]
     visit = open_page(url)
     visit.page.evaluate("window.made = import('./page/formats.js').then((all) => window.f = all)")
@@ -151,10 +153,20 @@ def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Pat
     )
     paths, text, classes = made
     stems = [path.removeprefix("labels/").removesuffix(".txt") for path in paths[1:]]
-    assert stems == ["a_", "=HYPERLINK(1)+A1", "A", "a-2", "picture", "图 1", "con,ma"]
+    assert stems == [
+        "a_",
+        "=HYPERLINK(1)+A1",
+        "A",
+        "a-2",
+        "picture",
+        "图 1",
+        "con,ma",
+        "_CON",
+        "_=1",
+    ]
     assert classes == "a b\n"
     rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))))
     assert [row["filename"].removeprefix("'") for row in rows] == names
     for row in rows:
         assert row["class_name"] == "'=1+1"
-        assert row["filename"][0] not in "=+-@"
+        assert row["filename"][0] not in "=+-@\n"

@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
 from server.errors import ServerError
 from server.problems import rejection_reasons
 from tests.browser.conftest import Open
+from tests.browser.proxy import Upstream, proxied
 from tests.browser.served_here import served_here
 from tests.processes import ready
 from tests.serving import one_cell
@@ -157,6 +157,153 @@ def test_without_scripts_there_is_a_form_that_works(
     assert answer.headers["content-type"] == "image/jpeg"
 
 
-def test_the_page_works_below_a_proxys_prefix(url: str) -> None:
-    page = httpx.get(url).text
-    assert not re.search(r'(?:src|href|action)="/', page)
+def test_the_page_works_below_a_proxys_prefix(
+    open_page: Open, url: str, samples: list[Path]
+) -> None:
+    with proxied(Upstream(url)) as address:
+        visit = open_page(address)
+        expect(visit.page.locator("#status-text")).to_have_text("Ready")
+        expect(visit.page.locator(".sample")).to_have_count(len(samples))
+        visit.page.locator(".sample").first.click()
+        visit.done(1)
+        assert visit.found() > 0
+        visit.page.get_by_role("link", name="API").click()
+        expect(visit.page.locator(".opblock").first).to_be_visible()
+        visit.page.context.close()
+        assert all(each.url.startswith((address, "blob:", "data:")) for each in visit.requests)
+
+
+def test_what_a_proxy_answers_for_a_server_that_is_gone_is_sent_again(
+    open_page: Open, url: str
+) -> None:
+    upstream = Upstream(url)
+    with proxied(upstream) as address:
+        visit = open_page(address, expected="status of 502")
+        expect(visit.page.locator("#status-text")).to_have_text("Ready")
+        upstream.url = None
+        visit.pick(CELL)
+        message = visit.page.locator("#message-text")
+        expect(message).to_contain_text("no connection; again in")
+        expect(message).to_contain_text("error 502")
+        expect(visit.page.locator("#status-text")).to_have_text("No connection")
+        upstream.url = url
+        visit.done(1)
+        visit.page.context.close()
+
+
+def test_a_connection_that_breaks_once_is_tried_again_by_itself(open_page: Open, url: str) -> None:
+    visit = open_page(url, expected=NETWORK)
+    expect(visit.page.locator("#status-text")).to_have_text("Ready")
+    visit.page.route("**/detect?*", lambda route: route.abort("connectionreset"), times=1)
+    visit.pick(CELL)
+    visit.done(1)
+    assert visit.detections_asked() == 2
+
+
+def test_a_key_that_no_request_can_carry_is_not_accepted(
+    open_page: Open, repo_dir: Path, artifact: Path
+) -> None:
+    with ready(repo_dir, artifact, YOLO_FLA_API_KEYS="open sesame") as (_, client):
+        visit = open_page(str(client.base_url), expected="status of 401")
+        expect(visit.page.locator("#key-form")).to_be_visible()
+        visit.page.get_by_label("API key").fill("芝麻开门")
+        visit.page.keyboard.press("Enter")
+        expect(visit.page.locator("#key-wrong")).to_be_visible()
+        expect(visit.page.locator("#key-form")).to_be_visible()
+        assert visit.page.evaluate("sessionStorage.getItem('yolov8-fla.key')") is None
+
+
+def test_a_file_that_changed_after_it_was_chosen_is_told_apart_from_a_dead_network(
+    open_page: Open, artifact: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{n}.png" for n in range(4)]
+    for file in files:
+        file.write_bytes(one_cell())
+    with served_here(artifact) as (address, gate):
+        visit = open_page(address, expected=NETWORK)
+        visit.page.locator("#picker").set_input_files(files)
+        expect(visit.page.locator(".item[data-state=sending]")).to_have_count(3)
+        files[3].unlink()
+        gate.set()
+        visit.done(3)
+        visit.page.locator(".item").nth(3).click()
+        message = visit.page.locator("#message-text")
+        expect(message).to_contain_text("The browser can't read the file any more")
+        assert visit.detections_asked() <= 4
+
+
+def test_a_page_of_which_a_script_did_not_come_says_so(open_page: Open, url: str) -> None:
+    visit = open_page(url, expected=NETWORK)
+    expect(visit.page.locator("#not-started")).to_have_count(0)
+    visit.page.route("**/page/queue.js", lambda route: route.abort())
+    visit.page.reload()
+    expect(visit.page.locator("#not-started")).to_be_visible()
+    expect(visit.page.locator("#not-started")).to_contain_text("reload it")
+
+
+def test_an_empty_file_is_called_empty(open_page: Open, url: str) -> None:
+    visit = open_page(url, expected="status of 400")
+    visit.pick({"name": "nothing.jpg", "mimeType": "image/jpeg", "buffer": b""})
+    expect(visit.page.locator("#message-text")).to_have_text("The file is empty.")
+    expect(visit.page.locator("#overlay")).to_have_attribute("aria-label", "nothing.jpg, failed")
+
+
+def test_two_clicks_on_the_camera_open_one_and_pictures_close_it(
+    open_page: Open, url: str, samples: list[Path]
+) -> None:
+    visit = open_page(url, permissions=["camera"])
+    page = visit.page
+    page.evaluate(
+        """() => {
+          window.streams = [];
+          const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+          navigator.mediaDevices.getUserMedia = async (wanted) => {
+            const stream = await open(wanted);
+            streams.push(stream);
+            return stream;
+          };
+          for (const _ of [1, 2]) document.getElementById("camera").click();
+        }"""
+    )
+    expect(page.locator("#camera-rate")).not_to_be_empty()
+    live = "streams.filter((each) => each.getTracks()[0].readyState === 'live').length"
+    page.wait_for_function(f"() => streams.length === 2 && {live} === 1")
+    visit.pick(samples[0])
+    visit.done(1)
+    assert page.evaluate(live) == 0
+
+
+def test_a_hidden_page_sends_no_camera_pictures(open_page: Open, url: str) -> None:
+    visit = open_page(url, permissions=["camera"])
+    page = visit.page
+    page.get_by_role("button", name="Camera").click()
+    expect(page.locator("#camera-rate")).not_to_be_empty()
+    turn = """(hidden) => {
+      Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    asked = (
+        "performance.getEntriesByType('resource').filter((e) => e.name.includes('detect')).length"
+    )
+    page.evaluate("performance.setResourceTimingBufferSize(100000)")
+    page.evaluate(turn, True)
+    page.wait_for_load_state("networkidle")  # half a second without a request: it sends several
+    before = page.evaluate(asked)
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate(asked) == before
+    page.evaluate(turn, False)
+    page.wait_for_function(f"() => {asked} > {before}")
+
+
+def test_the_keyboard_goes_on_where_what_it_was_on_has_gone(
+    open_page: Open, url: str, samples: list[Path]
+) -> None:
+    visit = open_page(url)
+    page = visit.page
+    page.locator(".sample").first.focus()
+    page.keyboard.press("Enter")
+    visit.done(1)
+    expect(page.locator("#stage")).to_be_focused()
+    page.locator("#remove").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#pick")).to_be_focused()
