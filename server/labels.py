@@ -183,12 +183,21 @@ def _best_place(
     last = np.maximum(0, np.array([picture_hw[1] - width, picture_hw[0] - height]))
     corners = np.clip(corners, 0, last)
     places = np.hstack([corners, np.minimum(corners + width_height, picture_hw[::-1])])
+    # Of a thousand boxes few are near: the rest would take a second of the one thread that writes.
+    placed, others = _near(placed, places), _near(others, places)
     cost = _overlaps(places, placed).sum(axis=1).astype(np.float64)
     areas = np.maximum(1, (others[:, 2:] - others[:, :2]).prod(axis=1))
     covered = (_overlaps(places, others) / areas).sum(axis=1)
     cost += COVERED_BOX_COST * width * height * covered
     best: NDArray[np.int64] = places[np.argmin(cost)]
     return best
+
+
+def _near(boxes: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of (N, 4) xyxy that may share pixels with one of the places, (M, 4) xyxy."""
+    low, high = places[:, :2].min(axis=0), places[:, 2:].max(axis=0)
+    near: NDArray[np.int64] = boxes[((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(axis=1)]
+    return near
 
 
 def _overlaps(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -44,7 +44,7 @@ def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) 
     for file in sorted(PAGE.iterdir()):
         if file.suffix in PAGE_TYPES:
             path = "/" if file.name == "index.html" else f"/page/{file.name}"
-            router.add_api_route(path, _page_file(file), methods=["GET"])
+            router.add_api_route(path, _page_file(file), methods=["GET", "HEAD"])
 
     @router.get("/samples", dependencies=guards)
     async def sample_names() -> list[str]:
@@ -93,7 +93,7 @@ def _page_file(file: Path) -> Callable[[Request], Awaitable[Response]]:
     async def page_file(request: Request) -> Response:
         known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
         # Proxies that compress mark the tag as weak.
-        if tag in (each.removeprefix("W/") for each in known):
+        if "*" in known or tag in (each.removeprefix("W/") for each in known):
             return Response(status_code=304, headers=headers)
         length = {"Content-Length": str(len(content))}
         return StreamingResponse(

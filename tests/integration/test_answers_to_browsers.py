@@ -110,7 +110,7 @@ async def test_the_page_runs_only_files_of_this_server(running: Served) -> None:
 async def test_a_browser_that_has_a_file_is_told_whether_it_still_counts(running: Served) -> None:
     first = await running.client.get("/page/main.js")
     tag = first.headers["etag"]
-    for known in (tag, f'"other", {tag}', f"W/{tag}"):
+    for known in (tag, f'"other", {tag}', f"W/{tag}", "*"):
         again = await running.client.get("/page/main.js", headers={"if-none-match": known})
         assert (again.status_code, again.content) == (304, b"")
         assert again.headers["etag"] == tag
@@ -118,6 +118,16 @@ async def test_a_browser_that_has_a_file_is_told_whether_it_still_counts(running
     other = await running.client.get("/page/main.js", headers={"if-none-match": '"other"'})
     assert other.status_code == 200
     assert (await running.client.get("/page/style.css")).headers["etag"] != tag
+
+
+async def test_who_looks_whether_the_page_is_there_may_ask_for_its_headers(
+    running: Served,
+) -> None:
+    for path in ("/", "/page/main.js"):
+        whole, head = [await ask(path) for ask in (running.client.get, running.client.head)]
+        assert head.status_code == 200
+        for name in ("content-length", "content-type", "etag"):
+            assert head.headers[name] == whole.headers[name]
 
 
 @pytest.fixture

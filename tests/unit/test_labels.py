@@ -43,6 +43,16 @@ def test_a_lone_surrogate_does_not_end_the_process() -> None:
     assert image.any()
 
 
+def test_a_picture_that_can_not_be_written_on_fails_alone() -> None:
+    broken = np.zeros((100, 100, 3), np.uint8)
+    broken.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        draw_labels(broken, [label("a")], 12)
+    image = np.zeros((100, 100, 3), np.uint8)
+    draw_labels(image, [label("a")], 12)
+    assert image.any()
+
+
 def test_a_text_is_shortened_to_fit_score_last() -> None:
     for name in ("Platelets", "血小板血小板血小板", "A class of many words"):
         whole = fitted_text(label(name), 20, 1000)

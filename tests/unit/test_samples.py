@@ -40,16 +40,33 @@ def test_their_bytes_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         (folder / name).write_bytes(bytes(size))
     with capture_logs() as logs:
         assert list(read_samples(folder.parent)) == ["a.png", "d.png"]
-    assert [each["file"] for each in logs] == ["b.png", "c.png"]
+    assert [(each["files"], each["first"]) for each in logs] == [(2, "'b.png'")]
 
 
 def test_what_can_not_be_read_or_told_is_left_out(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")  # reading it would wait for ever
     (folder / "gone.png").symlink_to(folder / "nothing")
     (folder / os.fsdecode(b"\xff.png")).write_bytes(b"name")
+    (folder / "empty.png").write_bytes(b"")
     (folder / "good.png").write_bytes(b"good")
     with capture_logs() as logs:
         assert dict(read_samples(folder.parent)) == {"good.png": b"good"}
+    assert [(each["files"], each["first"]) for each in logs] == [(2, "'empty.png'")]
+
+
+def test_a_folder_that_is_a_large_data_set_is_not_read_but_told_in_one_line(folder: Path) -> None:
+    for n in range(500):
+        with (folder / f"{n}.jpg").open("wb") as photo:
+            photo.truncate(samples.MAX_BYTES + 1)  # without its blocks on the disk
+    with capture_logs() as logs:
+        assert read_samples(folder.parent) == {}
+    assert [each["files"] for each in logs] == [500]
+
+
+def test_a_folder_that_can_not_be_listed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "samples").symlink_to("samples")  # for ever
+    with capture_logs() as logs:
+        assert read_samples(tmp_path) == {}
     assert len(logs) == 1
 
 
