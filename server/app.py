@@ -83,6 +83,7 @@ def create_app(
         version="1",  # of the interface, not of the model
         lifespan=lifespan,
         redirect_slashes=False,
+        servers=[{"url": "."}],  # beside the document, also behind a proxy with a prefix
         openapi_url=None,  # `server.openapi_document` has it
         docs_url=None,  # `server.pages` has one that needs no other host
         redoc_url=None,
