@@ -75,7 +75,7 @@ export class Results {
       x: pixels(box.x1), y: pixels(box.y1), w: pixels(box.x2 - box.x1), h: pixels(box.y2 - box.y1),
     });
     const row = element("tr", { role: "row", tabIndex: index === 0 ? 0 : -1 },
-      element("td", { role: "gridcell" }, swatch, element("span", { className: "name", textContent: class_name })),
+      element("td", { role: "gridcell" }, swatch, element("span", { className: "name", title: class_name, textContent: class_name })),
       element("td", { role: "gridcell", className: "score" }, number(score, 3), bar),
       element("td", { role: "gridcell", className: "place", textContent: place }));
     row.dataset.index = String(index);

@@ -64,7 +64,9 @@ class Visit:
 Open = Callable[..., Visit]
 
 
-@pytest.fixture(scope="session")
+# By module: Playwright keeps an event loop on this thread while it runs, and tests of other folders
+# have their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if chromium_path() is None:
         pytest.skip(f"needs {PROGRAM} on the PATH")
@@ -72,14 +74,14 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(repo_dir: Path, browser: Browser) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     """The default weights, in float32 on any machine."""
     with ready(repo_dir, repo_dir / "weights", "--precision", "fp32") as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(server: tuple[ServerProcess, httpx.Client]) -> str:
     return str(server[1].base_url)
 
@@ -125,12 +127,12 @@ def open_page(browser: Browser) -> Iterator[Open]:
                     assert each.url.split("/", 3)[:3] == origin, each.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def samples(repo_dir: Path) -> list[Path]:
     return sorted((repo_dir / "samples").glob("*.jpg"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of a few kilobytes whose answers follow from the pixels."""
     return tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny.onnx")

@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from server.errors import ServerError
 from server.problems import rejection_reasons
+from tests.artifacts import tiny_artifact
 from tests.browser.conftest import Open
 from tests.browser.proxy import Upstream, proxied
 from tests.browser.served_here import served_here
@@ -77,6 +78,12 @@ def test_a_server_that_asks_for_a_key_gets_it(
         visit.pick(CELL)
         expect(page.locator("#key-form")).to_be_visible()
         expect(page.locator("#message-text")).to_have_text("waits for the key")
+        # Nobody has written anything wrong yet.
+        empty = page.get_by_label("API key")
+        expect(empty).not_to_have_css(
+            "border-color",
+            page.locator("#key-wrong").evaluate("(element) => getComputedStyle(element).color"),
+        )
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#key-wrong")).to_be_visible()
@@ -193,6 +200,36 @@ def test_what_a_proxy_answers_for_a_server_that_is_gone_is_sent_again(
         upstream.url = url
         visit.done(1)
         visit.page.context.close()
+
+
+def test_pictures_are_asked_about_again_when_another_model_answers(
+    open_page: Open, artifact: Path, tmp_path: Path
+) -> None:
+    names = ("<img src=x onerror=alert(1)>", "=1+1", "{n} $&")  # texts, whatever is in them
+    other = tiny_artifact(tmp_path / "other.onnx", class_names=names)
+    with served_here(artifact) as (old, first), served_here(other) as (new, second):
+        first.set()
+        second.set()
+        upstream = Upstream(old)
+        with proxied(upstream) as address:
+            visit = open_page(address)
+            visit.pick(CELL)
+            visit.done(1)
+            before = visit.page.locator("#rows .name").inner_text()
+            upstream.url = new
+            visit.pick(CELL)
+            visit.page.wait_for_function(
+                "() => performance.getEntriesByType('resource')"
+                ".filter((each) => each.name.includes('detect')).length === 3"
+            )
+            visit.done(2)
+            for item in visit.page.locator(".item").all():
+                item.click()
+                expect(visit.page.locator("#rows .name")).not_to_have_text(before)
+                assert visit.page.locator("#rows .name").inner_text() in names
+            assert visit.page.locator("#rows img, #classes img").count() == 0
+            assert visit.detections_asked() == 3
+            visit.page.context.close()
 
 
 def test_a_connection_that_breaks_once_is_tried_again_by_itself(open_page: Open, url: str) -> None:
