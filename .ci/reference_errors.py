@@ -101,7 +101,9 @@ def all_faults() -> dict[str, Fault]:
 
 def all_starts() -> dict[str, str]:
     """Codes of what stops the start, and when."""
-    return {kind.code: _cause(kind) for kind in DeploymentError.__subclasses__()}
+    # Not those that `deploy` has of its own: they are there once it is imported.
+    own = (kind for kind in DeploymentError.__subclasses__() if kind.__module__ == "server.errors")
+    return {kind.code: _cause(kind) for kind in own}
 
 
 def starts_table(codes: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ def all_messages() -> frozenset[tuple[str, ...]]:
             found.update(messages_of(ast.parse(path.read_text(encoding="utf-8"))))
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     found.update((text,) for text in re.findall(r"echo '([^']+)'", makefile))
-    page = (REPO / "server/page/words.js").read_text(encoding="utf-8")
+    page = (REPO / "server/page/english.js").read_text(encoding="utf-8")
     found.update((text,) for text in re.findall(r'": "([^"]+)"', page))
     found.update((os.strerror(each),) for each in errno.errorcode)
     found.update((status.phrase,) for status in HTTPStatus)

@@ -27,6 +27,7 @@ def black(side: int) -> bytes:
 
 
 ONE_AT_A_TIME = black(1600)  # 18 MiB
+DECODED_ONLY = black(2000)  # 28 MiB, and 38 to be drawn into
 NEVER = black(2400)  # 38 MiB
 
 
@@ -53,8 +54,8 @@ async def test_a_picture_that_never_fits_is_refused_and_others_are_served(artifa
 
 async def test_a_picture_that_can_be_decoded_but_not_drawn_into_is_refused(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE) as running:
-        assert await post(running, ONE_AT_A_TIME) == 200
-        assert await post(running, ONE_AT_A_TIME, format="image") == 413
+        assert await post(running, DECODED_ONLY) == 200
+        assert await post(running, DECODED_ONLY, format="image") == 413
         assert await post(running, SMALL, format="image") == 200
         assert running.service.pipeline.decoding.memory.taken == 0
 
