@@ -239,7 +239,8 @@ def test_a_run_that_is_stopped_goes_on_with_each_picture_once(
     for i in range(12):
         (folder / f"{i}.jpg").write_bytes(b"picture %d" % (i + 1))
     held = threading.Event()
-    flow = ["--images-per-request", "1", "--in-flight", "2", "--timeout", "15"]
+    # One at a time: of two on their way the later may come first, and the lines wait for the other.
+    flow = ["--images-per-request", "1", "--in-flight", "1", "--timeout", "15"]
     for server in holding(5, held):
         arguments: list[str | Path] = ["detect", folder, "--url", server.url, "-o", out, *flow]
         with subprocess.Popen(
