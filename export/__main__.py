@@ -7,6 +7,7 @@ python -m export verify FILE --source SRC   compares the two again
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,9 +23,23 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    interrupt = Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        return run_command(sys.argv[1:] if argv is None else argv, interrupt)
+    except BaseException:
+        if not interrupt.came:
+            raise
+        print("python -m export: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_command(argv: list[str], interrupt: "Interrupt") -> int:
+    """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
     contain_ultralytics()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
-    argv = sys.argv[1:] if argv is None else argv
     parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
     arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
 
@@ -32,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from server.errors import ServerError
 
     try:
-        run(arguments)
+        run(arguments, interrupt)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("export", "model", "server"):
             raise
@@ -43,15 +58,45 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     except (ExportError, ServerError, OSError) as error:
+        interrupt.check()  # what Ctrl-C broke is no error of the user's
         # One line; only layers that are not recognised are listed on lines of their own.
         # Text of a hostile file may be in it: nothing that would steer the terminal.
         lines = (printable(" ".join(line.split())) for line in str(error).splitlines())
         print("python -m export:", "\n".join(lines), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("python -m export: interrupted", file=sys.stderr)
-        return 130
     return 0
+
+
+class Interrupted(BaseException):
+    """Ctrl-C was pressed.
+
+    Not KeyboardInterrupt: where that passes through an `exec` of text, as of a dataclass that an
+    import defines, the interpreter ends by the signal whatever is returned.
+    """
+
+
+class Interrupt:
+    """A handler of SIGINT that is not forgotten.
+
+    Attributes:
+        came: the signal arrived.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, *_: object) -> None:
+        """Takes the signal."""
+        self.came = True
+        raise Interrupted
+
+    def check(self) -> None:
+        """Raises Interrupted if the signal arrived.
+
+        The first one may be lost: exceptions end in callbacks from native code and in finalizers.
+        """
+        if self.came:
+            raise Interrupted
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -127,7 +172,7 @@ def add_origin(root: argparse.ArgumentParser, argument: str) -> None:
     root.add_argument("--names", help="class names for a file of parameters: cat,dog")
 
 
-def run_export(arguments: argparse.Namespace) -> None:
+def run_export(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
     """Makes an artifact; prints its steps and its certificate."""
     from export.pipeline import Request, export
     from export.table import certificate_rows, model_rows, table
@@ -137,7 +182,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     for name in ("source", "map", "arch", "names"):
         del given[name]
     started = time.perf_counter()
-    artifact = export(Request(origin=origin, **given), report=progress())
+    artifact = export(Request(origin=origin, **given), report=progress(interrupt))
     rows = model_rows(artifact) | certificate_rows(artifact.metadata.certificate)
     del rows["source"], rows["made with"]  # `inspect` has them
     rows["file"] = f"{artifact.path}"
@@ -145,7 +190,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     print(table(rows))
 
 
-def run_inspect(arguments: argparse.Namespace) -> None:
+def run_inspect(arguments: argparse.Namespace, _: Interrupt) -> None:
     """Prints what an artifact says of itself, once its graph was found to be the one verified."""
     from export.table import certificate_rows, model_rows, table
     from server.artifact import load_artifact
@@ -157,13 +202,13 @@ def run_inspect(arguments: argparse.Namespace) -> None:
         print(table(model_rows(artifact) | certificate_rows(artifact.metadata.certificate)))
 
 
-def run_verify(arguments: argparse.Namespace) -> None:
+def run_verify(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
     """Prints the certificate that an artifact would get today."""
     from export.table import certificate_rows, table
     from export.verification.reverify import reverify
 
     # With --json the answer alone goes to standard output.
-    report = progress(sys.stderr) if arguments.json else progress()
+    report = progress(interrupt, sys.stderr if arguments.json else None)
     certificate = reverify(arguments.file, origin_of(arguments), arguments.data, report=report)
     if arguments.json:
         print(certificate.model_dump_json(indent=2))
@@ -179,10 +224,11 @@ def origin_of(arguments: argparse.Namespace) -> "Origin":
     return Origin(arguments.source, arguments.map, arguments.arch, names)
 
 
-def progress(stream: TextIO | None = None) -> Callable[[str], None]:
-    """Prints a line at once, also where output goes into a file."""
+def progress(interrupt: Interrupt, stream: TextIO | None = None) -> Callable[[str], None]:
+    """Prints a line at once, also where output goes into a file; the place to stop after Ctrl-C."""
 
     def report(line: str) -> None:
+        interrupt.check()
         print(line, file=stream, flush=True)
 
     return report

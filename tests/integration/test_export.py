@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-from export.__main__ import main
+from export.__main__ import Interrupt, Interrupted, main, progress
 from export.optimize import FORBIDDEN_OPERATORS
 from model.registration import architecture, register
 from server.artifact import Metadata, load_artifact
@@ -255,6 +256,19 @@ def test_ctrl_c_is_no_traceback_and_leaves_nothing(checkpoint: Path, tmp_path: P
     assert error.splitlines()[-1] == "python -m export: interrupted"
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ctrl_c_that_was_lost_on_its_way_stops_at_the_next_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt = Interrupt()
+    report = progress(interrupt)
+    report("one")
+    with suppress(Interrupted):  # as a callback from native code does
+        interrupt()
+    with pytest.raises(Interrupted):
+        report("two")
+    assert capsys.readouterr().out == "one\n"
 
 
 def test_a_full_disk_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
