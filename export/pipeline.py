@@ -92,6 +92,11 @@ def export(request: Request, report: Callable[[str], None] = lambda _: None) -> 
     shapes, static = input_shapes(request, source)
     material = gather(request.data, source.class_names)
     step(f"load {source.architecture}, {len(source.class_names)} classes")
+    if source.trained_imgsz not in (None, max(shapes[0])):
+        report(
+            f"  note:   it was trained with --imgsz {source.trained_imgsz}, this file is for "
+            f"{max(shapes[0])}: much smaller or larger objects than in training are missed"
+        )
 
     graph = source.graph(shapes[0], static=static)
     step("rewrite and convert to ONNX")

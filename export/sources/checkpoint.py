@@ -59,6 +59,13 @@ class Checkpoint:
         """None: it takes any height and width that are multiples of the largest stride."""
         return None
 
+    @property
+    def trained_imgsz(self) -> int | None:
+        """The side of its training pictures, pixels; None where the file does not tell."""
+        arguments = self.model.__dict__.get("args")
+        imgsz = arguments.get("imgsz") if isinstance(arguments, dict) else None
+        return imgsz if isinstance(imgsz, int) and imgsz > 0 else None
+
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """What ultralytics' own network gives, before NMS.
 

@@ -53,6 +53,11 @@ class OnnxSource:
     def fixed_hw(self) -> tuple[int, int] | None:  # noqa: D102
         return self.file.fixed_hw
 
+    @property
+    def trained_imgsz(self) -> None:
+        """None: the file tells what it was exported for, not what it was trained on."""
+        return None
+
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Runs the file's own graph in ONNX Runtime on the CPU.
 

@@ -26,6 +26,8 @@ class Source(Protocol):
         strides: of the detection levels, in pixels.
         fixed_hw: the only (height, width) in pixels that it takes; None where it takes any
             multiples of the largest stride.
+        trained_imgsz: side of the pictures that it was trained on, pixels; None where that is not
+            known.
     """
 
     @property
@@ -38,6 +40,8 @@ class Source(Protocol):
     def strides(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def fixed_hw(self) -> tuple[int, int] | None: ...  # noqa: D102
+    @property
+    def trained_imgsz(self) -> int | None: ...  # noqa: D102
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Runs it as it came, neither rewritten nor fused: what an artifact is held against.

@@ -26,10 +26,13 @@ register()
 
 
 @pytest.mark.slow
-def test_the_default_checkpoint_is_exported_at_another_size(tmp_path: Path, repo_dir: Path) -> None:
+def test_the_default_checkpoint_is_exported_at_another_size(
+    tmp_path: Path, repo_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Small inputs have few objects, and a thousandth candidate that scores next to nothing."""
     checkpoint = repo_dir / "weights" / "yolov8n-fla-bccd.pt"
     assert main([str(checkpoint), "-o", str(tmp_path / "small.onnx"), "--imgsz", "320"]) == 0
+    assert "it was trained with --imgsz 480, this file is for 320" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -66,7 +69,9 @@ def test_a_checkpoint_becomes_an_artifact_with_its_certificate(
 ) -> None:
     output = tmp_path / "new" / "folder" / "model.onnx"
     assert main([str(checkpoint), "-o", str(output), "--imgsz", "96"]) == 0
-    assert "candidates  boxes within" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "candidates  boxes within" in out
+    assert "it was trained with" not in out, "the file does not say"
 
     artifact = load_artifact(output)
     assert artifact.metadata.architecture == checkpoint.stem

@@ -27,6 +27,7 @@ class Cells:
     sha256: str = "0" * 64
     strides: tuple[int, ...] = (CELL,)
     fixed_hw: tuple[int, int] | None = None
+    trained_imgsz: int | None = None
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(7, A)."""
