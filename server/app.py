@@ -7,6 +7,7 @@ from fastapi import Depends, FastAPI
 
 from server import deepstack, native, open_inference, openapi_document, operations, pages
 from server.artifact import Artifact
+from server.backend import Model, measured
 from server.body import Limits
 from server.byte_budget import ByteBudget
 from server.decode_memory import upload_share
@@ -16,7 +17,9 @@ from server.keys import Keys, key_check, key_schemes
 from server.loading import Loader
 from server.logs import get_logger
 from server.memory import available_bytes
+from server.metrics import Metrics
 from server.middleware import RequestScope
+from server.own_model import OwnModel
 from server.problems import (
     answer_errors,
     answer_unexpected,
@@ -38,6 +41,8 @@ def create_app(
     *,
     loader: Loader | None = None,
     open_engine: Callable[[Sequence[Artifact], Settings], Engine] | None = None,
+    open_model: Callable[[Metrics], Model] | None = None,
+    keys: Keys | None = None,
     memory_bytes: int | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
@@ -47,6 +52,8 @@ def create_app(
         settings: checked settings.
         loader: loads the model that they name; by default one that begins now.
         open_engine: what such a one opens the model with; ONNX Runtime by default.
+        open_model: connects to a model in another process, in place of both.
+        keys: who may ask; by default those of the settings.
         memory_bytes: what the process may use; by default what its control groups, or else the
             machine, leave it.
         on_failure: called once when the service can't go on; `app.state.service.failure` says
@@ -56,21 +63,32 @@ def create_app(
         ArtifactInvalid: the model is not one that this server can serve.
         SettingsInvalid: the file of keys can't be read, or traces can't be sent.
     """
-    keys = Keys(settings.api_keys, settings.api_keys_file)
+    keys = keys or Keys(settings.api_keys, settings.api_keys_file)
     tracing = open_tracing(settings.otlp_endpoint)
     memory_bytes = memory_bytes or available_bytes()
     unset_bytes = max(settings.max_body_bytes, upload_share(memory_bytes))
     uploads = ByteBudget(settings.max_upload_bytes or unset_bytes)
+    metrics = measured(
+        settings,
+        sorted(rejection_reasons()),
+        queue=lambda: model.queue,
+        uploads=uploads,
+        state=lambda: service.status,
+    )
+    model: Model
+    if open_model is not None:
+        model = open_model(metrics)
+    else:
+        model = OwnModel(settings, loader or Loader(settings, open_engine), metrics)
+        register_gpu_metrics(metrics.registry, open_nvml())
     service = Service(
         settings,
-        loader or Loader(settings, open_engine),
+        model,
+        metrics,
         on_failure=on_failure,
-        rejection_reasons=sorted(rejection_reasons()),
         uploads=uploads,
         memory_bytes=memory_bytes,
     )
-
-    register_gpu_metrics(service.metrics.registry, open_nvml())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -102,7 +120,7 @@ def create_app(
     early = refuse_early(service, respond)
     app.add_middleware(
         RequestScope,
-        metrics=service.metrics,
+        metrics=metrics,
         uploads=uploads,
         unexpected=answer_unexpected(respond),
         ending=lambda: service.ending,
@@ -113,7 +131,7 @@ def create_app(
 
     async def reload() -> None:
         """What SIGHUP and `POST /model/reload` do."""
-        await service.reload(read_keys)
+        await model.reload(read_keys)
 
     def read_keys() -> None:
         keys.reload()

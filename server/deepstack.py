@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from server.answers import first_found, placed_boxes, stage_ms
+from server.backend import LoadedModel
 from server.body import MULTIPART, Form, Limits, read_form
 from server.concurrency import leaving_with_client
 from server.detector import ImageDetections
-from server.engine import Engine
 from server.errors import BadInput, InvalidParameter, Unauthorized, UnsupportedImage
 from server.keys import Keys
 from server.middleware import DETECTION, record_of
@@ -172,7 +172,7 @@ def read_min_confidence(form: Form) -> DetectParameters:
 
 
 def predictions(
-    engine: Engine, found: ImageDetections, stage_ms: dict[str, float], elapsed_s: float
+    engine: LoadedModel, found: ImageDetections, stage_ms: dict[str, float], elapsed_s: float
 ) -> Json:
     """The body of `Predictions`.
 

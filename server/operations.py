@@ -72,15 +72,13 @@ def routes(
             cpu_fallback=engine.cpu_fallback if engine else None,
             lanes=engine.lanes if engine else None,
             max_batch_size=engine.max_batch_size if engine else None,
-            queue_images=service.pipeline.batcher.queue_images,
+            queue_images=service.queue.queue_images,
             max_queue_images=service.settings.max_queue_images,
         )
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics in the text format."""
-        # On a thread, as a GPU's driver takes milliseconds to answer.
-        content = await service.pipeline.on_thread(service.metrics.exposition)
-        return Response(content, media_type=CONTENT_TYPE)
+        return Response(await service.exposition(), media_type=CONTENT_TYPE)
 
     return router

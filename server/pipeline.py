@@ -1,38 +1,34 @@
 """The way of images through the server: decode, queue, model call, detections, answer."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Metadata
-from server.batcher import Batcher, Slots
-from server.byte_budget import ByteBudget
+from server.backend import Candidates, LoadedModel, Place, Queue
 from server.concurrency import together
 from server.cpus import available_cpus
 from server.decode_memory import Claim
 from server.decoding import Decoding
-from server.detector import ImageDetections, Prepared, finish, prepare_encoded, stacked
-from server.engine import Engine
+from server.detector import ImageDetections, Prepared, finish, prepare_encoded
 from server.errors import BadInput, ServerError
 from server.image import read_header
 from server.image_memory import picture_bytes
 from server.metrics import Metrics
 from server.postprocess import DetectParameters
 from server.settings import Settings
-from server.threads import MODEL_NICENESS, nice_pool, on_pool
+from server.threads import on_pool
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
-Candidates = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,90 +58,36 @@ class Inferred:
         return Found(detections, self.stage_s | {"postprocess": postprocess_s})
 
 
-class Canvas(NamedTuple):
-    """What waits for the model: one letterboxed image, and the engine that its request chose."""
-
-    engine: Engine
-    pixels: NDArray[np.uint8]  # (H, W, 3), RGB
-
-    def bucket(self) -> tuple[Engine, tuple[int, ...]]:
-        """Canvases with equal values fit into one batch."""
-        return self.engine, self.pixels.shape
-
-
 class Pipeline:
     """All images of all requests on their way to one queue and back, with the threads for it.
 
     Args:
         settings: limits and threads.
-        rejection_reasons: error codes for the metrics.
-        uploads: what requests' bodies have in memory, for the metrics.
-        state: asked by the metrics for the state of the server.
+        queue: before the model.
+        metrics: where images and their times are counted.
 
     Attributes:
-        batcher: the queue, to be served.
-        metrics: of the whole server.
         answering: threads that make answers.
         decoding: threads that decode images, and the memory for it.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        rejection_reasons: Sequence[str],
-        uploads: ByteBudget,
-        state: Callable[[], str],
-    ) -> None:
+    def __init__(self, settings: Settings, queue: Queue, metrics: Metrics) -> None:
         self._settings = settings
+        self._queue = queue
+        self._metrics = metrics
         threads = settings.decode_threads or available_cpus()
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
         self.decoding = Decoding(threads, settings.max_image_pixels)
         self.answering = ThreadPoolExecutor(threads, "answer")
-        self._calling: ThreadPoolExecutor | None = None
-        self._calls: dict[object, float] = {}  # start of each model call that runs
-        self.batcher = Batcher[Canvas, Candidates](
-            self._infer,
-            bucket=Canvas.bucket,
-            max_queue_delay_s=settings.max_queue_delay_s,
-            max_queue_images=settings.max_queue_images,
-        )
-        self.metrics = Metrics(
-            rejection_reasons,
-            queue_images=lambda: self.batcher.queue_images,
-            upload_bytes=lambda: uploads.taken,
-            lanes=lambda: self.batcher.lanes if self._calling else 0,
-            busy_lanes=lambda: len(self._calls),
-            state=state,
-            max_queue_images=settings.max_queue_images,
-            max_upload_bytes=uploads.max_bytes,
-        )
-
-    def arrange_for(self, engine: Engine) -> None:
-        """Makes room for as many model calls, and as large ones, as an engine takes."""
-        # Not more threads than lanes: a CUDA session keeps handles and memory for each.
-        before, self._calling = self._calling, nice_pool(engine.lanes, "model", MODEL_NICENESS)
-        if before is not None:
-            before.shutdown(wait=False)  # what runs there runs to its end
-        self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
 
     def shut_down(self) -> None:
-        """Ends the threads, without waiting for a call that is stuck in the provider."""
+        """Ends the threads."""
         self.decoding.shut_down()
-        for pool in (self.answering, self._calling):
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def stuck_s(self) -> float | None:
-        """Seconds that a model call has been running which is stuck; None when none is."""
-        # A copy, made in one step: metrics are read on another thread.
-        oldest = min(list(self._calls.values()), default=math.inf)
-        running_s = time.monotonic() - oldest
-        return running_s if running_s > self._settings.stuck_after_s else None
+        self.answering.shutdown(wait=False, cancel_futures=True)
 
     async def detect(
         self,
-        engine: Engine,
+        engine: LoadedModel,
         encoded: Sequence[bytes],
         parameters: DetectParameters,
         deadline: float,
@@ -176,10 +118,12 @@ class Pipeline:
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
-        with self.batcher.reserve(images) as slots, self._counting_failures(images):
-            inferred = await together(
-                self._infer_one(engine, each, slots, turns, deadline) for each in encoded
-            )
+        async with self._queue.reserve(engine, images) as places:
+            with self._counting_failures(images):
+                inferred = await together(
+                    self._infer_one(engine, each, place, turns, deadline)
+                    for each, place in zip(encoded, places, strict=True)
+                )
 
         def finish_all() -> Result:
             metadata = engine.artifact.metadata
@@ -190,9 +134,9 @@ class Pipeline:
             for outcome in outcomes:
                 if isinstance(outcome, Found):
                     self._observe(outcome.stage_s)
-                    self.metrics.images.labels("ok").inc()
+                    self._metrics.images.labels("ok").inc()
                 else:
-                    self.metrics.images.labels(outcome.code).inc()
+                    self._metrics.images.labels(outcome.code).inc()
             return answer(outcomes)
 
         if not pictures:
@@ -207,7 +151,7 @@ class Pipeline:
         return await self.decoding.run(draw_all)
 
     async def infer(
-        self, engine: Engine, canvases: NDArray[np.uint8], deadline: float
+        self, engine: LoadedModel, canvases: NDArray[np.uint8], deadline: float
     ) -> tuple[Candidates, dict[str, float]]:
         """Letterboxed images to candidates, through the same queue.
 
@@ -224,14 +168,22 @@ class Pipeline:
             QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
         """
         images = len(canvases)
-        with self.batcher.reserve(images) as slots, self._counting_failures(images):
-            answers = await together(
-                slots.submit(Canvas(engine, pixels), deadline) for pixels in canvases
-            )
+        async with self._queue.reserve(engine, images) as places:
+
+            def put_all() -> None:
+                for place, canvas in zip(places, canvases, strict=True):
+                    place.put(canvas)
+
+            with self._counting_failures(images):
+                if self._queue.copies:
+                    await self.on_thread(put_all)
+                else:
+                    put_all()
+                answers = await together(place.infer(deadline) for place in places)
         stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
         for stage_s in stages:
             self._observe(stage_s)
-        self.metrics.images.labels("ok").inc(images)
+        self._metrics.images.labels("ok").inc(images)
         longest_s = {stage: max(each[stage] for each in stages) for stage in stages[0]}
         return np.stack([each.result for each in answers]), longest_s
 
@@ -243,22 +195,22 @@ class Pipeline:
 
     async def _infer_one(
         self,
-        engine: Engine,
+        engine: LoadedModel,
         encoded: bytes,
-        slots: Slots[Canvas, Candidates],
+        place: Place,
         turns: asyncio.Semaphore,
         deadline: float,
     ) -> Inferred | BadInput:
         try:
             async with turns:
-                prepared, stage_s = await self._prepare(engine, encoded)
+                prepared, stage_s = await self._prepare(engine, encoded, place)
         except BadInput as error:
-            slots.give_back()
+            place.give_back()
             return error
-        answer = await slots.submit(Canvas(engine, prepared.canvas), deadline)
+        answer = await place.infer(deadline)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
-        return Inferred(replace(prepared, canvas=NO_PIXELS), answer.result, stage_s)
+        return Inferred(prepared, answer.result, stage_s)
 
     @contextmanager
     def _counting_failures(self, images: int) -> Iterator[None]:
@@ -266,38 +218,27 @@ class Pipeline:
         try:
             yield
         except ServerError as error:
-            self.metrics.images.labels(error.code).inc(images)
+            self._metrics.images.labels(error.code).inc(images)
             raise
 
     def _observe(self, stage_s: dict[str, float]) -> None:
         for stage, seconds in stage_s.items():
-            self.metrics.stage_seconds[stage].observe(seconds)
+            self._metrics.stage_seconds[stage].observe(seconds)
 
-    async def _prepare(self, engine: Engine, encoded: bytes) -> tuple[Prepared, dict[str, float]]:
+    async def _prepare(
+        self, engine: LoadedModel, encoded: bytes, place: Place
+    ) -> tuple[Prepared, dict[str, float]]:
+        """Decodes an image into its place; what is left of it has no pixels."""
+
         def prepare(claim: Claim) -> tuple[Prepared, dict[str, float]]:
-            return prepare_encoded(
+            prepared, stage_s = prepare_encoded(
                 encoded,
                 engine.artifact.metadata,
                 max_pixels=self._settings.max_image_pixels,
                 reduced=self._settings.jpeg_reduced_decoding,
                 require=claim.require,
             )
+            place.put(prepared.canvas)
+            return replace(prepared, canvas=NO_PIXELS), stage_s
 
         return await self.decoding.run(prepare)
-
-    async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
-        assert self._calling is not None
-        self.metrics.batch_size.observe(len(batch))
-        engine = batch[0].engine
-        call, began = object(), time.monotonic()
-        self._calls[call] = began
-
-        def run() -> list[Candidates]:
-            images = stacked([canvas.pixels for canvas in batch])
-            return list(engine.run(images, alone=alone))
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._calling, run)
-        finally:
-            del self._calls[call]
-            self.metrics.lane_seconds.inc(time.monotonic() - began)

@@ -130,7 +130,7 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
     def refuse(scope: Scope) -> Response | None:
         try:
             service.refuse_unless_ready()
-            service.pipeline.batcher.refuse_when_full()
+            service.queue.refuse_when_full()
         except Unavailable as error:
             headers = retry_after(service)
             return respond(scope, status_of(error), error.code, str(error), headers)
@@ -141,7 +141,7 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
 
 def retry_after(service: Service) -> dict[str, str]:
     """The header that says when to come again."""
-    return {"Retry-After": str(service.pipeline.batcher.retry_after_s())}
+    return {"Retry-After": str(service.queue.retry_after_s())}
 
 
 def status_of(error: ServerError) -> int:

@@ -17,6 +17,7 @@ from server.app import create_app
 from server.artifact import Artifact
 from server.engine import Engine, OpenSession
 from server.errors import InferenceFailed
+from server.model_calls import ModelCalls
 from server.service import Service
 from server.session import Session
 from server.settings import Settings
@@ -132,10 +133,16 @@ class NotANumber(HeldSession):
 
 def held(running: Served) -> HeldSession:
     """The session of an app that was served with `open_session=HeldSession`."""
-    assert running.service.engine is not None
+    assert isinstance(running.service.engine, Engine)
     session = running.service.engine._session
     assert isinstance(session, HeldSession)
     return session
+
+
+def calls(running: Served) -> ModelCalls:
+    """The queue of an app, and the model calls behind it."""
+    assert isinstance(running.service.queue, ModelCalls)
+    return running.service.queue
 
 
 def encode(image: NDArray[np.uint8], extension: str = ".png") -> bytes:

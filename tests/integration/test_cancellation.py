@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving import Served, one_cell, served
+from tests.serving import Served, calls, one_cell, served
 
 pytestmark = pytest.mark.anyio
 IMAGE = one_cell()
@@ -46,9 +46,9 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(
             await asyncio.wait([cut_off])
             assert cut_off.cancelled() or cut_off.result() == 200
             assert await beside == 200
-        batcher = running.service.pipeline.batcher
+        batcher = calls(running).batcher
         await running.until(lambda: batcher.running_batches == 0)
-        assert batcher.queue_images == batcher._weight == len(running.service.pipeline._calls) == 0
+        assert batcher.queue_images == batcher._weight == calls(running).busy_lanes == 0
         assert not running.service._limits
         metrics = (await running.client.get("/metrics")).text
         assert "detector_upload_bytes 0.0" in metrics
@@ -60,4 +60,4 @@ async def test_requests_beside_many_reloads_are_all_answered(artifact: Path) -> 
         requests = [asyncio.create_task(detect(running)) for _ in range(12)]
         reloads = [asyncio.create_task(reload(running)) for _ in range(12)]
         assert set(await asyncio.gather(*requests, *reloads)) == {200}
-        assert running.service.pipeline.batcher.queue_images == 0
+        assert running.service.queue.queue_images == 0

@@ -210,7 +210,7 @@ async def test_what_is_wrong_with_a_request_is_said(running: Served, name: str) 
     check(response, case.status, case.code, case.detail)
     text = (await running.client.get("/metrics")).text
     assert f'detector_rejected_total{{reason="{case.code}"}} 1.0' in text
-    assert running.service.pipeline.batcher.queue_images == 0
+    assert running.service.queue.queue_images == 0
     assert (await running.client.post("/detect", content=IMAGE)).status_code == 200
 
 
@@ -325,13 +325,13 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_again(artifact: Path)
         runs = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
-        await running.until(lambda: running.service.pipeline.batcher.queue_images == 1)
+        await running.until(lambda: running.service.queue.queue_images == 1)
         two = await running.client.post("/detect", json={"images": [B64, B64]})
         check(
             two, 503, "queue_full", "1 images already wait and 2 more came; max_queue_images is 2"
         )
         also_waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
-        await running.until(lambda: running.service.pipeline.batcher.queue_images == 2)
+        await running.until(lambda: running.service.queue.queue_images == 2)
         one = await running.client.post("/detect", content=IMAGE)
         check(one, 503, "queue_full", "2 images wait; max_queue_images is 2")
         for response in (one, two):
@@ -460,7 +460,7 @@ async def test_a_fault_of_our_own_reveals_nothing(artifact: Path) -> None:
         assert (await running.client.get("/health/live")).status_code == 200
         text = (await running.client.get("/metrics")).text
         assert 'detector_requests_total{route="/detect",status="500"} 1.0' in text
-        assert running.service.pipeline.batcher.queue_images == 0
+        assert running.service.queue.queue_images == 0
 
 
 async def test_a_box_that_json_cannot_hold_is_a_fault_of_our_own(artifact: Path) -> None:

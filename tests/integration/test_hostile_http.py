@@ -426,9 +426,7 @@ async def test_a_full_queue_is_told_on_a_connection_that_lives_on(artifact: Path
         runs = await listener.connect(image)
         await listener.running.until(lambda: session.batch_sizes == [1])
         waits = await listener.connect(image)
-        await listener.running.until(
-            lambda: listener.running.service.pipeline.batcher.queue_images == 1
-        )
+        await listener.running.until(lambda: listener.running.service.queue.queue_images == 1)
         refused = await listener.connect()
         for _ in range(30):
             await refused.send(post(b"Content-Length: 60000", body=bytes(60_000)))
@@ -622,11 +620,11 @@ async def test_who_leaves_with_requests_waiting_abandons_the_one_that_runs(artif
         other = await listener.connect(image)  # keeps the model busy
         await listener.running.until(lambda: session.batch_sizes == [1])
         client = await listener.connect(image + OK)
-        batcher = listener.running.service.pipeline.batcher
-        await listener.running.until(lambda: batcher.queue_images == 1)
+        queue = listener.running.service.queue
+        await listener.running.until(lambda: queue.queue_images == 1)
         with capture_logs() as lines:
             await client.close()
-            await listener.running.until(lambda: batcher.queue_images == 0)
+            await listener.running.until(lambda: queue.queue_images == 0)
             await listener.running.until(lambda: len(listener.state.tasks) == 1)
         session.gate.set()
         assert (await other.answer())[0] == 200

@@ -358,7 +358,7 @@ async def test_a_full_queue_says_when_to_come_again(artifact: Path) -> None:
             first = group.create_task(infer(running, TWO_CELLS))
             await running.until(lambda: len(session.batch_sizes) == 1)
             second = group.create_task(infer(running, TWO_CELLS))
-            await running.until(lambda: running.service.pipeline.batcher.queue_images == 1)
+            await running.until(lambda: running.service.queue.queue_images == 1)
             refused = await infer(running, TWO_CELLS)
             session.gate.set()
         assert (first.result().status_code, second.result().status_code) == (200, 200)

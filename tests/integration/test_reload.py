@@ -112,13 +112,13 @@ async def test_a_request_is_finished_by_the_model_that_it_began_with(model: Path
         runs = asyncio.create_task(version_of(running))
         await running.until(lambda: old.batch_sizes == [1])
         waits = asyncio.create_task(version_of(running))
-        await running.until(lambda: running.service.pipeline.batcher.queue_images == 1)
+        await running.until(lambda: running.service.queue.queue_images == 1)
         after = replace(model)
         assert (await running.client.post("/model/reload", headers=KEY)).status_code == 200
         new = held(running)
         assert new is not old
         joins = asyncio.create_task(version_of(running))
-        await running.until(lambda: running.service.pipeline.batcher.queue_images == 2)
+        await running.until(lambda: running.service.queue.queue_images == 2)
         new.gate.set()
         old.gate.set()
         assert list(await asyncio.gather(runs, waits, joins)) == [before, before, after]

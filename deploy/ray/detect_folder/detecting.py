@@ -13,6 +13,7 @@ import numpy as np
 from deploy.ray.detect_folder.folders import Folder
 from deploy.ray.detect_folder.result_rows import ImageError
 from server import suppression
+from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.concurrency import together
 from server.decode_memory import decoding_share, upload_share
@@ -22,6 +23,7 @@ from server.errors import BadInput, InferenceFailed
 from server.image import quiet_codecs
 from server.letterbox import full_size
 from server.memory import resident_bytes
+from server.model_calls import ModelCalls
 from server.pipeline import Found, Pipeline
 from server.postprocess import DetectParameters
 from server.settings import Settings
@@ -100,13 +102,16 @@ class Detecting:
                 ),
             }
         )
-        self._pipeline = Pipeline(
+        metrics = measured(
             settings,
-            rejection_reasons=(),
+            (),
+            queue=lambda: self._calls,
             uploads=ByteBudget(0),
             state=lambda: "ready",
         )
-        self._pipeline.arrange_for(engine)
+        self._calls = ModelCalls(settings, metrics)
+        self._calls.arrange_for(engine)
+        self._pipeline = Pipeline(settings, self._calls, metrics)
         if memory_bytes is not None:
             self._pipeline.decoding.limit(self._decoding_bytes(memory_bytes))
         self._reading = ThreadPoolExecutor(READERS, "read")
@@ -114,7 +119,7 @@ class Detecting:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
         self._thread.start()
-        self._serving = self._start(self._pipeline.batcher.serve())
+        self._serving = self._start(self._calls.batcher.serve())
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +135,7 @@ class Detecting:
         self._thread.join()
         self._loop.close()
         self._pipeline.shut_down()
+        self._calls.shut_down()
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     def detect(self, paths: Sequence[bytes]) -> list[Outcome]:
@@ -146,7 +152,7 @@ class Detecting:
             except TimeoutError:
                 if detecting.done():
                     raise
-                stuck_s = self._pipeline.stuck_s()
+                stuck_s = self._calls.stuck_s()
                 if stuck_s is not None:
                     raise EngineLost(f"a model call has been running for {stuck_s:.0f} s") from None
 

@@ -88,7 +88,7 @@ class Replica:
 
     async def exposition(self) -> tuple[str, str]:
         """This replica's name and its metrics; one of them asks all others when it is scraped."""
-        content = await self._service.pipeline.on_thread(self._service.metrics.exposition)
+        content = await self._service.exposition()
         return self._all.own_name, content.decode()
 
     async def follow_reload(self, leader: str) -> str | None:

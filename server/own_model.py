@@ -1,0 +1,172 @@
+"""The life of a model in this process: it is loaded, served, loaded anew, and ended."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from server.backend import State, refuse_unless_ready
+from server.engine import Engine
+from server.errors import DeploymentError, ReloadFailed
+from server.letterbox import full_size
+from server.loading import Loader, Loading
+from server.logs import get_logger
+from server.metrics import Metrics
+from server.model_calls import ModelCalls
+from server.settings import Settings
+
+logger = get_logger(__name__)
+
+
+class OwnModel:
+    """One model at a time behind the queue, from start to end; a `server.backend.Model`.
+
+    Args:
+        settings: limits and times.
+        loader: loads the model; waits here until its files are read.
+        metrics: of this process.
+
+    Attributes:
+        queue: before the model.
+        state, failure, engine, changed: as `server.backend.Model` has them.
+
+    Raises:
+        ArtifactInvalid: the model is not one that this server can serve.
+    """
+
+    def __init__(self, settings: Settings, loader: Loader, metrics: Metrics) -> None:
+        assert loader.first is not None
+        self.name = loader.first.artifacts.result()[0].metadata.name
+        self.queue = ModelCalls(settings, metrics)
+        self.state: State = "starting"
+        self.failure: BaseException | None = None
+        self.engine: Engine | None = None
+        self.changed: Callable[[], None] = lambda: None
+        self._settings = settings
+        self._metrics = metrics
+        self._loader = loader
+        self._reloading = asyncio.Lock()
+
+    @property
+    def queue_bytes(self) -> int:
+        """Of all canvases that may wait."""
+        assert self.engine is not None
+        height, width = full_size(self.engine.artifact.metadata.buckets)
+        return 3 * height * width * self._settings.max_queue_images
+
+    @property
+    def status(self) -> str:
+        """The state; "stuck" where a model call does not return."""
+        stuck = self.state == "ready" and self.queue.stuck_s() is not None
+        return "stuck" if stuck else self.state
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves as soon as the model is loaded; ends all threads on exit."""
+        serving = asyncio.create_task(self._live())
+        try:
+            yield
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+            self._loader.shut_down()
+            self.queue.shut_down()
+
+    def begin_drain(self) -> None:
+        """Takes no new requests."""
+        if self.state not in ("draining", "failed"):
+            self.state = "draining"
+            self.changed()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the service for good."""
+        if self.state == "failed":
+            return
+        self.state = "failed"
+        self.failure = error
+        # A deployment error speaks for itself; anything else needs its traceback.
+        expected = isinstance(error, DeploymentError)
+        logger.critical("service_failed", reason=str(error), exc_info=None if expected else error)
+        self.changed()
+
+    async def reload(self, read_keys: Callable[[], None] = lambda: None) -> None:
+        """Reads, checks, loads and warms the model files anew, then serves them.
+
+        Requests that began before are finished by the model that they began with. One reload
+        follows the other.
+
+        Args:
+            read_keys: reads what else is configured; raises `DeploymentError` where that can't be.
+
+        Raises:
+            NotReady, Draining: requests are not taken now.
+            ReloadFailed: the files can't be served; the old model goes on serving.
+        """
+        async with self._reloading:
+            self.refuse_unless_ready()
+            try:
+                read_keys()
+                loading = self._loader.begin()
+                engine = await asyncio.wrap_future(loading.engine)
+            except DeploymentError as error:
+                logger.error("reload_failed", reason=str(error))
+                self._metrics.reloads.labels("failed").inc()
+                raise ReloadFailed(f"{error}; the model of before goes on serving") from error
+            self.refuse_unless_ready()  # a signal may have come meanwhile
+            self._serve_with(engine, "reloaded", loading)
+            self._loader.return_memory()
+            self._metrics.reloads.labels("ok").inc()
+            self.changed()
+
+    def refuse_unless_ready(self) -> None:
+        """Raises `NotReady` or `Draining` unless requests are taken."""
+        refuse_unless_ready(self.state, self.queue.stuck_s(), self._settings.stuck_after_s)
+
+    async def measure(self) -> Callable[[], bytes]:
+        """What makes the text of all metrics, on a thread."""
+        return self._metrics.exposition
+
+    async def _live(self) -> None:
+        try:
+            await self._start()
+            await self.queue.batcher.serve()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # the loop itself: nothing can be served any more
+            self.fail(error)
+
+    async def _start(self) -> None:
+        loading, self._loader.first = self._loader.first, None
+        assert loading is not None
+        engine = await asyncio.wrap_future(loading.engine)
+        self._serve_with(engine, "ready", loading)
+        if self.state == "starting":  # not when a signal came meanwhile
+            self.state = "ready"
+        self.changed()
+
+    def _serve_with(self, engine: Engine, event: str, loading: Loading) -> None:
+        """Gives an engine to new requests; the one of before goes with its last request."""
+        self.engine = engine
+        self.queue.arrange_for(engine)
+        model = engine.artifact.metadata
+        running = {
+            "name": model.name,
+            "version": engine.artifact.version,
+            "precision": model.precision,
+            "provider": engine.provider,
+            "device": engine.device,
+        }
+        self._metrics.set_model(**running)
+        self._metrics.cpu_fallback.set(engine.cpu_fallback is not None)
+        logger.info(
+            event,
+            requested_device=self._settings.device,
+            load_s=round(time.perf_counter() - loading.started, 3),
+            reason=engine.reason,
+            cpu_fallback=engine.cpu_fallback,
+            lanes=engine.lanes,
+            max_batch_size=engine.max_batch_size,
+            **running,
+        )
+        if model.certificate.verdict == "loss_accepted":
+            logger.warning("this model was not shown to keep its accuracy (--accept-loss)")
