@@ -20,6 +20,8 @@ METADATA_KEY = "yolov8_fla"
 SCHEMA_VERSION: Final = 2
 
 _GRAPH_FIELD, _METADATA_FIELD = 7, 14  # of ModelProto in onnx.proto
+_NODE_FIELD = 1  # of GraphProto
+_OPERATOR_FIELD = 4  # of NodeProto
 _Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -191,6 +193,21 @@ def graph_sha256(model_bytes: bytes | mmap.mmap) -> str:
         raise _NotProtobuf(f"{len(spans)} graphs in it")
     with memoryview(model_bytes) as view, view[slice(*spans[0])] as graph:
         return hashlib.sha256(graph).hexdigest()
+
+
+def operators(model_bytes: bytes) -> Iterator[str]:
+    """The operator of each node of a model's graph, in their order, without those of subgraphs.
+
+    Args:
+        model_bytes: a serialised ModelProto.
+
+    Raises:
+        ValueError: the bytes are not a complete ModelProto.
+    """
+    for start, end in _fields(model_bytes, _GRAPH_FIELD):
+        graph = model_bytes[start:end]
+        for node in _fields(graph, _NODE_FIELD):
+            yield _text(graph[slice(*node)], _OPERATOR_FIELD)
 
 
 class _NotProtobuf(ValueError):

@@ -12,6 +12,7 @@ there `intra_op_threads` should be about the CPUs divided by the requests at the
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -23,10 +24,10 @@ from server.choice import choose
 from server.cpus import available_cpus
 from server.devices import open_on_first
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
+from server.gpu_options import GPU_BATCH_SIZE, CudaOptions
 from server.letterbox import PAD_VALUE
 from server.session import Session
 
-GPU_BATCH_SIZE = 8
 # After so many lone calls in a row that had better had fewer threads, so many have them.
 SLOW_IN_A_ROW, WITH_FEWER = 3, 32
 
@@ -160,6 +161,8 @@ class Engine:
         intra_op_threads: int | None = None,
         max_batch_size: int | None = None,
         cpus: int | None = None,
+        cuda: CudaOptions | None = None,
+        tensorrt_cache: Path | None = None,
     ) -> "Engine":
         """Loads the best of some files of one model on the first device that works.
 
@@ -171,20 +174,39 @@ class Engine:
                 one where several run.
             max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
             cpus: that calls share, >= 1; by default those that affinity and quota leave.
+            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its lanes.
+            tensorrt_cache: as `Session.open` takes it.
 
         Raises:
             ArtifactInvalid: no file has that precision, or ONNX Runtime cannot load it.
             ProviderUnavailable: the model does not run on the device that was asked for.
-            SettingsInvalid: there is no such device name.
+            SettingsInvalid: there is no such device name, or the cache cannot be written.
         """
+        options = cuda or CudaOptions()
         all_cpus = cpus or available_cpus()
 
         def open_on(one: str) -> Engine:
             artifact, reason = choose(artifacts, one, precision)
             if one != "cpu":
-                session = Session.open(artifact, device=one, threads=intra_op_threads or all_cpus)
                 size = max_batch_size or GPU_BATCH_SIZE
-                return Engine(artifact, reason, session, max_batch_size=size)
+                on_gpu = [
+                    Session.open(
+                        artifact,
+                        device=one,
+                        threads=intra_op_threads or all_cpus,
+                        max_batch_size=size,
+                        cuda=options,
+                        tensorrt_cache=tensorrt_cache,
+                    )
+                    for _ in range(options.lanes)
+                ]
+                return Engine(
+                    artifact,
+                    reason,
+                    _side_by_side(on_gpu),
+                    lanes=options.lanes,
+                    max_batch_size=size,
+                )
             threads = intra_op_threads or 1
             lanes = max(1, all_cpus // threads)
             sessions = [
@@ -197,7 +219,7 @@ class Engine:
             return Engine(
                 artifact,
                 reason,
-                sessions[0] if len(sessions) == 1 else SideBySide(sessions),
+                _side_by_side(sessions),
                 lone_session=lone,
                 lanes=lanes,
                 max_batch_size=max_batch_size or 1,
@@ -261,6 +283,10 @@ class Engine:
         self._lone_session.run(largest)  # threads, and memory for all shapes
         pace = min(_timed(self._session, smallest)[1] for _ in range(3))
         self._lone_calls.note(pace, all_threads=False)
+
+
+def _side_by_side(sessions: Sequence[OpenSession]) -> OpenSession:
+    return sessions[0] if len(sessions) == 1 else SideBySide(sessions)
 
 
 def _timed(session: OpenSession, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

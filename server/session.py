@@ -1,35 +1,22 @@
-"""One ONNX Runtime session, and the proof of where it runs."""
+"""One model on one device, and what it says of where it runs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
 from server.cpus import available_cpus, integer_instructions
-from server.devices import (
-    CPU,
-    CUDA,
-    INSTALL_GPU,
-    TENSORRT,
-    devices_to_try,
-    driver_found,
-    gpu_visible,
-)
-from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
+from server.devices import CPU, CUDA, TENSORRT, devices_to_try
+from server.errors import InferenceFailed, SettingsInvalid
+from server.gpu_model import GpuModel, LoadedOnGpu
+from server.gpu_options import GPU_BATCH_SIZE, CudaOptions, padded_size, padded_sizes
+from server.gpu_proof import Placement, nodes_by_provider
 from server.letterbox import PAD_VALUE
-from server.runtime import onnxruntime
-
-# A GPU session may leave shape arithmetic on the CPU, but none of these.
-_HEAVY_OPERATORS = frozenset({"Conv", "FusedConv", "QLinearConv", "Gemm", "MatMul", "FusedMatMul"})
-
-
-class Node(NamedTuple):
-    """One node of the graph that runs, as ONNX Runtime's optimisation left it."""
-
-    name: str
-    operator: str
+from server.onnx_model import cpu_options, load
+from server.runs import BoundRuns, Memory, PlainRuns, Runs
 
 
 class Session:
@@ -41,24 +28,52 @@ class Session:
     Attributes:
         provider: the execution provider that really runs the model.
         device: "cpu" or "cuda:N".
-        nodes: the graph's nodes by the provider that each was given to.
+        nodes: the graph's nodes by the provider that each was given to, before nodes were fused.
+        copies: how many copies between GPU and CPU there are inside the graph, by kind.
+        padded_sizes: what batches are padded to, ascending; on a CPU none.
     """
 
-    def __init__(self, artifact: Artifact, session: Any, device: str) -> None:
-        self._session: Any = session
+    def __init__(
+        self,
+        artifact: Artifact,
+        runs: Runs,
+        device: str,
+        provider: str,
+        placement: Placement,
+        sizes: Sequence[int] = (),
+    ) -> None:
         self._metadata = artifact.metadata
-        self.provider: str = session.get_providers()[0]
+        self._runs: Runs | None = runs
+        self.provider = provider
         self.device = device
-        self.nodes = _nodes_by_provider(session)
+        self.nodes = placement.nodes
+        self.copies = placement.copies
+        self.padded_sizes = tuple(sizes)
 
     @property
     def nodes_by_provider(self) -> dict[str, int]:
         """How many graph nodes each provider was given."""
         return {provider: len(nodes) for provider, nodes in self.nodes.items()}
 
+    @property
+    def captured(self) -> dict[tuple[int, int, int, int], bool]:
+        """Whether each input shape that came is replayed from a CUDA graph; only with "captured".
+
+        Where one is not, a warning in the log says why.
+        """
+        return self._runs.captured if isinstance(self._runs, BoundRuns) else {}
+
     @classmethod
     def open(
-        cls, artifact: Artifact, *, device: str, threads: int | None = None, spinning: bool = False
+        cls,
+        artifact: Artifact,
+        *,
+        device: str,
+        threads: int | None = None,
+        spinning: bool = False,
+        max_batch_size: int = GPU_BATCH_SIZE,
+        cuda: CudaOptions | None = None,
+        tensorrt_cache: Path | None = None,
     ) -> Self:
         """Loads a model on exactly this device.
 
@@ -69,65 +84,67 @@ class Session:
                 container's quota leave.
             spinning: the threads of one run busily wait for each other: faster where nothing else
                 wants the CPUs during a run, slower where something does. Only on a CPU.
+            max_batch_size: images of one call, >= 1. Larger batches run as well, but a GPU is only
+                prepared for the sizes up to this one.
+            cuda: how a GPU runs it; by default the careful way.
+            tensorrt_cache: the folder for what TensorRT builds, by default
+                `~/.cache/yolov8-fla/tensorrt`.
 
         Raises:
             ProviderUnavailable: the model does not run on that device.
             ArtifactInvalid: ONNX Runtime cannot load the model, or its input or output are not
                 those of an artifact.
-            SettingsInvalid: there is no such device name, or it is not one device ("auto").
+            SettingsInvalid: there is no such device name, or it is not one device ("auto"); or the
+                cache cannot be written.
         """
         device, *others = devices_to_try(device)
         if others:
             raise SettingsInvalid("device is 'auto', which stands for several: `open_on_first`")
         threads = threads or available_cpus()
-        if device == "cpu":
-            options = cpu_options(
-                artifact.metadata.precision,
-                threads,
-                spinning=spinning,
-                exact_integers=integer_instructions() is not None,
+        if device != "cpu":
+            model = GpuModel(
+                artifact,
+                provider=TENSORRT if device == "tensorrt" else CUDA,
+                gpu=int(device.partition(":")[2] or 0),
+                threads=threads,
+                options=cuda or CudaOptions(),
+                sizes=padded_sizes(max_batch_size),
+                tensorrt_cache=tensorrt_cache,
             )
-            return cls(artifact, _load(artifact, options, [(CPU, {})]), "cpu")
-        gpu = int(device.partition(":")[2] or 0)
-        return cls._on_gpu(artifact, threads, TENSORRT if device == "tensorrt" else CUDA, gpu)
+            return cls._on_gpu(artifact, model)
+        options = cpu_options(
+            artifact.metadata.precision,
+            threads,
+            spinning=spinning,
+            exact_integers=integer_instructions() is not None,
+        )
+        session = load(artifact, options, [(CPU, {})])
+        placement = Placement(nodes_by_provider(session), {})
+        return cls(artifact, PlainRuns(session), "cpu", CPU, placement)
 
     @classmethod
-    def _on_gpu(cls, artifact: Artifact, threads: int, provider: str, gpu: int) -> Self:
-        cuda_options = {
-            "device_id": gpu,
-            # EXHAUSTIVE took 10 s over 16 new shapes, HEURISTIC 31 ms (PaddleX#5057).
-            "cudnn_conv_algo_search": "HEURISTIC",
-            # Powers of two would keep up to twice the memory of the largest batch.
-            "arena_extend_strategy": "kSameAsRequested",
-            # The parity certificate was given for float32; speed is what fp16 artifacts are for.
-            "use_tf32": 0,
-        }
-        providers: list[tuple[str, dict[str, Any]]] = [(CUDA, cuda_options), (CPU, {})]
-        if provider == TENSORRT:
-            providers.insert(0, (TENSORRT, {"device_id": gpu}))
-        ort = onnxruntime()
-        if provider not in ort.get_available_providers():
-            raise ProviderUnavailable(
-                f"this onnxruntime is built without {provider}: {INSTALL_GPU}"
-            )
-        # Not tried in vain: it took 0.4 s and 200 MB, and ONNX Runtime wrote among our JSON.
-        if not gpu_visible() and not driver_found():
-            raise ProviderUnavailable(_none_visible(provider))
-        ort.preload_dlls(directory="")
-        loaded = _load(artifact, _options(threads), providers)
-        session = cls(artifact, loaded, f"cuda:{gpu}")
-        on_cpu = {node.operator for node in session.nodes.get(CPU, ())}
-        heavy = sorted(_HEAVY_OPERATORS & on_cpu)
-        if session.provider != provider or heavy:
-            if not gpu_visible():
-                raise ProviderUnavailable(_none_visible(provider))
-            raise ProviderUnavailable(
-                f"{provider} was asked for on GPU {gpu}, but ONNX Runtime runs "
-                f"{', '.join(heavy) if heavy else 'the model'} on the CPU; it needs driver R580 or "
-                "newer, CUDA 13 and cuDNN 9 (`python -m server doctor` says what is missing): "
-                f"{INSTALL_GPU}"
-            )
-        return session
+    def _on_gpu(cls, artifact: Artifact, model: GpuModel) -> Self:
+        # The largest shape first, as at the warm-up: what has no memory fails at once.
+        height, width = max(artifact.metadata.buckets)
+        first = model.shape(model.sizes[-1], height, width)
+        loaded = {first: model.load(first)}
+
+        def open_shape(shape: tuple[int, int, int, int]) -> LoadedOnGpu:
+            key = model.shape(*shape[:3])
+            if key not in loaded:
+                loaded[key] = model.load(key)
+            return loaded[key]
+
+        def candidates(hw: tuple[int, int]) -> int:
+            return min(artifact.metadata.max_candidates, artifact.metadata.anchors(hw))
+
+        runs: Runs = (
+            PlainRuns(loaded[first].session, model.sizes)
+            if model.options.calls == "plain"
+            else BoundRuns(open_shape, candidates, Memory("cuda", model.gpu), model.sizes)
+        )
+        placement = loaded[first].placement
+        return cls(artifact, runs, f"cuda:{model.gpu}", model.provider, placement, model.sizes)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Infers one batch.
@@ -141,106 +158,27 @@ class Session:
         Raises:
             InferenceFailed: ONNX Runtime raised; what, is the cause.
         """
-        assert self._session is not None, "the session is closed"
+        assert self._runs is not None, "the session is closed"
         try:
-            (candidates,) = self._session.run(["candidates"], {"images": images})
+            return self._runs.run(images)
         except Exception as error:  # ONNX Runtime has no common base of its exceptions
             raise InferenceFailed(f"a batch of {len(images)} failed on {self.provider}") from error
-        return np.asarray(candidates, np.float32)
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Runs grey images through every input shape, so that no request meets a new one.
 
         Args:
-            batch_sizes: the batch sizes that will come, each >= 1. A GPU runs all of them,
-                the largest first; the CPU, which prepares nothing per size, only the smallest.
+            batch_sizes: the batch sizes that will come, each >= 1. A GPU runs what they are padded
+                to, the largest first; the CPU, which prepares nothing per size, only the smallest.
 
         Raises:
             InferenceFailed: as `run` does.
         """
-        sizes = sorted(batch_sizes, reverse=True)
+        sizes = sorted({padded_size(each, self.padded_sizes) for each in batch_sizes}, reverse=True)
         for size in sizes[-1:] if self.device == "cpu" else sizes:
             for height, width in self._metadata.buckets:
                 self.run(np.full((size, height, width, 3), PAD_VALUE, np.uint8))
 
     def close(self) -> None:
         """Releases the model's memory; `run` is an error afterwards."""
-        self._session = None
-
-
-def _none_visible(provider: str) -> str:
-    return (
-        f"{provider} was asked for, and no NVIDIA GPU is visible to this process: it needs one "
-        "with driver R580 or newer; a container has to be started with --gpus all"
-    )
-
-
-def _options(threads: int, *, spinning: bool = False) -> Any:
-    options = onnxruntime().SessionOptions()
-    options.log_severity_level = 3  # errors; warnings about shape nodes on the CPU are expected
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads burn the quota that decoding needs (onnxruntime#7207, #10113).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # A plan of the memory is made for each shape that comes, and kept.
-    options.enable_mem_pattern = False
-    options.enable_cpu_mem_arena = False
-    return options
-
-
-def cpu_options(
-    precision: str, threads: int, *, spinning: bool = False, exact_integers: bool = True
-) -> Any:
-    """The settings of a session on a CPU.
-
-    Args:
-        precision: of the artifact.
-        threads: as `Session.open` takes them.
-        spinning: likewise.
-        exact_integers: the CPU has instructions that sum products of int8 in 32 bits.
-    """
-    options = _options(threads, spinning=spinning)
-    # 5 to 8 % faster, and smaller: after every bucket of up to 480 x 480, one image a call from two
-    # threads, YOLOv8n held 154 MB with an arena and 213 MB without (batches of 8: 295 and 557),
-    # because the C library keeps what it was given back, for every thread.
-    options.enable_cpu_mem_arena = True
-    # What finds them at each load compares all tensors with all others: half of the load's time
-    # (104 ms instead of 205). With an arena, calls are as fast without, and take little more
-    # memory: on two threads 75 MB and not 70, in batches of 8 222 and not 174 (int8 156 and 173).
-    options.enable_mem_reuse = False
-    if spinning:
-        # Only during a run: between two, nobody burns the CPUs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Work is handed out in shrinking pieces, so that no thread waits for the slowest.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-    if precision == "int8" and not exact_integers:
-        # ONNX Runtime's fast way saturates pairs of products at 16 bits then, and detections
-        # change. Not otherwise: this is slower, and ONNX Runtime does it on CPUs with VNNI too.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
-
-
-def _load(artifact: Artifact, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> Any:
-    ort = onnxruntime()
-    try:
-        session = ort.InferenceSession(str(artifact.path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime has no common base of its exceptions
-        if providers[0][0] != CPU:
-            raise ProviderUnavailable(f"{providers[0][0]} cannot load the model: {error}") from None
-        raise ArtifactInvalid(f"{artifact.path}: ONNX Runtime cannot load it: {error}") from None
-    signature = [(each.name, each.type) for each in (*session.get_inputs(), *session.get_outputs())]
-    if signature != [("images", "tensor(uint8)"), ("candidates", "tensor(float)")]:
-        raise ArtifactInvalid(
-            f"{artifact.path}: an artifact maps images (uint8) to candidates (float), "
-            f"this model has {signature}"
-        )
-    return session
-
-
-def _nodes_by_provider(session: Any) -> dict[str, tuple[Node, ...]]:
-    nodes: dict[str, tuple[Node, ...]] = {}
-    for subgraph in session.get_provider_graph_assignment_info():
-        found = tuple(Node(node.name, node.op_type) for node in subgraph.get_nodes())
-        nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, ()) + found
-    return nodes
+        self._runs = None

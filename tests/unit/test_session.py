@@ -17,7 +17,8 @@ from server.devices import (
     open_on_first,
 )
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
-from server.session import Session, cpu_options
+from server.onnx_model import cpu_options
+from server.session import Session
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
 
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -1,0 +1,147 @@
+"""A model that is loaded on a GPU, or refused: for all input shapes at once, or for each."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from server.artifact import Artifact
+from server.capturing import CAPTURING
+from server.devices import CPU, INSTALL_GPU, TENSORRT, driver_found, gpu_visible
+from server.errors import ProviderUnavailable, SettingsInvalid
+from server.gpu_options import CudaOptions, Shape, cuda_providers, tensorrt_providers
+from server.gpu_proof import (
+    Placement,
+    copies_counted,
+    nodes_by_provider,
+    refuse_unless_on_gpu,
+)
+from server.onnx_model import Providers, load, session_options
+from server.runtime import onnxruntime
+from server.tensorrt import engine_folder, load_libraries
+
+_log = logging.getLogger(__name__)
+
+
+class LoadedOnGpu(NamedTuple):
+    """One session on a GPU.
+
+    Attributes:
+        session: of ONNX Runtime.
+        placement: where its nodes are.
+        graphs: it records CUDA graphs.
+    """
+
+    session: Any
+    placement: Placement
+    graphs: bool
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """What is loaded on a GPU, and how.
+
+    Attributes:
+        artifact: what.
+        provider: `CUDA` or `TENSORRT`.
+        gpu: its number, >= 0.
+        threads: CPU threads of a call, >= 1.
+        options: how it runs.
+        sizes: the batch sizes that will come, ascending.
+        tensorrt_cache: as `Session.open` takes it.
+
+    Raises:
+        ProviderUnavailable: nothing can run on that provider here.
+        SettingsInvalid: as `Session.open` does.
+    """
+
+    artifact: Artifact
+    provider: str
+    gpu: int
+    threads: int
+    options: CudaOptions
+    sizes: Sequence[int]
+    tensorrt_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.provider == TENSORRT and self.options.calls == "captured":
+            raise SettingsInvalid("TensorRT takes calls 'plain', 'bound' or 'fixed'")
+        if self.provider not in onnxruntime().get_available_providers():
+            raise ProviderUnavailable(
+                f"this onnxruntime is built without {self.provider}: {INSTALL_GPU}"
+            )
+        # Not tried in vain: it took 0.4 s and 200 MB, and ONNX Runtime wrote among our JSON.
+        if not gpu_visible() and not driver_found():
+            raise ProviderUnavailable(_none_visible(self.provider))
+        # It warns, among our JSON, at each session that CUDA is no plugin.
+        onnxruntime().set_default_logger_severity(3)
+        onnxruntime().preload_dlls(directory="")
+        if self.provider == TENSORRT:
+            load_libraries()
+
+    def shape(self, images: int, height: int, width: int) -> Shape | None:
+        """What `load` takes for inputs of a shape: None where one session has all shapes."""
+        return (images, height, width, 3) if self.options.fixed else None
+
+    def load(self, shape: Shape | None) -> LoadedOnGpu:
+        """A session for one input shape, or for all.
+
+        Raises:
+            ProviderUnavailable: the GPU does not do all the work.
+            ArtifactInvalid: its input or output are not those of an artifact.
+        """
+        with CAPTURING.call():
+            if self.options.calls != "captured":
+                return self._load(shape, graphs=False)
+            try:
+                return self._load(shape, graphs=True)
+            except ProviderUnavailable as error:
+                # The same without graphs has no such reason to fail; what other reason there is
+                # raises again.
+                loaded = self._load(shape, graphs=False)
+                _log.warning("no CUDA graphs, calls run without them: %s", error)
+                return loaded
+
+    def _load(self, shape: Shape | None, *, graphs: bool) -> LoadedOnGpu:
+        # On the CPU nothing runs of a model of fixed shape, and there may be 40 of them.
+        options = session_options(1 if shape else self.threads)
+        if shape is not None:
+            for name, size in zip(self._dimensions, shape, strict=True):
+                if isinstance(name, str):
+                    options.add_free_dimension_override_by_name(name, size)
+            options.enable_mem_pattern = True  # one plan, as there is one shape
+        if self.provider == TENSORRT:  # what it built cannot be written as a model
+            session = load(self.artifact, options, self._tensorrt)
+            placement = Placement(nodes_by_provider(session), {})
+        else:
+            with copies_counted(options) as copies:
+                providers = cuda_providers(self.options, self.gpu, graphs=graphs)
+                session = load(self.artifact, options, providers)
+            placement = Placement(nodes_by_provider(session), copies)
+        if session.get_providers()[0] != self.provider and not gpu_visible():
+            raise ProviderUnavailable(_none_visible(self.provider))
+        refuse_unless_on_gpu(placement, self.provider, self.gpu, fixed=shape is not None)
+        return LoadedOnGpu(session, placement, graphs)
+
+    @cached_property
+    def _tensorrt(self) -> Providers:
+        metadata = self.artifact.metadata
+        cache = engine_folder(self.tensorrt_cache, self.artifact)
+        return tensorrt_providers(self.options, self.gpu, metadata, self.sizes, cache=cache)
+
+    @cached_property
+    def _dimensions(self) -> Sequence[str | int]:
+        """The input's, as the file has them: the name of each that is free."""
+        options = session_options(1)
+        options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        (images,) = load(self.artifact, options, [(CPU, {})]).get_inputs()
+        return tuple(images.shape)
+
+
+def _none_visible(provider: str) -> str:
+    return (
+        f"{provider} was asked for, and no NVIDIA GPU is visible to this process: it needs one "
+        "with driver R580 or newer; a container has to be started with --gpus all"
+    )

@@ -1,0 +1,198 @@
+"""Calls of a loaded model: as they are, or over buffers that stay where they are."""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.capturing import CAPTURING
+from server.gpu_options import Shape, padded_size
+from server.letterbox import PAD_VALUE
+from server.onnx_model import INPUT, OUTPUT
+from server.page_locked import page_locked
+from server.runtime import onnxruntime
+
+_NO_GRAPH = "-1"  # as gpu_graph_id: neither records nor replays
+
+Images = NDArray[np.uint8]
+Candidates = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """Something that infers batches."""
+
+    def run(self, images: Images) -> Candidates:
+        """(B, H, W, 3) uint8 RGB to (B, K, 6) float32."""
+
+
+class PlainRuns:
+    """Each call brings its input and gets an answer of its own; from any thread.
+
+    Args:
+        session: of ONNX Runtime.
+        sizes: what batches are padded to, ascending; on a CPU none.
+    """
+
+    def __init__(self, session: Any, sizes: Sequence[int] = ()) -> None:
+        self._session = session
+        self._sizes = sizes
+
+    def run(self, images: Images) -> Candidates:
+        """As a `Runs` does."""
+        if not self._sizes:
+            (candidates,) = self._session.run([OUTPUT], {INPUT: images})
+            return np.asarray(candidates, np.float32)
+        with CAPTURING.call():
+            (candidates,) = self._session.run([OUTPUT], {INPUT: padded(images, self._sizes)})
+        return np.asarray(candidates[: len(images)], np.float32)
+
+
+def padded(images: Images, sizes: Sequence[int]) -> Images:
+    """A batch with grey images behind its own, up to one of the sizes; as it is where it fits."""
+    missing = padded_size(len(images), sizes) - len(images)
+    if not missing:
+        return images
+    grey = np.full((missing, *images.shape[1:]), PAD_VALUE, np.uint8)
+    return np.concatenate([images, grey])
+
+
+class Memory(NamedTuple):
+    """Where a session has its input and output, in ONNX Runtime's words."""
+
+    device: str  # "cpu" or "cuda"
+    index: int = 0
+
+
+class Opened(Protocol):
+    """A session for one input shape, or for all of them."""
+
+    @property
+    def session(self) -> Any:
+        """Of ONNX Runtime."""
+
+    @property
+    def graphs(self) -> bool:
+        """Whether it records CUDA graphs."""
+
+
+class BoundRuns:
+    """Calls over fixed buffers, one after the other on a thread of their own.
+
+    One thread: the buffers are shared; and a CUDA graph belongs to the thread that recorded it, as
+    cuDNN's and cuBLAS' handles do: another one would record it again, without a word.
+
+    Args:
+        open_shape: gives the session for an input shape, when that comes for the first time.
+        candidates: K of the answers for inputs of a (height, width).
+        memory: where the sessions work.
+        sizes: what batches are padded to, ascending.
+    """
+
+    def __init__(
+        self,
+        open_shape: Callable[[Shape], Opened],
+        candidates: Callable[[tuple[int, int]], int],
+        memory: Memory,
+        sizes: Sequence[int],
+    ) -> None:
+        self._open_shape = open_shape
+        self._candidates = candidates
+        self._memory = memory
+        self._sizes = sizes
+        self._by_shape: dict[Shape, BoundRun] = {}
+        self._thread = ThreadPoolExecutor(1, "gpu")
+
+    @property
+    def captured(self) -> dict[Shape, bool]:
+        """Whether each shape that came is replayed from a CUDA graph."""
+        return {shape: run.captured for shape, run in list(self._by_shape.items())}
+
+    def run(self, images: Images) -> Candidates:
+        """As a `Runs` does; a shape that is new is prepared first."""
+        return self._thread.submit(self._run, images).result()
+
+    def _run(self, images: Images) -> Candidates:
+        size = padded_size(len(images), self._sizes)
+        shape = (size, *images.shape[1:])
+        run = self._by_shape.get(shape)
+        if run is None:
+            run = self._by_shape[shape] = self._prepare(shape)
+        with CAPTURING.call():
+            return run(images)
+
+    def _prepare(self, shape: Shape) -> "BoundRun":
+        opened = self._open_shape(shape)
+        with CAPTURING.call():
+            run = BoundRun(opened.session, shape, self._candidates(shape[1:3]), self._memory)
+            # Finds algorithms and memory, so that little is left for the recording to wait for.
+            run(np.empty((0, *shape[1:]), np.uint8))
+        if opened.graphs:
+            self._capture(run, shape)
+        return run
+
+    def _capture(self, run: "BoundRun", shape: Shape) -> None:
+        with CAPTURING.capture():
+            try:
+                run.capture()
+            except Exception as error:  # ONNX Runtime has no common base of its exceptions
+                size, height, width, _ = shape
+                _log.warning(
+                    "no CUDA graph of %d images of %dx%d (height x width), which run without: %s",
+                    *(size, height, width, error),
+                )
+
+
+class BoundRun:
+    """Calls of one input shape.
+
+    Args:
+        session: of ONNX Runtime.
+        shape: of its input.
+        candidates: K of its answers.
+        memory: where it works.
+
+    Attributes:
+        captured: calls replay a CUDA graph.
+    """
+
+    def __init__(self, session: Any, shape: Shape, candidates: int, memory: Memory) -> None:
+        value = onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        self._session = session
+        self._input = value(shape, np.uint8, *memory)
+        self._output = value((shape[0], candidates, 6), np.float32, *memory)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._input)
+        self._binding.bind_ortvalue_output(OUTPUT, self._output)
+        self._batch = page_locked(shape) if memory.device == "cuda" else np.empty(shape, np.uint8)
+        self._batch[:] = PAD_VALUE
+        self._used = 0  # images of the call before, which are no grey ones
+        self._options = onnxruntime().RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", _NO_GRAPH)
+        self.captured = False
+
+    def __call__(self, images: Images) -> Candidates:
+        """(B, H, W, 3) uint8 RGB, B up to that of the shape, to (B, K, 6) float32."""
+        count = len(images)
+        self._batch[:count] = images
+        self._batch[count : self._used] = PAD_VALUE
+        self._used = count
+        self._input.update_inplace(self._batch)
+        self._session.run_with_iobinding(self._binding, self._options)
+        # A copy also where the output is in the CPU's memory: the next call overwrites it.
+        return np.array(self._output.numpy()[:count])
+
+    def capture(self) -> None:
+        """Records the CUDA graph that later calls replay; nothing else may use the GPU meanwhile.
+
+        Raises:
+            Exception: what ONNX Runtime raises; later calls run without a graph then.
+        """
+        options = onnxruntime().RunOptions()  # the session's only graph has its default number
+        self._session.run_with_iobinding(self._binding, options)
+        self._options = options
+        self.captured = True
