@@ -20,8 +20,8 @@ LABEL_VALUES: Mapping[str, str] = {
     "reason": "an [error code](errors.md)",
     "state": ", ".join(f"`{each}`" for each in STATES),
     "version": "of the model: the first 12 digits of its file's SHA-256; of the build: the release",
-    "revision": "the commit that was built; with `-dirty` where files differed from it, with `-checkout` where "
-    "nothing was built; or `unknown`",
+    "revision": "the commit that was built; with `-dirty` where files differed from it, with "
+    "`-checkout` where nothing was built; or `unknown`",
     "name": "the model's name",
     "precision": "`fp32`, `fp16` or `int8`",
     "provider": "the execution provider that really runs, such as `CPUExecutionProvider`",
