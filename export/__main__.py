@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     interrupt = Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell's background job, which another's Ctrl-C spares
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return run_command(sys.argv[1:] if argv is None else argv, interrupt)
     except BaseException:

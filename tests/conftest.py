@@ -1,6 +1,7 @@
 """What every test starts from: an environment of its own, and the shared data if any."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,10 @@ os.environ |= {
 # A developer's own settings would change what the tests see.
 for name in [name for name in os.environ if name.upper().startswith("YOLO_FLA_")]:
     del os.environ[name]
+
+# A shell's background job ignores Ctrl-C, and so would each process that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -276,6 +276,19 @@ def test_a_ctrl_c_that_was_lost_on_its_way_stops_at_the_next_step(
     assert capsys.readouterr().out == "one\n"
 
 
+def test_a_background_job_goes_on_at_the_ctrl_c_of_another(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "export", str(checkpoint), "-o", str(tmp_path / "a.onnx")]
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command, "--imgsz", "96"]
+    with subprocess.Popen(ignoring, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "load" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert "rewrite" in process.stdout.readline()
+        process.kill()
+
+
 def test_a_full_disk_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
     existing = tmp_path / "model.onnx"
     existing.write_bytes(b"precious")
