@@ -108,10 +108,7 @@ class GpuModel:
         # On the CPU nothing runs of a model of fixed shape, and there may be 40 of them.
         options = session_options(1 if shape else self.threads)
         if shape is not None:
-            for name, size in zip(self._dimensions, shape, strict=True):
-                if isinstance(name, str):
-                    options.add_free_dimension_override_by_name(name, size)
-            options.enable_mem_pattern = True  # one plan, as there is one shape
+            fix_shape(options, self._dimensions, shape)
         if self.provider == TENSORRT:  # what it built cannot be written as a model
             session = load(self.artifact, options, self._tensorrt)
             placement = Placement(nodes_by_provider(session), {})
@@ -133,11 +130,32 @@ class GpuModel:
 
     @cached_property
     def _dimensions(self) -> Sequence[str | int]:
-        """The input's, as the file has them: the name of each that is free."""
-        options = session_options(1)
-        options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-        (images,) = load(self.artifact, options, [(CPU, {})]).get_inputs()
-        return tuple(images.shape)
+        return input_dimensions(self.artifact)
+
+
+def input_dimensions(artifact: Artifact) -> Sequence[str | int]:
+    """The input's dimensions as the file has them: of each that is free, the name."""
+    options = session_options(1)
+    options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    (images,) = load(artifact, options, [(CPU, {})]).get_inputs()
+    return tuple(images.shape)
+
+
+def fix_shape(options: Any, dimensions: Sequence[str | int], shape: Shape) -> None:
+    """Lets ONNX Runtime work out at the load all that follows from the shape of the input.
+
+    Otherwise it leaves that to the CPU, in each call: 51 of the default weights' nodes. Fixing only
+    the batch, or only height and width, leaves some of them, and none may be left in a CUDA graph.
+
+    Args:
+        options: of the session.
+        dimensions: as `input_dimensions` gives them.
+        shape: the only one that the session will take.
+    """
+    for name, size in zip(dimensions, shape, strict=True):
+        if isinstance(name, str):
+            options.add_free_dimension_override_by_name(name, size)
+    options.enable_mem_pattern = True  # one plan, as there is one shape
 
 
 def _none_visible(provider: str) -> str:

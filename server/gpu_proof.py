@@ -87,7 +87,7 @@ def refuse_unless_on_gpu(placement: Placement, provider: str, gpu: int, *, fixed
 
 
 def _listed(counts: Mapping[str, int], operators: Iterable[str]) -> str:
-    return ", ".join(f"{counts[each]} {each}" for each in sorted(operators) or counts)
+    return ", ".join(f"{counts[each]} {each}" for each in sorted(operators or counts))
 
 
 def nodes_by_provider(session: Any) -> dict[str, tuple[Node, ...]]:

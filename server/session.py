@@ -169,13 +169,14 @@ class Session:
 
         Args:
             batch_sizes: the batch sizes that will come, each >= 1. A GPU runs what they are padded
-                to, the largest first; the CPU, which prepares nothing per size, only the smallest.
+                to, the largest first, and twice: its pool of memory took 5 % more the second time.
+                The CPU, which prepares nothing per size, runs only the smallest.
 
         Raises:
             InferenceFailed: as `run` does.
         """
         sizes = sorted({padded_size(each, self.padded_sizes) for each in batch_sizes}, reverse=True)
-        for size in sizes[-1:] if self.device == "cpu" else sizes:
+        for size in sizes[-1:] if self.device == "cpu" else sizes * 2:
             for height, width in self._metadata.buckets:
                 self.run(np.full((size, height, width, 3), PAD_VALUE, np.uint8))
 

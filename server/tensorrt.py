@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 def load_libraries(
     libraries: Sequence[str] = LIBRARIES,
+    package: str = PACKAGE,
     load: Callable[[str], object] = lambda path: ctypes.CDLL(path, ctypes.RTLD_GLOBAL),
 ) -> None:
     """Loads TensorRT from where the system or pip has put it, as ONNX Runtime does not look there.
@@ -31,7 +32,7 @@ def load_libraries(
         try:
             load(library)
         except OSError as missing:
-            folder = _package_folder()
+            folder = _package_folder(package)
             try:
                 if folder is None:
                     raise missing
@@ -43,8 +44,8 @@ def load_libraries(
                 ) from None
 
 
-def _package_folder() -> Path | None:
-    found = find_spec(PACKAGE)
+def _package_folder(package: str) -> Path | None:
+    found = find_spec(package)
     return Path(found.origin).parent if found and found.origin else None
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from server.artifact import Artifact, load_artifact
 from server.devices import (
@@ -17,6 +18,7 @@ from server.devices import (
     open_on_first,
 )
 from server.errors import ArtifactInvalid, InferenceFailed, ProviderUnavailable, SettingsInvalid
+from server.gpu_proof import Node, Placement
 from server.onnx_model import cpu_options
 from server.session import Session
 from tests.artifacts import POISON, tiny_artifact, tiny_candidates
@@ -79,6 +81,38 @@ def test_a_closed_session_does_not_run(session: Session) -> None:
     session.close()
     with pytest.raises(AssertionError, match="closed"):
         session.run(noise(1, 64, 64))
+
+
+class Shapes:
+    """Notes the shapes of its calls."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.seen.append(images.shape[:3])
+        return np.zeros((len(images), 5, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "warmed", "times"),
+    [("cuda:0", (1, 2, 4, 6), (6, 4, 2, 1), 2), ("cpu", (), (1,), 1)],
+)
+def test_the_warm_up_runs_every_shape_that_will_come(
+    artifact: Artifact,
+    device: str,
+    sizes: tuple[int, ...],
+    warmed: tuple[int, ...],
+    times: int,
+) -> None:
+    runs = Shapes()
+    placement = Placement({"P": (Node("layer", "Conv"),)}, {})
+    session = Session(artifact, runs, device, "P", placement, sizes)
+    assert session.nodes_by_provider == {"P": 1}
+    session.warm_up(range(1, 7))
+    shapes = [(size, *hw) for size in warmed for hw in artifact.metadata.buckets]
+    assert runs.seen == shapes * times
+    assert session.captured == {}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
