@@ -1,6 +1,5 @@
 import io
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from export.optimize import optimize
 from export.precision.half import LARGEST, rounding, to_half
 from export.rewrite import ChannelFirstFLA
 from server.image import decode
+from tests.hard_maps import CHANNELS, adversarial
 from tests.networks import graph_of
 from tests.unit.test_rewrite import FORMS, trained
-
-CHANNELS = 32  # of `trained`
-MAPS = 250  # a batch
 
 
 class Block(nn.Module):
@@ -84,32 +81,6 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
     return types | {each.name: each.data_type for each in graph.initializer}
-
-
-def adversarial(rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
-    """Four batches of maps (MAPS, C, 6, 6): 1,000 maps of every kind that could do harm."""
-    shape = (MAPS, CHANNELS, 6, 6)
-    amounts = 10 ** rng.uniform(-8, np.log10(6e4), (MAPS, 1, 1, 1))
-    yield rng.normal(size=shape) * amounts / 3
-
-    # All tokens alike: zero, tiny, huge, all negative, all positive, or of two signs.
-    alike = np.broadcast_to(rng.normal(size=(MAPS, CHANNELS, 1, 1)), shape) * amounts
-    alike[:50] = 0
-    alike[50:100] = -amounts[50:100]
-    alike[100:150] = amounts[100:150]
-    yield alike
-
-    # One hot channel, or one hot token, and nothing or next to nothing elsewhere.
-    hot = np.where(np.arange(MAPS)[:, None, None, None] % 2, 0, 1e-8) * rng.normal(size=shape)
-    hot[np.arange(125), rng.integers(0, CHANNELS, 125)] = amounts[:125, 0]
-    hot[np.arange(125, MAPS), :, 3, 3] = amounts[125:, :, 0, 0]
-    yield hot
-
-    # As large as a float16 number gets, signs by chance, by channel or by token.
-    signs = rng.choice([-1, 1], shape)
-    signs[80:160] = signs[80:160, :, :1, :1]
-    signs[160:] = signs[160:, :1]
-    yield 6e4 * signs
 
 
 def test_on_a_cpu_every_value_is_rounded_too(tmp_path: Path) -> None:
