@@ -61,7 +61,8 @@ def start(arguments: Sequence[str]) -> int:
     from server.settings import Settings
 
     settings = Settings.load(arguments, os.environ)
-    configure_logging(settings.log_format)
+    several = settings.http_processes > 1
+    configure_logging(settings.log_format, process="model" if several else None)
 
     import cv2
 
@@ -72,6 +73,10 @@ def start(arguments: Sequence[str]) -> int:
     quiet_codecs()
     loader = Loader(settings)
 
+    if several:
+        from server.fronts.parent import serve_with_fronts
+
+        return serve_with_fronts(settings, loader)
     from server.process import serve
 
     return serve(settings, loader)

@@ -74,11 +74,11 @@ class Slots(Generic[Item, Result]):
         self._held -= 1
         return await self._batcher._submit(self, item, deadline)
 
-    def give_back(self) -> None:
-        """Frees one place whose image will not be submitted."""
-        assert self._held > 0
-        self._held -= 1
-        self._batcher._free(1)
+    def give_back(self, images: int = 1) -> None:
+        """Frees places whose images will not be submitted."""
+        assert self._held >= images
+        self._held -= images
+        self._batcher._free(images)
 
 
 class Batcher(Generic[Item, Result]):
@@ -166,14 +166,21 @@ class Batcher(Generic[Item, Result]):
         Raises:
             QueueFull: at once, when there is not a place for each.
         """
-        self._refuse(images)
-        self._reserved += images
-        slots = Slots(self, images, _weight=math.ceil(math.sqrt(images)))
+        slots = self.hold(images)
         try:
             yield slots
         finally:
-            self._free(slots._held)
-            slots._held = 0
+            slots.give_back(slots._held)
+
+    def hold(self, images: int) -> Slots[Item, Result]:
+        """As `reserve`, where each place is submitted or given back one by one.
+
+        Raises:
+            QueueFull: at once, when there is not a place for each.
+        """
+        self._refuse(images)
+        self._reserved += images
+        return Slots(self, images, _weight=math.ceil(math.sqrt(images)))
 
     async def serve(self) -> None:
         """Runs batches until cancelled; a failed batch does not stop it.

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fastapi import Request
@@ -40,6 +40,15 @@ class Keys:
     def count(self) -> int:
         """How many there are."""
         return len(self._digests)
+
+    @property
+    def digests(self) -> list[bytes]:
+        """What is known of the keys."""
+        return self._digests
+
+    def take_over(self, digests: Iterable[bytes]) -> None:
+        """Replaces the keys by those of which another process has the digests."""
+        self._digests = [*digests]
 
     def reload(self) -> None:
         """Reads the file again.

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from functools import partial
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -10,7 +11,12 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 
-def configure_logging(log_format: Literal["json", "console"], stream: TextIO | None = None) -> None:
+def configure_logging(
+    log_format: Literal["json", "console"],
+    stream: TextIO | None = None,
+    *,
+    process: str | None = None,
+) -> None:
     """Sends our own and all libraries' log lines through the same steps, in one form.
 
     Ours don't go through Python's `logging`: a line then costs a third.
@@ -18,6 +24,7 @@ def configure_logging(log_format: Literal["json", "console"], stream: TextIO | N
     Args:
         log_format: "json" for machines, "console" for people.
         stream: where lines go; standard error by default.
+        process: which of several this is; every line says it.
     """
     stream = stream or sys.stderr
     steps: list[Processor] = [
@@ -25,6 +32,8 @@ def configure_logging(log_format: Literal["json", "console"], stream: TextIO | N
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if process is not None:
+        steps.append(partial(_of_process, process))
     render: list[Processor] = (
         # Not dict_tracebacks: it prints local variables, and those hold whole images and keys.
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
@@ -64,6 +73,10 @@ def _name(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """As lines of Python's `logging` call it; structlog keeps the word for itself until here."""
     event["logger"] = event.pop("source", None)
     return event
+
+
+def _of_process(process: str, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {**event, "process": process}
 
 
 def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -154,6 +154,27 @@ class Metrics:
         )
         for each in STATES:
             states.labels(each).set_function(partial(_is, state, each))
+        self.http_processes = Gauge(
+            "detector_http_processes",
+            "Processes that answer HTTP now; the setting of that name when all of them run.",
+            registry=self.registry,
+        )
+        self.http_processes.set(1)
+        self.http_process_restarts = Counter(
+            "detector_http_process_restarts",
+            "HTTP processes that died and were started anew.",
+            registry=self.registry,
+        )
+        self.shared_slots = Gauge(
+            "detector_shared_slots",
+            "Images that the memory shared with several HTTP processes has room for.",
+            registry=self.registry,
+        )
+        self.busy_shared_slots = Gauge(
+            "detector_busy_shared_slots",
+            "Images that are in it, or that HTTP processes have reserved room for.",
+            registry=self.registry,
+        )
         build = Info("detector_build", "The software that runs.", registry=self.registry)
         version, revision = this_build()
         build.info({"version": version, "revision": revision or UNKNOWN})

@@ -59,24 +59,34 @@ def serve(settings: Settings, loader: Loader, *, memory_bytes: int | None = None
     service: Service = app.state.service
     with listen(settings.host, settings.port) as listener:
         server = Server(app, settings)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
         spare_the_collector()
-        version, revision = this_build()
-        logger.info(
-            "listening",
-            url=f"http://{shown}:{port}",
-            model=str(settings.model),
-            server_version=version,
-            revision=revision,
-        )
+        log_listening(listener, settings)
         server.run([listener])
     tracing: Tracing | None = app.state.tracing
     if tracing is not None:
         tracing.close()
-    if isinstance(service.failure, DeploymentError):
-        raise service.failure
-    return EXIT_FAILED if service.failure else 0
+    return exit_code(service.failure)
+
+
+def log_listening(listener: socket.socket, settings: Settings) -> None:
+    """Says where the server is, and what it is."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    version, revision = this_build()
+    logger.info(
+        "listening",
+        url=f"http://{shown}:{port}",
+        model=str(settings.model),
+        server_version=version,
+        revision=revision,
+    )
+
+
+def exit_code(failure: BaseException | None) -> int:
+    """How a process ends that served; raises a `DeploymentError`, which has a code of its own."""
+    if isinstance(failure, DeploymentError):
+        raise failure
+    return EXIT_FAILED if failure else 0
 
 
 def spare_the_collector() -> None:
@@ -106,10 +116,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
 
 
-def connection_limit() -> int:
-    """How many connections may be open, after asking for as many files as they need."""
+def connection_limit(wanted: int = MAX_CONNECTIONS) -> int:
+    """How many connections may be open, after asking for as many files as so many need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + OTHER_FILES
+    wanted += OTHER_FILES
     if resource.RLIM_INFINITY != soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):  # a sandbox may forbid it
@@ -128,14 +138,63 @@ def has_terminal() -> bool:
     return True
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with bounded connections, a drain that the service knows of, and a reload."""
+@contextmanager
+def reloading_at_sighup(
+    reload: Callable[[], Awaitable[None]], leave: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Reloads at each SIGHUP inside of the block.
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    Args:
+        reload: what to do.
+        leave: what to do instead where the signal says that the terminal was closed.
+    """
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
+
+    async def reload_when_told() -> None:
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                await reload()
+            except ServerError as error:
+                logger.error("sighup_ignored", code=error.code, reason=str(error))
+            except Exception:  # a fault of our own must not make the next signal unheard
+                logger.exception("sighup_failed")
+
+    reloading = loop.create_task(reload_when_told())
+    terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
+
+    def hang_up(sig: int, frame: FrameType | None) -> None:
+        if terminal and not has_terminal():  # it was closed, and nobody meant a reload
+            leave(sig, frame)
+        else:
+            loop.call_soon_threadsafe(told.set)
+
+    before = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        reloading.cancel()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with bounded connections, a drain that the service knows of, and a reload.
+
+    Args:
+        app: as `create_app` makes it.
+        settings: of the process.
+        max_connections: open at the same time, where there are files for them.
+    """
+
+    def __init__(
+        self, app: FastAPI, settings: Settings, *, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         service: Service = app.state.service
         limits = ConnectionLimits(
             settings.header_timeout_s,
-            connection_limit(),
+            connection_limit(max_connections),
             max_unfetched_bytes=service.uploads.max_bytes,  # as much going out as coming in
         )
         super().__init__(
@@ -158,7 +217,7 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until a signal comes or the service fails."""
         self._loop = asyncio.get_running_loop()
-        with self._reloading_at_sighup():
+        with reloading_at_sighup(self._reload, self.handle_exit):
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -173,38 +232,6 @@ class Server(uvicorn.Server):
         # A signal may come in the middle of anything the event loop does.
         self._loop.call_soon_threadsafe(self._service.begin_drain)
         self.stop()
-
-    @contextmanager
-    def _reloading_at_sighup(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        told = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
-
-        async def reload_when_told() -> None:
-            while True:
-                await told.wait()
-                told.clear()
-                try:
-                    await self._reload()
-                except ServerError as error:
-                    logger.error("sighup_ignored", code=error.code, reason=str(error))
-                except Exception:  # a fault of our own must not make the next signal unheard
-                    logger.exception("sighup_failed")
-
-        reloading = loop.create_task(reload_when_told())
-        terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
-
-        def hang_up(sig: int, frame: FrameType | None) -> None:
-            if terminal and not has_terminal():  # it was closed, and nobody meant a reload
-                self.handle_exit(sig, frame)
-            else:
-                loop.call_soon_threadsafe(told.set)
-
-        before = signal.signal(signal.SIGHUP, hang_up)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
-            reloading.cancel()
 
     def stop(self) -> None:
         """Ends the server as a signal would, without its exit code."""

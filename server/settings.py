@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         "auto",
         description="Where the model runs: auto, cpu, cuda, cuda:N or tensorrt.",
     )
+    tensorrt_cache: Path | None = Field(
+        None,
+        description="Folder for what TensorRT builds, in minutes; unset: in the user's cache, "
+        "where that can be written.",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(
         8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
@@ -134,6 +139,13 @@ class Settings(BaseSettings):
         ge=1,
         le=256,
         description="Threads of a model call; unset: all CPUs for a lone one, 1 where several run.",
+    )
+
+    http_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that answer HTTP and decode images, before the one with the model.",
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")

@@ -1,0 +1,120 @@
+"""The model process: it has the port and the model, and runs the fronts that answer."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvloop
+
+from server.backend import measured
+from server.byte_budget import ByteBudget
+from server.fronts.children import Fronts
+from server.fronts.connections import Distributor
+from server.fronts.hub import Hub
+from server.gpu_metrics import open_nvml, register_gpu_metrics
+from server.keys import Keys
+from server.loading import Loader
+from server.logs import get_logger
+from server.memory import available_bytes
+from server.own_model import OwnModel
+from server.problems import rejection_reasons
+from server.process import (
+    LAST_RESORT_S,
+    exit_code,
+    listen,
+    log_listening,
+    reloading_at_sighup,
+    spare_the_collector,
+)
+from server.settings import Settings
+
+# Fronts end by themselves when the drain time is over; so much later they are killed.
+GRACE_S = LAST_RESORT_S + 3.0
+
+logger = get_logger(__name__)
+
+
+def serve_with_fronts(settings: Settings, loader: Loader) -> int:
+    """Runs the server with `http_processes` fronts until a signal comes, or it can't go on.
+
+    Args:
+        settings: checked.
+        loader: loads the model, and loads it again when it is told to.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DeploymentError: it can't start as it was deployed.
+    """
+    keys = Keys(settings.api_keys, settings.api_keys_file)
+    metrics = measured(
+        settings,
+        sorted(rejection_reasons()),
+        queue=lambda: model.queue,
+        uploads=ByteBudget(0),
+        state=lambda: model.status,
+    )
+    model = OwnModel(settings, loader, metrics)
+    register_gpu_metrics(metrics.registry, open_nvml())
+    with listen(settings.host, settings.port) as listener:
+        spare_the_collector()
+        log_listening(listener, settings)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(Hub(settings, model, metrics, keys), Distributor(listener)))
+    return exit_code(model.failure)
+
+
+async def _run(hub: Hub, distributor: Distributor) -> None:
+    model, drain_timeout_s = hub.model, hub.settings.drain_timeout_s
+    fronts = Fronts(hub, distributor, available_bytes())
+    now = asyncio.Event()  # a second Ctrl-C
+    async with hub.running(), model.running():
+        keeping = asyncio.create_task(fronts.run())
+        keeping.add_done_callback(lambda _: hub.ending.set())
+        with _leaving(hub, now), reloading_at_sighup(hub.reload, lambda *_: model.begin_drain()):
+            await hub.ending.wait()
+            distributor.close()
+            waiting = [keeping, asyncio.create_task(now.wait())]
+            await asyncio.wait(
+                waiting,
+                timeout=drain_timeout_s + GRACE_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            waiting[1].cancel()
+        if keeping.done():
+            _note_failure(keeping, model)
+        fronts.kill()
+        await asyncio.wait([keeping])
+    hub.slots.close()
+
+
+@contextmanager
+def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
+    """Drains at SIGTERM and SIGINT; a second Ctrl-C ends it at once."""
+    loop = asyncio.get_running_loop()
+
+    def leave(sig: int) -> None:
+        if hub.ending.is_set():
+            logger.info("signal_while_draining")
+            if sig == signal.SIGINT:
+                now.set()
+        hub.model.begin_drain()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for each in signals:
+        loop.add_signal_handler(each, leave, each)
+    try:
+        yield
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+
+def _note_failure(keeping: asyncio.Task[None], model: OwnModel) -> None:
+    error = keeping.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
+        model.fail(error)
