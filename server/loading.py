@@ -84,4 +84,5 @@ def open_onnx_engine(
         intra_op_threads=settings.intra_op_threads,
         max_batch_size=settings.max_batch_size,
         cpus=cpus,
+        tensorrt_cache=settings.tensorrt_cache,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server.runtime import onnxruntime
+from server.tensorrt import LIBRARIES
 
 # What CUDAExecutionProvider of onnxruntime-gpu 1.31 needs, in the order of loading, and who brings
 # it. Not cuFFT, which is only for operators that no detector has (onnxruntime#29808).
@@ -23,10 +24,7 @@ CUDA_LIBRARIES = {
     "libcudart.so.13": "nvidia-cuda-runtime",
     "libcudnn.so.9": "nvidia-cudnn-cu13",
 }
-TENSORRT_LIBRARIES = {
-    "libnvinfer.so.10": "tensorrt-cu13<11",
-    "libnvonnxparser.so.10": "tensorrt-cu13<11",
-}
+TENSORRT_LIBRARIES = dict.fromkeys(LIBRARIES, "tensorrt-cu13<11")
 
 _SMI = (
     "nvidia-smi",

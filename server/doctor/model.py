@@ -61,7 +61,7 @@ def check_model(settings: Settings, build: Build, *, gpu_visible: bool) -> Itera
             yield Check(SECTION, device, "fail", str(error))
             return
         else:
-            yield from _running(engine, time.perf_counter() - started, settings.intra_op_threads)
+            yield from _running(engine, time.perf_counter() - started, settings)
             return
 
 
@@ -74,6 +74,7 @@ def _open(settings: Settings, artifacts: Sequence[Artifact], device: str) -> Eng
             precision=settings.precision,
             intra_op_threads=settings.intra_op_threads,
             max_batch_size=settings.max_batch_size,
+            tensorrt_cache=settings.tensorrt_cache,
         )
         engine.warm_up()
     return engine
@@ -92,8 +93,9 @@ def _described(artifact: Artifact) -> str:
     )
 
 
-def _running(engine: Engine, load_s: float, threads: int | None) -> Iterator[Check]:
-    """What is to be said of a loaded model; `threads` is the setting."""
+def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Check]:
+    """What is to be said of a loaded model."""
+    threads = settings.intra_op_threads
     chosen = engine.artifact.metadata
     if chosen.certificate.verdict == "loss_accepted":
         fixes = ("export it again with --data, without --accept-loss",)
@@ -108,7 +110,13 @@ def _running(engine: Engine, load_s: float, threads: int | None) -> Iterator[Che
         text += f"; CPU threads: {threads or 1} for each, {all_threads} for a lone one"
     yield Check(SECTION, "model calls", "info", text)
     device = "tensorrt" if engine.provider == TENSORRT else engine.device
-    nodes = Session.open(engine.artifact, device=device, threads=1).nodes
+    nodes = Session.open(
+        engine.artifact,
+        device=device,
+        threads=1,
+        max_batch_size=engine.max_batch_size,
+        tensorrt_cache=settings.tensorrt_cache,
+    ).nodes
     text = ", ".join(f"{len(each)} on {provider}" for provider, each in nodes.items())
     yield Check(SECTION, "nodes", "info", text)
     if engine.provider != CPU and CPU in nodes:

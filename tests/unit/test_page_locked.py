@@ -17,7 +17,8 @@ def test_without_cuda_the_array_is_an_ordinary_one_and_that_is_said(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="server.page_locked"):
         array = page_locked((2, 4, 6, 3), library)
-    assert (array.shape, array.dtype) == ((2, 4, 6, 3), np.uint8)
+    assert array.shape == (2, 4, 6, 3)
+    assert array.dtype == np.uint8
     array[:] = 7  # it can be written
     (record,) = caplog.records
     assert "no page-locked memory of 144 bytes" in record.getMessage()
