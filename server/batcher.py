@@ -87,8 +87,12 @@ class Batcher(Generic[Item, Result]):
     A batch starts as soon as one of the lanes is free and one of these holds: a bucket has
     `max_batch_size` items; its first item has waited `max_queue_delay_s`; or nobody holds a
     reserved place, so that waiting longer could bring no company (a lone client never pays the
-    delay). Among buckets that may start, the one whose first item's turn it is goes first. What
-    waits is spread over the free lanes before batches grow.
+    delay). Among buckets that may start, the one whose first item's turn it is goes first.
+
+    What waits is spread over the free lanes before batches grow: so it is on CPUs, of which each
+    lane has its own. Lanes of one GPU share it, and full batches are worth more there: without
+    `spread`, batches grow first, and beside a batch that runs only a full one starts, or what
+    waited already when one ended.
 
     A batch of several that fails is run again item by item, once, so that one bad item takes no
     other along.
@@ -101,6 +105,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_images: items that may be reserved or wait, >= 1; past it `reserve` raises.
         lanes: batches that may run at the same time, >= 1.
         max_batch_size: items, >= 1.
+        spread: over the lanes before batches grow.
     """
 
     def __init__(
@@ -112,9 +117,11 @@ class Batcher(Generic[Item, Result]):
         max_queue_images: int,
         lanes: int = 1,
         max_batch_size: int = 1,
+        spread: bool = True,
     ) -> None:
         self.lanes = lanes
         self.max_batch_size = max_batch_size
+        self.spread = spread
         self._run_batch = run_batch
         self._bucket = bucket
         self._max_queue_delay_s = max_queue_delay_s
@@ -128,6 +135,7 @@ class Batcher(Generic[Item, Result]):
         self._weight = 0  # of the requests that they belong to
         self._in_lanes: list[list[_Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
+        self._last_end = -math.inf  # of a batch, by the event loop's clock
         self._ended = False
         self._item_s = 0.0  # moving average of a lane's seconds per item; 0 before the first
 
@@ -141,10 +149,11 @@ class Batcher(Generic[Item, Result]):
         """Lanes that are busy."""
         return len(self._in_lanes)
 
-    def resize(self, *, lanes: int, max_batch_size: int) -> None:
+    def resize(self, *, lanes: int, max_batch_size: int, spread: bool = True) -> None:
         """Changes how many batches may run at the same time, and their size, from the next on."""
         self.lanes = lanes
         self.max_batch_size = max_batch_size
+        self.spread = spread
         self._changed.set()
 
     def retry_after_s(self) -> int:
@@ -282,7 +291,8 @@ class Batcher(Generic[Item, Result]):
                 continue
             self._changed.clear()
             # With every lane busy only the end of a batch can help, and that is a change.
-            wake_s = min(startable_s.values(), default=None) if not ready else None
+            later_s = (at_s for at_s in startable_s.values() if at_s < math.inf)
+            wake_s = min(later_s, default=None) if not ready else None
             try:
                 async with asyncio.timeout_at(wake_s):
                     await self._changed.wait()
@@ -291,14 +301,19 @@ class Batcher(Generic[Item, Result]):
 
     def _startable_at(self, entries: list[_Entry[Item, Result]]) -> float:
         """When a batch of one bucket may start, in seconds of the event loop's clock."""
-        if len(entries) >= self.max_batch_size or self._reserved == 0:
+        if len(entries) >= self.max_batch_size:
+            return -math.inf
+        if self._in_lanes and not self.spread and entries[0].submitted > self._last_end:
+            return math.inf  # the end of a batch is a change
+        if self._reserved == 0:
             return -math.inf
         return entries[0].submitted + self._max_queue_delay_s
 
     def _take(self, bucket: Hashable) -> list[_Entry[Item, Result]]:
         """The items of the next batch; none when all that waited were late or given up."""
         entries = self._waiting[bucket]
-        share = math.ceil(len(entries) / (self.lanes - len(self._in_lanes)))
+        free = self.lanes - len(self._in_lanes) if self.spread else 1
+        share = math.ceil(len(entries) / free)
         size = min(share, self.max_batch_size)
         weight = self._weight
         batch: list[_Entry[Item, Result]] = []
@@ -328,6 +343,7 @@ class Batcher(Generic[Item, Result]):
             raise
         finally:
             self._in_lanes = [each for each in self._in_lanes if each is not batch]
+            self._last_end = asyncio.get_running_loop().time()
             self._changed.set()
 
     async def _attempt(self, batch: list[_Entry[Item, Result]], alone: bool) -> bool:

@@ -124,7 +124,11 @@ class ModelCalls:
         before, self._calling = self._calling, nice_pool(engine.lanes, "model", MODEL_NICENESS)
         if before is not None:
             before.shutdown(wait=False)  # what runs there runs to its end
-        self.batcher.resize(lanes=engine.lanes, max_batch_size=engine.max_batch_size)
+        self.batcher.resize(
+            lanes=engine.lanes,
+            max_batch_size=engine.max_batch_size,
+            spread=engine.device == "cpu",  # each lane has CPUs of its own; a GPU is shared
+        )
 
     def shut_down(self) -> None:
         """Ends the threads, without waiting for a call that is stuck in the provider."""

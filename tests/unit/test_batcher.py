@@ -56,6 +56,7 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
         max_queue_delay_s=limits.get("max_queue_delay_s", 0.0),
         max_queue_images=int(limits.get("max_queue_images", 64)),
         lanes=int(limits.get("lanes", 1)),
+        spread=bool(limits.get("spread", True)),
     )
     task = asyncio.create_task(batcher.serve())
     try:
@@ -274,6 +275,64 @@ async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow()
         model.release.set()
         assert await asyncio.gather(*tasks) == [i * 10 for i in range(6)]
     assert model.batches == [[0, 1, 2], [3, 4, 5]]
+
+
+async def test_lanes_of_one_gpu_let_batches_grow_first() -> None:
+    model = Recorder()
+    model.release.clear()
+    async with serving(model, max_batch_size=4, lanes=2, spread=False) as batcher:
+        tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        # Two are left: beside a batch that runs they wait for company, or for its end.
+        assert (batcher.running_batches, batcher.queue_images) == (1, 2)
+        tasks += [asyncio.create_task(submit(batcher, i)) for i in (6, 7)]
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert (batcher.running_batches, batcher.queue_images) == (2, 0)
+        model.release.set()
+        await asyncio.gather(*tasks)
+        assert await submit(batcher, 8) == 80  # alone, it waits for nobody
+    assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> None:
+    release = [asyncio.Event() for _ in range(4)]
+    batches: list[list[int]] = []
+
+    async def model(items: Sequence[int], alone: bool) -> list[int]:
+        batches.append(list(items))
+        await release[len(batches) - 1].wait()
+        return list(items)
+
+    batcher: Numbers = Batcher(
+        model,
+        bucket=lambda item: item // 100,
+        max_queue_delay_s=0.0,
+        max_queue_images=64,
+        lanes=2,
+        max_batch_size=2,
+        spread=False,
+    )
+    serve = asyncio.create_task(batcher.serve())
+    # Two full batches, and one item of another bucket, which never has company.
+    tasks = [asyncio.create_task(submit(batcher, i)) for i in (0, 1, 2, 3, 100)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert batches == [[0, 1], [2, 3]]
+    tasks += [asyncio.create_task(submit(batcher, i)) for i in (4, 5)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    release[0].set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert batches == [[0, 1], [2, 3], [100]]  # it came before the full one, and has waited
+    for each in release:
+        each.set()
+    await asyncio.gather(*tasks)
+    assert batches[3:] == [[4, 5]]
+    serve.cancel()
+    await asyncio.wait([serve])
 
 
 async def test_only_what_has_the_model_for_itself_is_said_to_be_alone() -> None:
