@@ -26,6 +26,7 @@ from benchmarks.serving.load import percentile
 from server.artifact import Metadata, load_artifact
 from server.cpus import available_cpus
 from server.detector import Prepared, finish, prepare_encoded
+from server.engine import OpenSession
 from server.postprocess import DetectParameters
 from server.session import Session
 
@@ -87,6 +88,17 @@ class Pipeline:
         artifact = load_artifact(self.model)
         session = Session.open(artifact, device="cpu", threads=arrangement.threads)
         session.warm_up([arrangement.batch])
+        return self.rate_of(session, artifact.metadata, arrangement, seconds, warm_s)
+
+    def rate_of(
+        self,
+        session: OpenSession,
+        metadata: Metadata,
+        arrangement: LimitArrangement,
+        seconds: float,
+        warm_s: float,
+    ) -> Rate:
+        """The same with a session that is open; the arrangement's threads are not looked at."""
         lanes = threading.Semaphore(arrangement.lanes)
         next_image = itertools.cycle(self.images).__next__
         taking, stop = threading.Lock(), threading.Event()
@@ -98,7 +110,7 @@ class Pipeline:
             while True:
                 with taking:
                     encoded = next_image()
-                prepared = self._prepare(encoded, artifact.metadata)
+                prepared = self._prepare(encoded, metadata)
                 with taking:
                     same = waiting.setdefault(prepared.bucket_hw, [])
                     same.append(prepared)
@@ -112,7 +124,7 @@ class Pipeline:
                 with lanes:
                     candidates = session.run(stacked)
                 for rows, each in zip(candidates, batch, strict=True):
-                    finish(rows, each, artifact.metadata, self.parameters)
+                    finish(rows, each, metadata, self.parameters)
                 done[i] += len(batch)
 
         with ThreadPoolExecutor(arrangement.feeders) as feeders:
