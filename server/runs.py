@@ -190,8 +190,8 @@ class BoundRun:
         """Records the CUDA graph that later calls replay; nothing else may use the GPU meanwhile.
 
         The graph reads anew, each time, what it copied from the CPU's memory when it was recorded:
-        the addresses of 12 concatenations' inputs. ONNX Runtime has given that memory back to the
-        session's pool then, so nothing but replays may run in the session from now on: hence one
+        where the inputs of some concatenations are. ONNX Runtime has given that memory back to the
+        session's pool by then, so nothing but replays may run in the session from now on: hence one
         session for each shape, and no call without the graph.
 
         Raises:

@@ -26,6 +26,7 @@ def operators_when(artifact_path: Path, *free: int) -> Counter[str]:
         1 if each in free else name for each, name in enumerate(input_dimensions(artifact))
     ]
     fix_shape(options, dimensions, (4, *artifact.metadata.buckets[-1], 3))
+    assert options.enable_mem_pattern  # or recording a graph would allocate
     (nodes,) = nodes_by_provider(load(artifact, options, [(CPU, {})])).values()
     return Counter(node.operator for node in nodes)
 
