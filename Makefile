@@ -32,7 +32,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help serve test test-fast check format docs reference train export env serve-env image image-export \
-	test-container test-container-gpu audit release pins clean
+	test-gpu test-container test-container-gpu audit release pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test-fast: $(READY) ## run the tests that take seconds
 
 test-container: $(READY) ## build the CPU image, run it hardened and test it (podman is installed where root may)
 	@$(VENV)/bin/python -m pytest tests/container --ignore=tests/container/test_gpu_image.py $(ARGS)
+
+test-gpu: $(READY) ## run the tests that need an NVIDIA GPU; they skip without one, ARGS=--rehearse tries them on a CPU
+	@$(VENV)/bin/python -m pytest tests/gpu $(ARGS)
 
 test-container-gpu: $(READY) ## build the GPU image and test what is in it; needs no GPU, downloads 1.6 GB
 	@$(VENV)/bin/python -m pytest tests/container/test_gpu_image.py $(ARGS)

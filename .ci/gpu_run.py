@@ -48,14 +48,11 @@ def run(chosen: argparse.Namespace, others: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if chosen.command == "prove":
         code = gpu_run_target.prove(store, out, chosen.device)
+    elif chosen.command == "test":
+        code = gpu_run_target.test(store, out, chosen.only, others, chosen.limit_s)
     else:
-        if chosen.command == "test":
-            command = ["-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-v"]
-            command += [f"--junitxml={out / 'tests.xml'}"]
-            name = "tests"
-        else:
-            command, name = ["-m", "benchmarks.gpu"], chosen.name
-        code = gpu_run_target.step(store, out, name, [*command, *others], chosen.limit_s)
+        command = ["-m", "benchmarks.gpu", "-o", str(out), *others]
+        code = gpu_run_target.step(store, out, chosen.name, command, chosen.limit_s)
     return code if gpu_run_target.check_output(out) else code or 1
 
 
@@ -115,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
             "install": "make an environment of all parts",
             "prove": "write what the machine has, and where the default model runs",
             "test": "run tests/gpu; behind --, arguments for pytest",
-            "bench": "run benchmarks.gpu; behind --, its arguments",
+            "bench": "run benchmarks.gpu with -o OUT; behind --, its other arguments",
         }.items()
     }
     theirs["add"].add_argument("part", type=Path, help="a part, or a folder of parts")
@@ -136,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
         theirs[name].add_argument(
             "--limit-s", type=float, default=540, help="then it is told to end; default 540"
         )
+    theirs["test"].add_argument(
+        "--only", nargs="+", metavar="NAME", help="of tests/gpu/test_NAME.py, in this order"
+    )
     theirs["bench"].add_argument("--name", default="bench", help="of the log; default bench")
     return root
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import venv
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+from xml.etree import ElementTree
 
 import gpu_run_parts
 from gpu_run_parts import Incomplete
@@ -26,6 +28,12 @@ REPO = Path(__file__).resolve().parents[1]
 RUNTIME = "libcudart.so.*"  # CUDA libraries are where this is
 FILES, FILE_BYTES = 8, 16 * 2**20  # what one run hands out at most
 LOG_BYTES = 4 * 2**20
+# The quick ones first, and what loses a context or takes minutes last; then those not named here.
+TEST_FILES = (
+    *("placement", "refusal", "server", "hard_activations", "parity", "sessions"),
+    *("lost_context", "memory", "tensorrt"),
+)
+OUTCOMES = {0: "passed", 1: "failed", 5: "nothing was chosen", 124: "cut off: time was over"}
 ENDING_S = 20  # for a step that was told to end to write what it has
 
 FACTS = """
@@ -144,6 +152,45 @@ def cuda_libraries(store: Path) -> list[Path]:
     """The CUDA libraries that the environment's ONNX Runtime finds among packages."""
     folders = python_of(store).parents[1].glob("lib/python*/site-packages/nvidia/*/lib")
     return sorted(each for folder in folders for each in folder.glob("lib*.so.*"))
+
+
+def test(
+    store: Path, out: Path, only: Sequence[str] | None, arguments: Sequence[str], limit_s: float
+) -> int:
+    """Runs tests/gpu: each file in a process of its own, as a fault of CUDA ends its process.
+
+    Writes `tests.txt`, what pytest says, and `tests.xml`, all results in JUnit's form.
+
+    Args:
+        store: has the environment.
+        out: for the two files.
+        only: names of files, `NAME` for tests/gpu/test_NAME.py; None runs all.
+        arguments: for pytest.
+        limit_s: seconds for all of them.
+
+    Returns:
+        0 when all passed; 124 when time was over.
+    """
+    files = [REPO / f"tests/gpu/test_{name}.py" for name in only or TEST_FILES]
+    if only is None:
+        files += sorted({*REPO.glob("tests/gpu/test_*.py")} - {*files})
+    end, codes, results = time.monotonic() + limit_s, {}, ElementTree.Element("testsuites")
+    with (out / "tests.txt").open("w") as log, tempfile.TemporaryDirectory() as scratch:
+        for file in files:
+            left_s = end - time.monotonic()
+            if left_s < 1:
+                codes[file.stem] = 124
+                continue
+            report = Path(scratch) / f"{file.stem}.xml"
+            command = [str(python_of(store)), "-m", "pytest", str(file.relative_to(REPO)), "-v"]
+            command += ["--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+            codes[file.stem] = run([*command, *arguments], log, left_s)
+            if report.is_file():
+                results.extend(ElementTree.parse(report).getroot().iter("testsuite"))
+            ElementTree.ElementTree(results).write(out / "tests.xml", encoding="unicode")
+        for name, code in codes.items():
+            say(f"{name}: {OUTCOMES.get(code, f'exit code {code}')}", log)
+    return next((code for code in codes.values() if code not in (0, 5)), 0)
 
 
 def step(store: Path, out: Path, name: str, arguments: Sequence[str], limit_s: float) -> int:

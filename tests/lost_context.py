@@ -2,10 +2,12 @@
 
     python -m tests.lost_context process METHOD FLAGS...
     python -m tests.lost_context app METHOD FLAGS...
+    python -m tests.lost_context engine METHOD DEVICE CALLS
 
 `process` is `python -m server FLAGS`, which loses the context at SIGUSR1. `app` runs the app
 without a port and prints as JSON what it answers before and afterwards: a process that ends gives
-no time to ask for its health.
+no time to ask for its health. `engine` is a model alone, with one way of making calls, and prints
+what its calls give, and how the one after the loss ends.
 
 METHOD is "illegal-access": a kernel writes to address 0, after which every call of CUDA in this
 process fails, as a fault in a kernel leaves it; "reset": the context is destroyed, with all that is
@@ -25,10 +27,14 @@ import httpx
 
 from server.__main__ import main as serve
 from server.app import create_app
-from server.errors import InferenceFailed
+from server.choice import load_model
+from server.engine import Engine
+from server.errors import InferenceFailed, ServerError
+from server.gpu_options import CudaOptions
 from server.session import Session
 from server.settings import Settings
-from tests.pictures import REPO
+from tests.gpu_sessions import CALLS, Calls
+from tests.pictures import REPO, batch_of
 
 LIMIT_S = 120
 POISON = b"""
@@ -141,11 +147,35 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
     return seen
 
 
+def engine_answers(device: str, calls: Calls, lose: Callable[[], None]) -> dict[str, object]:
+    """What an engine gives before the loss, and what it raises afterwards."""
+    engine = Engine.open(
+        load_model(REPO / "weights"),
+        device=device,
+        max_batch_size=2,
+        cuda=CudaOptions(calls=calls),
+    )
+    engine.warm_up()
+    images = batch_of(engine.artifact.metadata, engine.artifact.metadata.input_hw, 2)
+    seen: dict[str, object] = {"before": engine.run(images).shape}
+    lose()
+    try:
+        engine.run(images)
+    except ServerError as error:
+        seen["after"] = {"code": error.code, "text": str(error)}
+    return seen
+
+
 def main(kind: str, method: str, flags: list[str]) -> int:
     """Runs one of the two; returns the exit code."""
     lose = METHODS[method]
     if kind == "app":
         asyncio.run(answers(flags, lose))
+        return 0
+    if kind == "engine":
+        device, calls = flags
+        assert calls in CALLS
+        print(json.dumps(engine_answers(device, calls, lose)), flush=True)
         return 0
     signal.signal(signal.SIGUSR1, lambda *_: lose())
     return serve(flags)

@@ -9,6 +9,7 @@ import pytest
 
 from server.service import FAILED_GRACE_S
 from tests.gpu_server import ready, run_to_the_end, samples
+from tests.gpu_sessions import CALLS, Calls
 
 pytestmark = pytest.mark.gpu
 
@@ -45,6 +46,18 @@ def test_liveness_fails(seen: dict[str, Any]) -> None:
 
 def test_the_reason_is_the_lost_session(seen: dict[str, Any], device: str) -> None:
     assert f"the session on {device} is lost" in seen["end"]["failure"]
+
+
+@pytest.mark.parametrize("calls", CALLS)
+def test_every_way_of_calls_knows_that_it_is_lost(
+    device: str, rehearsal: bool, calls: Calls
+) -> None:
+    method = "rehearse" if rehearsal else "illegal-access"
+    done = run_to_the_end("-m", "tests.lost_context", "engine", method, device, calls)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["before"][0] == 2
+    assert seen["after"]["code"] == "session_lost"
+    assert f"the session on {device} is lost" in seen["after"]["text"]
 
 
 def test_the_process_ends_with_a_code_that_restarts_it(method: str, device: str) -> None:

@@ -8,12 +8,14 @@ from tests.gpu_server import ready, run_to_the_end
 
 pytestmark = pytest.mark.gpu
 
+LIMIT_S = 60  # a server that starts all the same does not end by itself
 FLAGS = ("--model", "weights", "--port", "0")
 
 
 @pytest.fixture(scope="module")
 def refused(device: str) -> CompletedProcess[str]:
-    return run_to_the_end("-m", "server", "--device", "cuda", *FLAGS, CUDA_VISIBLE_DEVICES="")
+    flags = ("--device", "cuda", *FLAGS)
+    return run_to_the_end("-m", "server", *flags, limit_s=LIMIT_S, CUDA_VISIBLE_DEVICES="")
 
 
 def test_a_server_that_has_to_use_a_hidden_gpu_does_not_start(

@@ -14,10 +14,12 @@ SIDES = ("x1", "y1", "x2", "y2")
 SCORES, BOXES_PX, SURE = 0.05, 8.0, 0.3
 
 
+@pytest.mark.parametrize("http_processes", [1, 2])
 def test_the_server_detects_on_the_gpu_and_drains(
-    device: str, provider: str, rehearsal: bool
+    device: str, provider: str, rehearsal: bool, http_processes: int
 ) -> None:
-    with ready(device, "--precision", "fp16") as (server, client):
+    flags = ("--precision", "fp16", "--http-processes", str(http_processes))
+    with ready(device, *flags) as (server, client):
         health = client.get("/health").json()
         assert (health["provider"], health["device"]) == (provider, device)
         assert health["cpu_fallback"] is None
@@ -34,7 +36,7 @@ def test_the_server_detects_on_the_gpu_and_drains(
                     for each in result["detections"]
                 ],
                 np.float32,
-            )
+            ).reshape(-1, 6)
             truth = np.array(expected[name], np.float32)
             differences.append(apart(rows, truth, least_score=SURE))
         worst = farthest(differences)
