@@ -38,7 +38,7 @@ class Distributor:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._fronts: list[socket.socket] = []
-        self._next = 0
+        self._next = 0  # the front that is asked first
         self._held: socket.socket | None = None  # no front had room for it
         self._listening = False
         self._closed = False
@@ -53,6 +53,8 @@ class Distributor:
         """A front is gone."""
         if intake in self._fronts:
             self._fronts.remove(intake)
+        if not self._fronts:
+            self._deafen()
 
     def close(self) -> None:
         """Takes no more connections; those that were handed out are with their fronts."""
@@ -66,6 +68,8 @@ class Distributor:
         if not self._listening and not self._closed and self._fronts:
             self._listening = True
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+            if self._held is not None:
+                self._accept()  # nothing else may come that would wake it
 
     def _deafen(self) -> None:
         if self._listening:

@@ -20,6 +20,17 @@ def _logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def test_each_line_says_which_of_several_processes_wrote_it() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream, process="http-1")
+    get_logger("server.test").info("mine")
+    logging.getLogger("uvicorn.error").warning("theirs")
+    assert [json.loads(line)["process"] for line in stream.getvalue().splitlines()] == [
+        "http-1",
+        "http-1",
+    ]
+
+
 def test_a_json_line_carries_the_request_id_whoever_wrote_it() -> None:
     stream = io.StringIO()
     configure_logging("json", stream)

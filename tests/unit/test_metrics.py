@@ -29,6 +29,10 @@ LABELS = {
     "detector_busy_lanes": set(),
     "detector_lane_seconds": set(),
     "detector_reloads": {"outcome"},
+    "detector_http_processes": set(),
+    "detector_http_process_restarts": set(),
+    "detector_shared_slots": set(),
+    "detector_busy_shared_slots": set(),
     "detector_build_info": {"version", "revision"},
     "detector_model_info": {"name", "version", "precision", "provider", "device"},
 }

@@ -1,0 +1,559 @@
+"""Several HTTP processes before one model process: as one server to whoever asks it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from server.artifact import load_artifact
+from tests.artifacts import CELL, paint, tiny_artifact
+from tests.processes import LIMIT_S, ServerProcess, ready, run_to_the_end
+from tests.serving import RED, encode, one_cell
+
+KEY = {"x-api-key": "secret"}
+# `python -m server` with a model whose calls wait until a file is there.
+GATED = """
+import os, sys, time
+from pathlib import Path
+from server import loading
+from server.__main__ import main
+from server.engine import Engine
+from tests.serving import HeldSession
+
+class Gated(HeldSession):
+    def run(self, images):
+        while not Path(os.environ["GATE"]).exists():
+            time.sleep(0.002)
+        self.gate.set()
+        return super().run(images)
+
+def open_gated(artifacts, settings):
+    session = Gated(artifacts[0], settings)
+    return Engine(artifacts[0], "a test's", session, max_batch_size=4)
+
+loading.open_onnx_engine = open_gated
+sys.exit(main(sys.argv[1:]))
+"""
+# The same on a device that is lost with the first batch.
+LOST = """
+import sys
+from server import loading
+from server.__main__ import main
+from server.engine import Engine
+from tests.serving import LosingSession
+
+loading.open_onnx_engine = lambda artifacts, settings: Engine(
+    artifacts[0], "a test's", LosingSession(artifacts[0], settings)
+)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def until(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+    """Asks another process until something holds."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def value(client: httpx.Client, sample: str) -> float:
+    """One sample of the metrics, by its name and labels."""
+    (found,) = re.findall(rf"^{re.escape(sample)} (.*)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found)
+
+
+def fronts_of(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children()
+
+
+@contextmanager
+def several(
+    repo: Path, artifact: Path, *flags: str, fronts: int = 2, program: str = "", **variables: str
+) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+    """A server all of whose HTTP processes take connections."""
+    words = ("-c", program) if program else ("-m", "server")
+    flags = (f"--http-processes={fronts}", *flags)
+    with ready(repo, artifact, *flags, program=words, **variables) as (server, client):
+        until(lambda: value(client, "detector_http_processes") == fronts)
+        try:
+            yield server, client
+        finally:
+            for front in fronts_of(server) if server.process.poll() is None else []:
+                front.kill()
+
+
+@contextmanager
+def each_front(client: httpx.Client, fronts: int = 2) -> Iterator[list[httpx.Client]]:
+    """Clients whose connections the processes have in turn."""
+    clients = [httpx.Client(base_url=client.base_url, timeout=LIMIT_S) for _ in range(fronts)]
+    try:
+        yield clients
+    finally:
+        for each in clients:
+            each.close()
+
+
+def without_times(answer: httpx.Response) -> str:
+    """The body of an answer, without what differs from request to request."""
+    body = answer.json()
+    for name in ("timings_ms", "inferenceMs", "processMs", "analysisRoundTripMs", "duration"):
+        body.pop(name, None)
+    return json.dumps(body)
+
+
+def ask_all_doors(client: httpx.Client) -> list[str | bytes]:
+    cells = {(0, 0): RED, (1, 1): (250, 90, 16)}
+    picture = encode(paint((64, 64), cells))
+    files = [("image", (f"{i}.png", one_cell((64, 96), (0, i)))) for i in range(3)]
+    pixels = paint((64, 64), cells)[None]
+    head = {
+        "inputs": [
+            {
+                "name": "images",
+                "datatype": "UINT8",
+                "shape": list(pixels.shape),
+                "parameters": {"binary_data_size": pixels.nbytes},
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    text = json.dumps(head).encode()
+    raw = client.post(
+        "/v2/models/tiny-raw/infer",
+        content=text + pixels.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(text))},
+    )
+    assert raw.status_code == 200, raw.text
+    json_bytes = int(raw.headers["Inference-Header-Content-Length"])
+    drawn = client.post("/detect?format=image", content=picture)
+    assert drawn.status_code == 200
+    cut_off = client.post("/detect", files=[("image", picture), ("image", picture[:100])])
+    return [
+        without_times(client.post("/detect", content=picture)),
+        without_times(client.post("/detect", files=files)),
+        without_times(cut_off),
+        without_times(client.post("/v1/vision/detection", files={"image": picture})),
+        without_times(client.post("/detect?conf=2", content=picture)).partition("request_id")[0],
+        raw.content[json_bytes:],
+        drawn.content,
+        json.dumps(client.get("/model").json()),
+        json.dumps(client.get("/health").json()),
+    ]
+
+
+def test_all_doors_answer_as_one_process_does(repo_dir: Path, artifact: Path) -> None:
+    with ready(repo_dir, artifact) as (_, client):
+        expected = ask_all_doors(client)
+    with several(repo_dir, artifact) as (server, client):
+        with each_front(client) as clients:
+            for each in clients:
+                assert ask_all_doors(each) == expected
+        assert server.stop() == 0
+    answering = {event["process"] for event in server.events("request")}
+    assert answering == {"http-1", "http-2"}
+    assert len(server.events("listening")) == len(server.events("ready")) == 1
+    assert all(json.loads(line)["process"] for line in server.lines), server.lines
+
+
+def test_the_queue_is_one_and_a_full_one_refuses_at_every_front(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    flags = ("--max-queue-images=4", "--max-images-per-request=4", "--max-batch-size=4")
+    with (
+        several(repo_dir, artifact, *flags, program=GATED, GATE=str(gate)) as (server, client),
+        each_front(client) as clients,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        runs = threads.submit(clients[0].post, "/detect", content=one_cell())
+        until(lambda: value(client, "detector_busy_lanes") == 1)
+        files = [("image", one_cell()) for _ in range(2)]
+        waiting = [threads.submit(each.post, "/detect", files=files) for each in clients]
+        until(lambda: client.get("/health").json()["queue_images"] == 4)
+        for each in clients:
+            with httpx.Client(base_url=each.base_url) as another:
+                refused = another.post("/detect", content=one_cell())
+            assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+            assert int(refused.headers["retry-after"]) >= 1
+        # One image fits into no place, and the early refusal sees it; two don't where one is free.
+        gate.touch()
+        assert [each.result().status_code for each in (runs, *waiting)] == [200] * 3
+        until(lambda: value(client, "detector_busy_shared_slots") == 0)
+        assert value(client, 'detector_rejected_total{reason="queue_full"}') == 2
+        assert server.stop() == 0
+
+
+def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        body = one_cell()
+        head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        leaving = [socket.create_connection(("127.0.0.1", port), LIMIT_S) for _ in range(10)]
+        for each in leaving:
+            each.sendall(head.encode() + body)
+        # One batch of one runs; nine wait.
+        until(lambda: client.get("/health").json()["queue_images"] == 9)
+        assert value(client, "detector_busy_shared_slots") == 10
+        for each in leaving:
+            each.close()
+        until(lambda: client.get("/health").json()["queue_images"] == 0)
+        # The model call still reads its own.
+        until(lambda: value(client, "detector_busy_shared_slots") == 1)
+        gate.touch()
+        until(lambda: value(client, "detector_busy_shared_slots") == 0)
+        assert client.post("/detect", content=body).status_code == 200
+        assert server.stop() == 0
+    assert [event["status"] for event in server.events("request")].count(499) == 10
+
+
+def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started_anew(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with (
+        several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
+        each_front(client) as clients,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        counted = 'detector_requests_total{route="/health",status="200"}'
+        for each in clients:
+            assert each.get("/health").status_code == 200
+        before = value(client, counted)
+        asking = [
+            threads.submit(each.post, "/detect", files=[("image", one_cell())] * 3)
+            for each in clients
+        ]
+        until(lambda: value(client, "detector_busy_shared_slots") == 6)
+        events = server.events("http_process_started")
+        names = {event["pid"]: event["name"] for event in events}
+        # That of `client` is to live, so that it can go on asking.
+        assert client.get("/model").status_code == 200
+        mine = server.wait_for("request")["process"]
+        victim = next(pid for pid, name in names.items() if name != mine)
+        os.kill(victim, signal.SIGKILL)
+        ended = server.wait_for("http_process_ended")
+        assert (ended["pid"], ended["exit_code"]) == (victim, -signal.SIGKILL)
+        until(lambda: value(client, "detector_http_processes") == 2)
+        # What waited in the queue for the dead is gone; at most the batch that runs is not.
+        until(lambda: value(client, "detector_busy_shared_slots") <= 3 + 1)
+        gate.touch()
+        outcomes = [each.exception() or each.result().status_code for each in asking]
+        assert outcomes.count(200) == 1, outcomes
+        until(lambda: value(client, "detector_busy_shared_slots") == 0)
+        assert value(client, "detector_http_process_restarts_total") == 1
+        assert value(client, counted) >= before  # a counter never falls
+        with each_front(client, 4) as new:
+            assert [n.post("/detect", content=one_cell()).status_code for n in new] == [200] * 4
+        assert server.stop() == 0
+
+
+def test_fronts_that_always_die_end_the_server(repo_dir: Path, artifact: Path) -> None:
+    with several(repo_dir, artifact) as (server, _):
+        while server.process.poll() is None:
+            for front in fronts_of(server):
+                if front.status() != psutil.STATUS_ZOMBIE:
+                    front.kill()
+            time.sleep(0.02)
+        assert server.process.wait(LIMIT_S) == 1
+    (failed,) = server.events("service_failed")
+    assert re.search(r"http-\d died 6 times in 60 s", failed["reason"])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_and_no_memory_outlives_the_model_process(
+    repo_dir: Path, artifact: Path, sent: signal.Signals
+) -> None:
+    with several(repo_dir, artifact, fronts=3) as (server, client):
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        fronts = fronts_of(server)
+        assert len(fronts) == 3
+        before = {each.name for each in Path("/dev/shm").iterdir()}
+        server.process.send_signal(sent)
+        server.process.wait(LIMIT_S)
+        gone, alive = psutil.wait_procs(fronts, timeout=LIMIT_S)
+        assert (len(gone), alive) == (3, [])
+        assert {each.name for each in Path("/dev/shm").iterdir()} <= before
+
+
+def test_a_terminals_ctrl_c_reaches_all_and_drains_once(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with (
+        several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
+        each_front(client) as clients,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        asking = [threads.submit(each.post, "/detect", content=one_cell()) for each in clients]
+        until(lambda: value(client, "detector_busy_shared_slots") == 2)
+        for each in fronts_of(server):
+            for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                each.send_signal(name)
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for("Shutting down", 2)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(client.base_url.join("/health"))
+        gate.touch()
+        assert [each.result().status_code for each in asking] == [200, 200]
+        assert server.process.wait(LIMIT_S) == 0
+    assert not server.events("signal_while_draining")
+
+
+def test_a_second_ctrl_c_ends_all_at_once(repo_dir: Path, artifact: Path) -> None:
+    with several(repo_dir, artifact, "--drain-timeout-s=3600") as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            until(lambda: value(client, "detector_inflight_requests") == 2)
+            fronts = fronts_of(server)
+            server.process.send_signal(signal.SIGINT)
+            server.wait_for("Shutting down", 2)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("signal_while_draining")
+            assert server.process.poll() is None
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(LIMIT_S) == 0
+        assert psutil.wait_procs(fronts, timeout=LIMIT_S)[1] == []
+
+
+def test_a_request_longer_than_the_drain_is_told_so(repo_dir: Path, artifact: Path) -> None:
+    with several(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, client):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            until(lambda: value(client, "detector_inflight_requests") == 2)
+            server.process.send_signal(signal.SIGTERM)
+            answer = slow.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503"), answer
+        assert b'"code": "draining"' in answer
+        assert server.process.wait(LIMIT_S) == 0
+
+
+def test_a_lost_device_ends_all_with_the_reason(repo_dir: Path, artifact: Path) -> None:
+    with several(repo_dir, artifact, program=LOST) as (server, client), each_front(client) as two:
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
+            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            assert two[0].post("/detect", content=one_cell()).status_code == 500
+            assert slow.makefile("rb").read().startswith(b"HTTP/1.1 503")
+        assert server.process.wait(LIMIT_S) == 1
+    (failed,) = server.events("service_failed")
+    assert "illegal memory access" in failed["exception"]
+
+
+def test_requests_beside_reloads_are_answered_by_one_model_each(
+    repo_dir: Path, tmp_path: Path
+) -> None:
+    """The two models differ in size, so that a mixture could not be answered."""
+    model = tiny_artifact(tmp_path / "model.onnx", name="small")
+    side = 8 * CELL
+    shapes = {"small": (64, 64), "large": (side, side)}
+    files = {
+        name: tiny_artifact(tmp_path / f"{name}.bin", name=name, input_hw=hw, buckets=[hw])
+        for name, hw in shapes.items()
+    }
+    versions = {load_artifact(file).version: name for name, file in files.items()}
+    (tmp_path / "next.onnx").write_bytes(files["small"].read_bytes())
+    (tmp_path / "next.onnx").rename(model)
+    stop = threading.Event()
+    image = one_cell((256, 256), (3, 4))
+
+    def ask(client: httpx.Client) -> list[tuple[int, str, int]]:
+        found = []
+        while not stop.is_set():
+            answer = client.post("/detect", content=image)
+            body = answer.json()
+            version = body.get("model", {}).get("version", "")
+            found.append((answer.status_code, version, len(body.get("results", []))))
+        return found
+
+    with (
+        several(repo_dir, model, "--api-keys=secret") as (server, client),
+        each_front(client, 4) as clients,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        for each in clients:
+            each.headers.update(KEY)
+        asking = [threads.submit(ask, each) for each in clients]
+        current = "small"
+        with each_front(client, 3) as operators:
+            for turn in range(6):
+                current = "small" if current == "large" else "large"
+                (tmp_path / "next.onnx").write_bytes(files[current].read_bytes())
+                (tmp_path / "next.onnx").rename(model)
+                operator = operators[turn % 3]
+                assert operator.post("/model/reload", headers=KEY).status_code == 200
+                # All fronts have it, whichever was asked.
+                for each in operators:
+                    assert each.get("/health").json()["model"] == current
+                    assert each.get("/model", headers=KEY).json()["metadata"]["name"] == current
+        stop.set()
+        answers = [answer for each in asking for answer in each.result()]
+        until(lambda: value(client, "detector_busy_shared_slots") == 0)
+        assert value(client, 'detector_reloads_total{outcome="ok"}') == 6
+        assert server.stop() == 0
+    assert len(answers) > 20
+    assert {(status, results) for status, _, results in answers} == {(200, 1)}
+    assert {versions[version] for _, version, _ in answers} == {"small", "large"}
+
+
+def test_keys_are_read_again_for_all_and_a_bad_file_changes_nothing(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("key-one\n", encoding="utf-8")
+    with (
+        several(repo_dir, artifact, f"--api-keys-file={keys}") as (server, client),
+        each_front(client) as clients,
+    ):
+
+        def statuses(key: str) -> set[int]:
+            headers = {"x-api-key": key}
+            return {e.post("/detect", content=one_cell(), headers=headers).status_code
+                    for e in clients}  # fmt: skip
+
+        def reload(key: str) -> int:
+            return client.post("/model/reload", headers={"x-api-key": key}).status_code
+
+        assert (statuses("key-one"), statuses("key-two")) == ({200}, {401})
+        keys.write_text("key-two\n", encoding="utf-8")
+        assert reload("key-one") == 200
+        assert (statuses("key-one"), statuses("key-two")) == ({401}, {200})
+        keys.write_text("# nobody\n", encoding="utf-8")
+        assert reload("key-two") == 409
+        assert (statuses("key-one"), statuses("key-two")) == ({401}, {200})
+        # A front that is started now knows the keys that hold, not those of the file.
+        for front in fronts_of(server):
+            front.kill()
+        server.wait_for("http_process_started", 4)
+        with each_front(client) as new:
+            headers = {"x-api-key": "key-two"}
+            assert {e.post("/detect", content=one_cell(), headers=headers).status_code
+                    for e in new} == {200}  # fmt: skip
+        keys.write_text("key-three\n", encoding="utf-8")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("reloaded", 2)
+        assert server.stop() == 0
+    assert not [line for line in server.lines if "key-one" in line or "key-two" in line]
+
+
+@pytest.mark.slow
+def test_after_thousands_of_requests_the_sums_are_what_was_sent_and_nothing_is_held(
+    repo_dir: Path, artifact: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    kinds = ("one", "three", "broken", "raw", "left")
+    plans = [rng.choice(kinds, 250).tolist() for _ in range(8)]
+    pixels = paint((64, 64), {(0, 0): RED})[None]
+    head = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 64, 64, 3],
+                        "parameters": {"binary_data_size": pixels.nbytes}}]}  # fmt: skip
+    text = json.dumps(head).encode()
+    image = one_cell()
+
+    def run(client: httpx.Client, plan: list[str]) -> None:
+        port = client.base_url.port
+        for kind in plan:
+            if kind == "one":
+                assert client.post("/detect", content=image).status_code == 200
+            elif kind == "three":
+                files = [("image", image)] * 3
+                assert client.post("/detect", files=files).status_code == 200
+            elif kind == "broken":
+                assert client.post("/detect", content=image[:60]).status_code == 422
+            elif kind == "raw":
+                answer = client.post(
+                    "/v2/models/tiny-raw/infer",
+                    content=text + pixels.tobytes(),
+                    headers={"Inference-Header-Content-Length": str(len(text))},
+                )
+                assert answer.status_code == 200
+            else:
+                with socket.create_connection(("127.0.0.1", port or 0), LIMIT_S) as leaving:
+                    sent = (
+                        f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
+                    )
+                    leaving.sendall(sent.encode() + image)
+
+    with (
+        several(repo_dir, artifact) as (server, client),
+        each_front(client, 8) as clients,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        files_before = [front.num_fds() for front in fronts_of(server)]
+        for done in [threads.submit(run, *each) for each in zip(clients, plans, strict=True)]:
+            done.result()
+        sent = {kind: sum(plan.count(kind) for plan in plans) for kind in kinds}
+        until(lambda: value(client, "detector_inflight_requests") == 1)  # this one
+        until(lambda: value(client, "detector_busy_shared_slots") == 0)
+        assert client.get("/health").json()["queue_images"] == 0
+        detected = sent["one"] + sent["three"]
+        answered = 'detector_requests_total{route="/detect",status="200"}'
+        left = value(client, answered) - detected  # answered before they had left
+        assert 0 <= left <= sent["left"]
+        broken = 'detector_requests_total{route="/detect",status="422"}'
+        assert value(client, broken) == sent["broken"]
+        raw = 'detector_requests_total{route="/v2/models/{name}/infer",status="200"}'
+        assert value(client, raw) == sent["raw"]
+        images = sent["one"] + 3 * sent["three"] + sent["raw"] + left
+        assert value(client, 'detector_images_total{outcome="ok"}') == images
+        times = 'detector_request_seconds_count{status="200"}'
+        assert value(client, times) == detected + sent["raw"] + left
+        assert value(client, "detector_upload_bytes") == 0
+        for each in clients:
+            each.close()
+        until(lambda: all(
+            now <= before + 2 for now, before in
+            zip([front.num_fds() for front in fronts_of(server)], files_before, strict=True)
+        ))  # fmt: skip
+        assert server.stop() == 0
+
+
+def test_liveness_and_readiness_are_the_whole_servers(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    flags = ("--stuck-after-s=0.3",)
+    with (
+        several(repo_dir, artifact, *flags, program=GATED, GATE=str(gate)) as (server, client),
+        each_front(client) as clients,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        assert [each.get("/health/live").status_code for each in clients] == [200, 200]
+        with httpx.Client(base_url=client.base_url, timeout=LIMIT_S) as other:
+            stuck = threads.submit(other.post, "/detect", content=one_cell())
+            for each in clients:
+                until(lambda each=each: each.get("/health/live").status_code == 503)  # type: ignore[misc]
+                assert each.get("/health").json()["status"] == "stuck"
+            gate.touch()
+            assert stuck.result().status_code == 200
+        for each in clients:
+            until(lambda each=each: each.get("/health/ready").status_code == 200)  # type: ignore[misc]
+        assert server.stop() == 0
+
+
+def test_what_a_front_can_not_do_stops_the_start_in_one_line(
+    repo_dir: Path, artifact: Path
+) -> None:
+    """Only fronts send traces."""
+    flags = ("--http-processes=2", "--otlp-endpoint=nowhere", "--log-format=console")
+    ended = run_to_the_end(repo_dir, "--model", str(artifact), *flags)
+    assert ended.returncode == 2, ended
+    assert re.match(r"error: otlp_endpoint", ended.stderr.splitlines()[-1])
