@@ -165,7 +165,8 @@ def test_messages_arrive_whole_however_they_are_cut(
     sent: list[Message], data: st.DataObject
 ) -> None:
     wire = b"".join(encode(each) for each in sent)
-    lines, came = Lines(), []
+    lines = Lines()
+    came: list[Message] = []
     while wire:
         cut = data.draw(st.integers(1, len(wire)))
         came += lines.feed(wire[:cut])

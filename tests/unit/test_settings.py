@@ -29,7 +29,7 @@ OTHER_VALUES = {
     "log_format": "console",
     "decode_threads": "2",
     "intra_op_threads": "4",
-    "http_processes": 4,
+    "http_processes": "4",
     "tensorrt_cache": "engines",
 }
 OUT_OF_BOUNDS = [
