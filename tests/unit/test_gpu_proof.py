@@ -89,11 +89,15 @@ def test_what_is_unusual_on_the_cpu_is_logged(caplog: pytest.LogCaptureFixture) 
     assert record.getMessage() == "beside shape arithmetic, the CPU runs 56 DequantizeLinear"
 
 
-def test_the_operators_of_a_graph_are_read_without_the_onnx_package(tmp_path: Path) -> None:
-    path = tiny_artifact(tmp_path / "tiny.onnx")
+def with_copies(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     for operator in (TO_CPU, TO_GPU, TO_GPU):
         model.graph.node.add(op_type=operator, input=["images"], output=[operator])
+    return model
+
+
+def test_the_operators_of_a_graph_are_read_without_the_onnx_package(tmp_path: Path) -> None:
+    model = with_copies(tiny_artifact(tmp_path / "tiny.onnx"))
     expected = [node.op_type for node in model.graph.node]
     assert list(operators(model.SerializeToString())) == expected
 
@@ -108,3 +112,13 @@ def test_copies_are_counted_in_what_onnx_runtime_made_of_the_graph(tmp_path: Pat
     assert copies == {}  # there is nothing to copy on a CPU
     assert {"TopK", "GatherElements"} <= set(ran)
     assert len(ran) <= len(nodes_by_provider(session)[CPU])
+
+
+def test_copies_that_onnx_runtime_put_into_the_graph_are_counted_by_their_way(
+    tmp_path: Path,
+) -> None:
+    written = with_copies(tiny_artifact(tmp_path / "tiny.onnx")).SerializeToString()
+    options = session_options(1)
+    with copies_counted(options) as copies:
+        Path(options.optimized_model_filepath).write_bytes(written)  # as a GPU's provider would
+    assert copies == {TO_CPU: 1, TO_GPU: 2}
