@@ -122,7 +122,7 @@ class Metrics:
         )
         self.reloads = Counter(
             "detector_reloads",
-            "Reloads of model and keys: ok, or failed and the old ones went on.",
+            "Reloads of model and keys: ok, or failed and the old model went on.",
             ["outcome"],
             registry=self.registry,
         )
