@@ -2,7 +2,7 @@
 
     manifest.json        what is what, and the sha256 of every other file
     fla-fp32.onnx ...    artifacts: `fla` and `plain`, each in some precisions
-    block-*.onnx         attention blocks, one input `x` and one output, of fixed shape
+    block-*.onnx, *.bin  attention blocks, one input `x` and one output, of fixed shape
     pictures/*.jpg       what is sent and decoded
     expected.npz         what the fp32 artifact finds in the pictures on a CPU
 
@@ -79,15 +79,16 @@ def write_manifest(
     models: Mapping[str, str],
     pictures: Sequence[str],
     blocks: Sequence[BlockFile] = (),
+    others: Sequence[str] = (),
     expected: str | None = None,
     about: Mapping[str, Any],
 ) -> Path:
-    """Describes the files of a folder; every name is relative to it.
+    """Describes the files of a folder; every name is relative to it, `others` are the blocks'.
 
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    names = [*models.values(), *(each.file for each in blocks), *pictures]
+    names = [*models.values(), *(each.file for each in blocks), *others, *pictures]
     names += [expected] if expected else []
     manifest = {
         "schema": SCHEMA,
