@@ -53,10 +53,11 @@ def split(wheels: Sequence[Path], out: Path, *, part_bytes: int, python: str) ->
 
     Args:
         wheels: files.
-        out: a folder; parts that it has from before are replaced.
+        out: a folder, made where it is missing; parts that it has from before are replaced.
         part_bytes: of one part at most, >= 1.
         python: as in `Parts`.
     """
+    out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("part-*"):
         shutil.rmtree(old)
     whole = out / "whole.tar"
@@ -95,17 +96,19 @@ def add(carried: Path, store: Path) -> list[str]:
     store.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         parts = Parts.read(folder)
-        names = {digest: name for name, digest in parts.parts.items()}
         digest = sha256(folder / "data")
-        if digest not in names:
+        # Several, if they hold the same, such as zeros.
+        names = [name for name, expected in parts.parts.items() if expected == digest]
+        if not names:
             raise Incomplete(f"{folder}: its sha256 is {digest}, which no part has: carry it again")
         if not (store / LIST).is_file() or Parts.read(store) != parts:
             for old in store.glob("part-*"):
                 old.unlink()
             shutil.copyfile(folder / LIST, store / LIST)
-        taken = store / f"{names[digest]}.taken"
-        shutil.copyfile(folder / "data", taken)
-        taken.rename(store / names[digest])  # whole or not at all
+        for name in names:
+            taken = store / f"{name}.taken"
+            shutil.copyfile(folder / "data", taken)
+            taken.rename(store / name)  # whole or not at all
     return missing(store)
 
 

@@ -184,6 +184,7 @@ def test(
             report = Path(scratch) / f"{file.stem}.xml"
             command = [str(python_of(store)), "-m", "pytest", str(file.relative_to(REPO)), "-v"]
             command += ["--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+            command += ["-o", "junit_family=xunit1"]  # which has properties
             codes[file.stem] = run([*command, *arguments], log, left_s)
             if report.is_file():
                 results.extend(ElementTree.parse(report).getroot().iter("testsuite"))
@@ -244,15 +245,16 @@ def run(command: Sequence[str], log: IO[str], limit_s: float) -> int:
     ]
     for timer in timers:
         timer.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            say(line.rstrip("\n"), log)
-        code = process.wait()
-    finally:
-        for timer in timers:
-            timer.cancel()
-        _signal(process, signal.SIGKILL)  # whatever it left
+    with process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                say(line.rstrip("\n"), log)
+            code = process.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
+            _signal(process, signal.SIGKILL)  # whatever it left
     say(f"took {time.monotonic() - started:.1f} s{', cut off' if late.is_set() else ''}", log)
     return 124 if late.is_set() else code
 
