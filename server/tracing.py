@@ -136,8 +136,8 @@ def open_tracing(endpoint: str | None) -> Tracing | None:
     except ImportError as error:
         raise SettingsInvalid(
             f"otlp_endpoint needs the extra otel ({error.name} is missing): "
-            "`.venv-serve/bin/python -m pip install -c constraints.txt -e '.[otel]'` in a checkout, "
-            "elsewhere `pip install 'yolov8-fla[otel]'`"
+            "`.venv-serve/bin/python -m pip install -c constraints.txt -e '.[otel]'` in a "
+            "checkout, elsewhere `pip install 'yolov8-fla[otel]'`"
         ) from None
     path = parts.path if parts.path not in ("", "/") else TRACES_PATH
     provider = TracerProvider(
