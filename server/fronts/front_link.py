@@ -83,7 +83,7 @@ class FrontLink:
         self, name: str, hub: "Hub", *, went_up: Callable[[], None], kill: Callable[[], None]
     ) -> None:
         self.name = name
-        self.line = Line(self._handle, lost=self._lost, handled=hub.publish)
+        self.line = Line(self._handle, lost=self._lost, handled=hub.publish_soon)
         self.send = self.line.send
         self.up = False
         self.unfit: str | None = None

@@ -61,8 +61,9 @@ class Hub:
         self._retired: Snapshot = []  # what fronts counted that have ended
         self._measuring: asyncio.Task[tuple[Snapshot, list[Snapshot]]] | None = None
         self._heard = asyncio.Event()
+        self._to_publish = False
         model.changed = self.tell
-        model.queue.noted = self.publish
+        model.queue.noted = self.publish_soon
         metrics.http_processes.set_function(lambda: sum(each.up for each in self.links))
         metrics.shared_slots.set_function(lambda: self.slots.count)
         metrics.busy_shared_slots.set_function(lambda: self.slots.taken)
@@ -96,8 +97,15 @@ class Hub:
             beating.cancel()
             await asyncio.wait([beating])
 
+    def publish_soon(self) -> None:
+        """Writes on the board what has changed, once in a turn of the event loop."""
+        if not self._to_publish:
+            self._to_publish = True
+            asyncio.get_running_loop().call_soon(self.publish)
+
     def publish(self) -> None:
         """Writes on the board what has changed."""
+        self._to_publish = False
         queue = self.model.queue
         self.slots.shared.board.write(
             queue_images=queue.queue_images,
