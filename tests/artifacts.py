@@ -10,6 +10,7 @@ One artifact can fail on demand: a batch in which the first pixel of an image is
 raises inside ONNX Runtime.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,38 @@ def tiny_candidates(images: NDArray[np.uint8], max_candidates: int = 1000) -> ND
     ).reshape(batch, rows * columns, 6)
     best = np.argsort(-table[..., 4], axis=1, kind="stable")[:, :max_candidates]
     return np.take_along_axis(table, best[..., None], axis=1).astype(np.float32)
+
+
+def endless_artifact(path: Path) -> Path:
+    """A model whose first call, the warm-up, never returns."""
+    model = onnx.load(tiny_artifact(path))
+    scalar, value = TensorProto.BOOL, TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["v"], ["w"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", scalar, []),
+            helper.make_tensor_value_info("v", value, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", scalar, []),
+            helper.make_tensor_value_info("w", value, None),
+        ],
+    )
+    model.graph.node[-1].output[0] = "once"
+    trips = numpy_helper.from_array(np.array(2**62, np.int64), "trips")
+    model.graph.initializer.append(trips)
+    loop = helper.make_node("Loop", ["trips", "", "once"], ["candidates"], body=body)
+    model.graph.node.append(loop)
+    (entry,) = model.metadata_props
+    digest = graph_sha256(model.SerializeToString())
+    entry.value = json.dumps(json.loads(entry.value) | {"graph_sha256": digest})
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def paint(

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import uvloop
 
 from server.backend import measured
 from server.byte_budget import ByteBudget
+from server.errors import SettingsInvalid
 from server.fronts.children import Fronts
 from server.fronts.connections import Distributor
 from server.fronts.hub import Hub
@@ -48,6 +50,8 @@ def serve_with_fronts(settings: Settings, loader: Loader) -> int:
     Raises:
         DeploymentError: it can't start as it was deployed.
     """
+    if sys.platform != "linux":
+        raise SettingsInvalid("http_processes over 1 needs Linux: its memory without a file (memfd)")
     keys = Keys(settings.api_keys, settings.api_keys_file)
     metrics = measured(
         settings,

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from server.artifact import load_artifact
-from tests.artifacts import CELL, paint, tiny_artifact
-from tests.processes import LIMIT_S, ServerProcess, ready, run_to_the_end
+from tests.artifacts import CELL, endless_artifact, paint, tiny_artifact
+from tests.processes import LIMIT_S, ServerProcess, ready, run_to_the_end, started
 from tests.serving import RED, encode, one_cell
 
 KEY = {"x-api-key": "secret"}
@@ -198,15 +198,22 @@ def test_the_queue_is_one_and_a_full_one_refuses_at_every_front(
 
 def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client):
+    with (
+        several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
+        ExitStack() as stack,
+    ):
         port = client.base_url.port
         assert port is not None
         body = one_cell()
         head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        leaving = [socket.create_connection(("127.0.0.1", port), LIMIT_S) for _ in range(10)]
-        for each in leaving:
+        leaving = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), LIMIT_S))
+            for _ in range(10)
+        ]
+        leaving[0].sendall(head.encode() + body)
+        until(lambda: value(client, "detector_busy_lanes") == 1)
+        for each in leaving[1:]:
             each.sendall(head.encode() + body)
-        # One batch of one runs; nine wait.
         until(lambda: client.get("/health").json()["queue_images"] == 9)
         assert value(client, "detector_busy_shared_slots") == 10
         for each in leaving:
@@ -549,11 +556,31 @@ def test_liveness_and_readiness_are_the_whole_servers(
         assert server.stop() == 0
 
 
-def test_what_a_front_can_not_do_stops_the_start_in_one_line(
-    repo_dir: Path, artifact: Path
+@pytest.mark.parametrize(
+    ("flags", "variables", "message"),
+    [
+        (["--otlp-endpoint=nowhere"], {}, "error: otlp_endpoint"),  # only fronts send traces
+        ([], {"YOLO_FLA_DEVICE": "cuda:99"}, r"error: .*yolov8-fla\[gpu\]"),
+        (["--api-keys-file=no"], {}, "error: api_keys_file no: No such file"),
+        (["--model=README.md"], {}, r"error: README\.md: not a complete ONNX file"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_said_as_by_one_process(
+    repo_dir: Path, artifact: Path, flags: list[str], variables: dict[str, str], message: str
 ) -> None:
-    """Only fronts send traces."""
-    flags = ("--http-processes=2", "--otlp-endpoint=nowhere", "--log-format=console")
-    ended = run_to_the_end(repo_dir, "--model", str(artifact), *flags)
+    common = (f"--model={artifact}", "--http-processes=2", "--log-format=console")
+    ended = run_to_the_end(repo_dir, *common, *flags, **variables)
     assert ended.returncode == 2, ended
-    assert re.match(r"error: otlp_endpoint", ended.stderr.splitlines()[-1])
+    assert re.match(message, ended.stderr.splitlines()[-1]), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
+    endless = endless_artifact(tmp_path / "endless.onnx")
+    with started(repo_dir, endless, "--http-processes=2") as server:
+        url = server.wait_for("listening")["url"]
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
+            assert client.get("/health/live").status_code == 200
+            assert client.get("/health/ready").status_code == 503
+            assert client.post("/detect", content=one_cell()).json()["code"] == "not_ready"
+        assert server.stop() == 0

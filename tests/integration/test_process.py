@@ -14,13 +14,10 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
-from server.artifact import graph_sha256, load_artifact
-from tests.artifacts import CELL, tiny_artifact
+from server.artifact import load_artifact
+from tests.artifacts import CELL, endless_artifact, tiny_artifact
 from tests.processes import LIMIT_S, environment, ready, run_to_the_end, started
 from tests.serving import one_cell
 
@@ -31,38 +28,6 @@ def slow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     side = 128 * CELL
     path = tmp_path_factory.mktemp("slow") / "slow.onnx"
     return tiny_artifact(path, input_hw=(side, side), buckets=[(side, side)])
-
-
-def endless_artifact(path: Path) -> Path:
-    """A model whose first call, the warm-up, never returns."""
-    model = onnx.load(tiny_artifact(path))
-    scalar, value = onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Identity", ["v"], ["w"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", scalar, []),
-            helper.make_tensor_value_info("v", value, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", scalar, []),
-            helper.make_tensor_value_info("w", value, None),
-        ],
-    )
-    model.graph.node[-1].output[0] = "once"
-    trips = numpy_helper.from_array(np.array(2**62, np.int64), "trips")
-    model.graph.initializer.append(trips)
-    loop = helper.make_node("Loop", ["trips", "", "once"], ["candidates"], body=body)
-    model.graph.node.append(loop)
-    (entry,) = model.metadata_props
-    digest = graph_sha256(model.SerializeToString())
-    entry.value = json.dumps(json.loads(entry.value) | {"graph_sha256": digest})
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 def test_start_ready_detect_and_stop(repo_dir: Path, artifact: Path) -> None:
