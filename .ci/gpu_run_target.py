@@ -56,6 +56,7 @@ for artifact in load_model(Path("weights")):
                 count = counts.setdefault(provider, {})
                 count[node.operator] = count.get(node.operator, 0) + 1
         print(artifact.metadata.precision, session.provider, session.device, json.dumps(counts))
+        print("copies inside the graph:", session.copies)
 """
 
 

@@ -28,6 +28,7 @@ def seen(method: str, device: str) -> dict[str, Any]:
     flags = ("--device", device, "--model", "weights", "--max-batch-size", "2")
     done = run_to_the_end("-m", "tests.lost_context", "app", method, *flags)
     assert "lost: " in done.stderr, "the context could not be destroyed"
+    assert done.stdout, f"the process died, with exit code {done.returncode}"
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answers
 
@@ -54,6 +55,7 @@ def test_every_way_of_calls_knows_that_it_is_lost(
 ) -> None:
     method = "rehearse" if rehearsal else "illegal-access"
     done = run_to_the_end("-m", "tests.lost_context", "engine", method, device, calls)
+    assert done.stdout, f"the process died, with exit code {done.returncode}"
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["before"][0] == 2
     assert seen["after"]["code"] == "session_lost"
