@@ -42,6 +42,8 @@ from benchmarks.gpu_record import (
     write_record,
 )
 from server.cpus import available_cpus
+from server.errors import SettingsInvalid
+from server.gpu_options import CudaOptions
 
 MACHINE_S = 60.0
 RESERVE_S = 10.0  # of the whole, for the starts and ends of processes
@@ -150,7 +152,15 @@ def write(record: Record, folder: Path) -> None:
 
 
 def job_of(chosen: argparse.Namespace, folder: Path) -> Job:
-    """What all parts are told."""
+    """What all parts are told.
+
+    Raises:
+        ValueError: `--cuda` names no option of sessions, or options that don't go together.
+    """
+    try:
+        CudaOptions(**dict(chosen.cuda))
+    except (TypeError, SettingsInvalid) as error:
+        raise ValueError(f"--cuda: {error}") from None
     return Job(
         device=chosen.device,
         inputs=str(folder),

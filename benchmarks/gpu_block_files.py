@@ -5,7 +5,7 @@ same, between two casts. "published" is the plain trace; in float16 all of it is
 converter makes of it (its powers overflow there for some inputs; the time is the same).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -34,9 +34,15 @@ class BetweenCasts(nn.Module):
         return y.clamp(-LARGEST, LARGEST).half()
 
 
-def write_blocks(folder: Path) -> Iterator[tuple[BlockFile, str]]:
-    """Writes all blocks; gives each with the name of its weights, which batch sizes share."""
-    for tokens, channels in SIZES:
+def write_blocks(
+    folder: Path, sizes: Sequence[tuple[int, int]] = SIZES
+) -> Iterator[tuple[BlockFile, str]]:
+    """Writes all blocks of some (tokens, channels).
+
+    Yields:
+        Each with the name of its weights, which its batch sizes share.
+    """
+    for tokens, channels in sizes:
         side = int(tokens**0.5)
         torch.manual_seed(0)
         attention = PublishedFLA(channels, (side, side), num_heads=8, qkv_bias=True)

@@ -8,6 +8,7 @@ a line. A load begins at a moment of `time.perf_counter`, which the processes of
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,8 +71,13 @@ def packed(made: Load) -> dict[str, Any]:
 def main() -> None:
     """Serves until standard input ends."""
 
+    # Where Python's own streams are not buffered (PYTHONUNBUFFERED), what does not fit into the pipe
+    # at once is lost without a word.
+    out = os.fdopen(os.dup(1), "w")
+
     def answer(line: object) -> None:
-        print(json.dumps(line), flush=True)
+        out.write(json.dumps(line) + "\n")
+        out.flush()
 
     start = json.loads(sys.stdin.readline())
     requests = requests_of(start)

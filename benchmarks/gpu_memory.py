@@ -24,7 +24,10 @@ def measure(bench: Bench) -> Generator[Figures]:
     def used() -> int:
         if not bench.on_gpu:
             return round(resident_mb(os.getpid()) * 1e6)
-        return int(reading(bench.job.device)["used_bytes"])
+        found = reading(bench.job.device)
+        if "used_bytes" not in found:
+            raise RuntimeError("neither NVML nor nvidia-smi tells the GPU's memory in use")
+        return int(found["used_bytes"])
 
     chance, largest = random.Random(0), bench.job.batches[-1]
     artifact = bench.artifact(bench.served)

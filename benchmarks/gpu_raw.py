@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
+from server.session import Session
 
 # Beside what the job was told, the last step of `CudaOptions.calls`: what a GPU can give.
 VARIANTS: dict[str, Mapping[str, Any]] = {"as told": {}, "captured": {"calls": "captured"}}
@@ -46,6 +47,7 @@ def prepared(bench: Bench, sessions: ExitStack, figures: Figures) -> list[Conten
                 )
                 for batch in reversed(bench.job.batches):
                     session.run(canvases[:batch])
+                note_graphs(figures, f"{variant} {precision}", session)
             except ServerError as error:
                 figures["failed"][f"{variant} {precision}"] = reason(error)
                 continue
@@ -58,6 +60,12 @@ def prepared(bench: Bench, sessions: ExitStack, figures: Figures) -> list[Conten
                 for batch in bench.job.batches
             ]
     return contenders
+
+
+def note_graphs(figures: Figures, name: str, session: Session) -> None:
+    """Notes input shapes that are not replayed from a CUDA graph though they should be."""
+    if shapes := [shape for shape, recorded in session.captured.items() if not recorded]:
+        figures["failed"][name] = f"runs without CUDA graphs at {shapes}"
 
 
 def bench_half(bench: Bench, figures: Figures) -> float:

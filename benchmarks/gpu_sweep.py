@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_bench import Bench, Figures
-from benchmarks.gpu_raw import reason
+from benchmarks.gpu_raw import note_graphs, reason
 from benchmarks.gpu_rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
 from server.session import Session
@@ -87,6 +87,7 @@ def measure(bench: Bench) -> Generator[Figures]:
                     for session in own:
                         for batch in reversed(batches):
                             session.run(canvases[:batch])
+                        note_graphs(figures, name, session)
                 except ServerError as error:
                     figures["failed"][name] = reason(error)
                     continue
