@@ -16,8 +16,9 @@ from export.precision.calibration import value_ranges
 from export.precision.quantize import SILU_ENDS, quantize
 from export.rewrite import ChannelFirstFLA
 from server.image import decode
+from tests.hard_maps import adversarial
 from tests.networks import graph_of
-from tests.unit.test_half import adversarial, session
+from tests.unit.test_half import session
 from tests.unit.test_rewrite import FORMS, trained
 
 

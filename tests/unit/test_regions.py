@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from export.precision.graph import key
 from export.precision.regions import find_regions
 from export.rewrite import ChannelFirstFLA
-from tests.unit.test_half import CHANNELS, Block, Residual, traced
+from tests.hard_maps import CHANNELS
+from tests.unit.test_half import Block, Residual, traced
 from tests.unit.test_rewrite import FORMS, trained
 
 
