@@ -70,9 +70,8 @@ def packed(made: Load) -> dict[str, Any]:
 
 def main() -> None:
     """Serves until standard input ends."""
-
-    # Where Python's own streams are not buffered (PYTHONUNBUFFERED), what does not fit into the pipe
-    # at once is lost without a word.
+    # Where Python does not buffer its own streams (PYTHONUNBUFFERED), what does not fit into the
+    # pipe at once may be lost without a word.
     out = os.fdopen(os.dup(1), "w")
 
     def answer(line: object) -> None:
