@@ -75,8 +75,8 @@ class GpuModel:
         # Not tried in vain: it took 0.4 s and 200 MB, and ONNX Runtime wrote among our JSON.
         if not gpu_visible() and not driver_found():
             raise ProviderUnavailable(_none_visible(self.provider))
-        # It warns, among our JSON, at each session that CUDA is no plugin.
-        onnxruntime().set_default_logger_severity(3)
+        # What it writes among our JSON is no news (CUDA is no plugin), or raised as well.
+        onnxruntime().set_default_logger_severity(4)
         onnxruntime().preload_dlls(directory="")
         if self.provider == TENSORRT:
             load_libraries()
@@ -92,19 +92,26 @@ class GpuModel:
             ProviderUnavailable: the GPU does not do all the work.
             ArtifactInvalid: its input or output are not those of an artifact.
         """
-        with CAPTURING.call():
-            if self.options.calls != "captured":
-                return self._load(shape, graphs=False)
-            try:
-                return self._load(shape, graphs=True)
-            except ProviderUnavailable as error:
-                # The same without graphs has no such reason to fail; what other reason there is
-                # raises again.
-                loaded = self._load(shape, graphs=False)
-                _log.warning("no CUDA graphs, calls run without them: %s", error)
-                return loaded
+        try:
+            with CAPTURING.call():
+                return self._load(shape)
+        except ProviderUnavailable as error:
+            if gpu_visible():
+                raise
+            raise ProviderUnavailable(f"{_none_visible(self.provider)}; {error}") from None
 
-    def _load(self, shape: Shape | None, *, graphs: bool) -> LoadedOnGpu:
+    def _load(self, shape: Shape | None) -> LoadedOnGpu:
+        if self.options.calls != "captured":
+            return self._proven(shape, graphs=False)
+        try:
+            return self._proven(shape, graphs=True)
+        except ProviderUnavailable as error:
+            # Without graphs this reason is gone; another one is raised again.
+            loaded = self._proven(shape, graphs=False)
+            _log.warning("no CUDA graphs, calls run without them: %s", error)
+            return loaded
+
+    def _proven(self, shape: Shape | None, *, graphs: bool) -> LoadedOnGpu:
         # On the CPU nothing runs of a model of fixed shape, and there may be 40 of them.
         options = session_options(1 if shape else self.threads)
         if shape is not None:
@@ -117,8 +124,6 @@ class GpuModel:
                 providers = cuda_providers(self.options, self.gpu, graphs=graphs)
                 session = load(self.artifact, options, providers)
             placement = Placement(nodes_by_provider(session), copies)
-        if session.get_providers()[0] != self.provider and not gpu_visible():
-            raise ProviderUnavailable(_none_visible(self.provider))
         refuse_unless_on_gpu(placement, self.provider, self.gpu, fixed=shape is not None)
         return LoadedOnGpu(session, placement, graphs)
 

@@ -68,10 +68,17 @@ def load(artifact: Artifact, options: Any, providers: Providers) -> Any:
     """
     ort = onnxruntime()
     try:
-        session = ort.InferenceSession(str(artifact.path), options, providers=providers)
+        # Without the fallback, which prints why, and takes the CPU where that is raised.
+        session = ort.InferenceSession(
+            str(artifact.path), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime has no common base of its exceptions
         if providers[0][0] != CPU:
-            raise ProviderUnavailable(f"{providers[0][0]} cannot load the model: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ProviderUnavailable(
+                f"{providers[0][0]} cannot load the model (`python -m server doctor` says what is "
+                f"missing): {reason}"
+            ) from None
         raise ArtifactInvalid(f"{artifact.path}: ONNX Runtime cannot load it: {error}") from None
     signature = [(each.name, each.type) for each in (*session.get_inputs(), *session.get_outputs())]
     if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
