@@ -65,7 +65,7 @@ class Memory(NamedTuple):
     """Where a session has its input and output, in ONNX Runtime's words."""
 
     device: str  # "cpu" or "cuda"
-    index: int = 0
+    number: int = 0
 
 
 class Opened(Protocol):
