@@ -27,6 +27,7 @@ def page_locked(shape: tuple[int, ...], library: str = CUDA_RUNTIME) -> NDArray[
     """
     size = math.prod(shape)
     pointer = ctypes.c_void_p()
+    status: object
     try:
         runtime = ctypes.CDLL(library)
         status = runtime.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0)
@@ -38,4 +39,4 @@ def page_locked(shape: tuple[int, ...], library: str = CUDA_RUNTIME) -> NDArray[
     memory = (ctypes.c_uint8 * size).from_address(pointer.value)
     # Given back with the last view of it; not at the process' end, when CUDA is gone already.
     weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False
-    return np.frombuffer(memory, np.uint8).reshape(shape)
+    return np.frombuffer(memoryview(memory).cast("B"), np.uint8).reshape(shape)
