@@ -234,36 +234,38 @@ def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started
     gate = tmp_path / "gate"
     with (
         several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
-        each_front(client) as clients,
+        each_front(client, 4) as clients,
         ThreadPoolExecutor(4) as threads,
     ):
-        counted = 'detector_requests_total{route="/health",status="200"}'
-        for each in clients:
-            assert each.get("/health").status_code == 200
-        before = value(client, counted)
-        asking = [
-            threads.submit(each.post, "/detect", files=[("image", one_cell())] * 3)
-            for each in clients
-        ]
-        until(lambda: value(client, "detector_busy_shared_slots") == 6)
-        events = server.events("http_process_started")
-        names = {event["pid"]: event["name"] for event in events}
+        of: dict[str, list[httpx.Client]] = {}
+        for turn, each in enumerate((*clients, client), start=1):
+            assert each.get("/model").status_code == 200
+            of.setdefault(server.wait_for("request", turn)["process"], []).append(each)
         # That of `client` is to live, so that it can go on asking.
-        assert client.get("/model").status_code == 200
-        mine = server.wait_for("request")["process"]
-        victim = next(pid for pid, name in names.items() if name != mine)
+        living, dying = sorted(of.values(), key=lambda each: client not in each)
+        counted = 'detector_requests_total{route="/model",status="200"}'
+        assert value(client, counted) == 5
+        runs = threads.submit(living[0].post, "/detect", content=one_cell())
+        until(lambda: value(client, "detector_busy_lanes") == 1)
+        files = [("image", one_cell())] * 3
+        waits = threads.submit(living[1].post, "/detect", files=files)
+        dies = threads.submit(dying[0].post, "/detect", files=files)
+        until(lambda: client.get("/health").json()["queue_images"] == 6)
+        name = next(name for name, each in of.items() if each is dying)
+        (victim,) = (e["pid"] for e in server.events("http_process_started") if e["name"] == name)
         os.kill(victim, signal.SIGKILL)
         ended = server.wait_for("http_process_ended")
         assert (ended["pid"], ended["exit_code"]) == (victim, -signal.SIGKILL)
+        assert isinstance(dies.exception(), httpx.RemoteProtocolError | httpx.ReadError)
+        # What waited in the queue for the dead is gone.
+        until(lambda: value(client, "detector_busy_shared_slots") == 4)
+        assert client.get("/health").json()["queue_images"] == 3
         until(lambda: value(client, "detector_http_processes") == 2)
-        # What waited in the queue for the dead is gone; at most the batch that runs is not.
-        until(lambda: value(client, "detector_busy_shared_slots") <= 3 + 1)
         gate.touch()
-        outcomes = [each.exception() or each.result().status_code for each in asking]
-        assert outcomes.count(200) == 1, outcomes
+        assert [each.result().status_code for each in (runs, waits)] == [200, 200]
         until(lambda: value(client, "detector_busy_shared_slots") == 0)
         assert value(client, "detector_http_process_restarts_total") == 1
-        assert value(client, counted) >= before  # a counter never falls
+        assert value(client, counted) == 5  # a counter never falls
         with each_front(client, 4) as new:
             assert [n.post("/detect", content=one_cell()).status_code for n in new] == [200] * 4
         assert server.stop() == 0
