@@ -64,23 +64,27 @@ def test_every_part_gives_figures_and_the_report_is_one_of_a_cpu(
 
     parts = read_record(tmp_path / "gpu.json")["parts"]
     assert list(parts) == list(PARTS)
-    # Where other work takes the CPUs the server's part may not get to its last rate.
-    assert {part["status"] for name, part in parts.items() if name != "server"} == {"complete"}
+    # Where other work takes the CPUs a part may run out of time; all of them have figures then.
+    assert {part["status"] for part in parts.values()} <= {"complete", "cut short"}
     figures: dict[str, Any] = {name: part["figures"] for name, part in parts.items()}
     assert figures["parity"]["models"]["fp32"]["same"] == 6
     assert len(figures["raw"]["rows"]) == 4
     assert not figures["tensorrt"]["present"]
-    assert figures["pipeline"]["best"] in figures["pipeline"]["trials"]
+    if parts["pipeline"]["status"] == "complete":
+        assert figures["pipeline"]["best"] in figures["pipeline"]["trials"]
+        assert figures["server"]["pipeline"] == figures["pipeline"]["best"]
     (server,) = figures["server"]["arrangements"]
-    assert figures["server"]["pipeline"] == figures["pipeline"]["best"]
-    assert server["to_pipeline"]["median"] > 0
-    assert all(not load["wrong"] and load["generators"] == 2 for load in server["loads"])
-    assert server["rates"][0]["statuses"].keys() == {"200"}
+    assert server["clients_tried"]["4"] > 0
+    if parts["server"]["status"] == "complete":
+        assert server["to_pipeline"]["median"] > 0
+        assert all(not load["wrong"] and load["generators"] == 2 for load in server["loads"])
+        assert [load["share"] for load in server["rates"]] == [0.3, 0.5, 0.7, 0.9]
+        assert server["rates"][0]["statuses"].keys() == {"200"}
     assert figures["fla"]["rows"][0]["time_ratio"]["median"] > 0
     assert figures["block"]["rows"][0]["tokens"] == 16
     for row in figures["kernels"]["rows"]:
         assert sum(each["share"] for each in row["operators"]) == pytest.approx(1)
-    assert figures["memory"]["batches"] > 0
+    assert figures["memory"]["warm_bytes"] > figures["memory"]["before_bytes"] > 0
     (front,) = figures["front"]["arrangements"]
     pools = {row["threads"] for row in front["threads"]}
     assert {"main thread", "decode", "answer"} <= pools

@@ -1,16 +1,19 @@
 import argparse
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -543,14 +546,28 @@ def test_a_generator_loses_nothing_of_a_long_answer(tmp_path: Path) -> None:
     )
     start = {"url": "", "path": "/", "pictures": [str(tmp_path / "p.jpg")], "counts": [1]}
     lines = [json.dumps({**start, "first": 0}), "{}"]
-    done = subprocess.run(
-        [sys.executable, "-u", "-c", code],
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    ready, answer = done.stdout.splitlines()
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n".join(lines) + "\n")
+        process.stdin.close()
+        deadline_s = time.monotonic() + 60
+        # "ready" is in the pipe, too. Stopped while it waits for room, a process gets on with what
+        # it could write until then, as at any other signal.
+        while time.monotonic() < deadline_s and held(process.stdout) < 60_000:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGCONT)
+        ready, answer = process.stdout.read().splitlines()
     assert json.loads(ready) == "ready"
     assert len(unpacked_load(json.loads(answer)).outcomes) == 20_000
+
+
+def held(pipe: IO[str]) -> int:
+    """Bytes that wait in a pipe."""
+    waiting = bytearray(4)
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return int.from_bytes(waiting, sys.byteorder)
