@@ -1,6 +1,7 @@
 """One front: the whole HTTP side, before a model in another process."""
 
 import asyncio
+import os
 import socket
 
 from fastapi import FastAPI
@@ -47,6 +48,7 @@ def answer_http(
             shared=SharedFile(memory),
             metrics=metrics,
             keys=keys,
+            lost=lambda: os._exit(1),  # nobody is left who could drain
         )
         connected.append(model)
         return model

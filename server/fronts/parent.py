@@ -51,7 +51,9 @@ def serve_with_fronts(settings: Settings, loader: Loader) -> int:
         DeploymentError: it can't start as it was deployed.
     """
     if sys.platform != "linux":
-        raise SettingsInvalid("http_processes over 1 needs Linux: its memory without a file (memfd)")
+        raise SettingsInvalid(
+            "http_processes over 1 needs Linux: its memory without a file (memfd)"
+        )
     keys = Keys(settings.api_keys, settings.api_keys_file)
     metrics = measured(
         settings,

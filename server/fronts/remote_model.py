@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -55,6 +54,7 @@ class RemoteModel:
         shared: the memory that both have.
         metrics: of this process.
         keys: taken over as the model process has them.
+        lost: called when the model process is gone.
 
     Attributes:
         queue, state, failure, engine, changed: as `server.backend.Model` has them.
@@ -70,6 +70,7 @@ class RemoteModel:
         shared: SharedFile,
         metrics: Metrics,
         keys: Keys,
+        lost: Callable[[], None],
     ) -> None:
         self.name = name
         self.state: State = "starting"
@@ -80,7 +81,7 @@ class RemoteModel:
         self._control = control
         self._metrics = metrics
         self._keys = keys
-        self._line = Line(self._handle, lost=_end, rest=rest)
+        self._line = Line(self._handle, lost=lost, rest=rest)
         self.queue = RemoteQueue(settings, shared, self._line.send)
         self._requests = itertools.count()
         self._asked: dict[int, asyncio.Future[Reloaded | Measured]] = {}
@@ -158,8 +159,3 @@ class RemoteModel:
     def _dropped(self, generation: int) -> None:
         # The last request may have ended on any thread.
         self._loop.call_soon_threadsafe(partial(self._line.send, Dropped(generation)))
-
-
-def _end() -> None:
-    """The model process is gone: nobody is left who could drain."""
-    os._exit(1)

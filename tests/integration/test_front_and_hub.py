@@ -1,0 +1,248 @@
+"""A front's model and the model process' hub, at the two ends of one socket in one event loop."""
+
+import asyncio
+import gc
+import socket
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.artifact import Artifact
+from server.backend import measured
+from server.byte_budget import ByteBudget
+from server.engine import Engine
+from server.errors import DeadlineExceeded, QueueFull
+from server.fronts.front_link import FrontLink
+from server.fronts.hub import Hub
+from server.fronts.messages import Message, Release, Reserve, Sampled, Submit
+from server.fronts.remote_model import RemoteModel
+from server.fronts.shared_memory import SharedFile
+from server.keys import Keys
+from server.loading import Loader
+from server.own_model import OwnModel
+from server.settings import Settings
+from tests.artifacts import paint, tiny_artifact
+from tests.metrics import fresh
+from tests.serving import LIMIT_S, RED, HeldSession
+
+pytestmark = pytest.mark.anyio
+PIXELS = paint((64, 64), {(0, 1): RED})
+STEPS = 40  # more than a request has awaits
+
+
+@dataclass
+class Joined:
+    """A hub and a front.
+
+    Attributes:
+        hub: with the model.
+        link: the hub's end.
+        model: the front's.
+        sessions: of the engines that were opened, the latest last.
+        lost: what each end said when the other was gone.
+    """
+
+    hub: Hub
+    link: FrontLink
+    model: RemoteModel
+    sessions: list[HeldSession]
+    lost: list[str] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not condition():  # noqa: ASYNC110  # the two ends have no event for it
+                await asyncio.sleep(0.001)
+
+    async def ask(self, images: int = 1, *, engine: Any = None) -> list[float]:
+        """Infers the same image some times; gives the best score of each."""
+        engine = engine or self.model.engine
+        deadline = asyncio.get_running_loop().time() + LIMIT_S
+        async with self.model.queue.reserve(engine, images) as places:
+            for place in places:
+                place.put(PIXELS)
+            answers = await asyncio.gather(*(place.infer(deadline) for place in places))
+        return [float(answer.result[:, 4].max()) for answer in answers]
+
+
+@asynccontextmanager
+async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIterator[Joined]:
+    chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_processes": 2}
+    settings = Settings.model_validate(chosen | given)
+    sessions: list[HeldSession] = []
+
+    def open_engine(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+        sessions.append(HeldSession(artifacts[0], settings))
+        if not held:
+            sessions[-1].gate.set()
+        return Engine(artifacts[0], "a test's", sessions[-1], max_batch_size=4)
+
+    metrics = measured(
+        settings,
+        (),
+        queue=lambda: model.queue,
+        uploads=ByteBudget(0),
+        state=lambda: model.status,
+    )
+    model = OwnModel(settings, Loader(settings, open_engine), metrics)
+    hub = Hub(settings, model, metrics, Keys(()))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    lost: list[str] = []
+    link = FrontLink(
+        "http-1", hub, went_up=lambda: None, kill=lambda: lost.append("the front is killed")
+    )
+    front = RemoteModel(
+        settings,
+        model.name,
+        control=theirs,
+        rest=b"",
+        shared=SharedFile(hub.slots.shared.file),
+        metrics=fresh(),
+        keys=Keys(()),
+        lost=lambda: lost.append("the model process is gone"),
+    )
+    loop = asyncio.get_running_loop()
+    async with hub.running(), model.running(), front.running():
+        await loop.create_unix_connection(lambda: link.line, sock=ours)
+        hub.connected(link)
+        front.tell_up()
+        both = Joined(hub, link, front, sessions, lost)
+        await both.until(lambda: front.state == "ready" and link.up)
+        try:
+            yield both
+        finally:
+            link.line.close()
+            await both.until(lambda: len(lost) >= 2)
+    hub.slots.close()
+
+
+async def test_an_image_goes_there_and_its_candidates_come_back(artifact: Path) -> None:
+    async with joined(artifact) as both:
+        assert await both.ask(3) == [1.0, 1.0, 1.0]
+        await both.until(lambda: both.hub.slots.taken == 0)
+        assert both.model.queue.queue_images == 0
+
+
+async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Path) -> None:
+    async with joined(artifact) as both:
+        for steps in range(STEPS):
+            cut_off = asyncio.create_task(both.ask(3))
+            beside = asyncio.create_task(both.ask())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            cut_off.cancel()
+            await asyncio.wait([cut_off])
+            assert await beside == [1.0]
+        await both.until(lambda: both.hub.slots.taken == 0)
+        batcher = both.hub.model.queue.batcher
+        await both.until(lambda: batcher.running_batches == 0)
+        assert batcher.queue_images == batcher._weight == both.hub.model.queue.busy_lanes == 0
+        assert not both.link._images
+        assert not both.model.queue._waiting
+        assert not both.model.queue._asked
+        assert await both.ask(4) == [1.0] * 4
+
+
+async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody(
+    artifact: Path,
+) -> None:
+    async with joined(artifact, held=True) as both:
+        queue = both.model.queue
+        assert both.model.engine is not None
+        async with queue.reserve(both.model.engine, 1) as (late,):
+            pass
+        await both.until(lambda: both.hub.slots.taken == 0)
+        async with queue.reserve(both.model.engine, 1) as (place,):
+            place.put(PIXELS)  # the same slot: it came back last
+            late.put(np.zeros_like(PIXELS))
+            infers = asyncio.create_task(place.infer(float("inf")))
+            await both.until(lambda: len(both.sessions[0].batch_sizes) == 1)
+            both.sessions[0].gate.set()
+            assert (await infers).result[:, 4].max() == 1.0
+
+
+async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
+    artifact: Path,
+) -> None:
+    limits = {"max_queue_images": 2, "max_images_per_request": 2}
+    async with joined(artifact, held=True, **limits) as both:
+        runs = asyncio.create_task(both.ask())
+        await both.until(lambda: both.sessions[0].batch_sizes == [1])
+        engine = both.model.engine
+        assert engine is not None
+        async with both.model.queue.reserve(engine, 2) as (late, _):
+            await both.until(lambda: both.model.queue.queue_images == 2)
+            with pytest.raises(QueueFull, match="max_queue_images is 2"):
+                both.model.queue.refuse_when_full()
+            with pytest.raises(QueueFull, match="2 images already wait and 1 more came"):
+                await both.ask()
+            late.put(PIXELS)
+            waits = asyncio.create_task(late.infer(0.0))
+            both.sessions[0].gate.set()
+            with pytest.raises(DeadlineExceeded):
+                await waits
+        assert await runs == [1.0]
+
+
+async def test_a_replaced_model_stays_for_the_requests_that_began_with_it(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "model.onnx", name="before")
+    async with joined(model) as both:
+        begun_with = both.model.engine
+        assert begun_with is not None
+        old = weakref.ref(both.hub.engine(1))
+        tiny_artifact(tmp_path / "next.onnx", name="after").rename(model)
+        await both.model.reload()
+        assert both.model.name == "after"
+        assert await both.ask(engine=begun_with) == [1.0]
+        assert both.sessions[0].batch_sizes == [1]
+        assert await both.ask() == [1.0]
+        assert both.sessions[1].batch_sizes == [1]
+        del begun_with
+        both.sessions.clear()
+        gc.collect()
+        await both.until(lambda: gc.collect() is not None and old() is None)
+        with pytest.raises(KeyError):
+            both.hub.engine(1)
+
+
+async def test_a_front_that_is_gone_leaves_no_model_no_slot_and_no_place(artifact: Path) -> None:
+    async with joined(artifact, held=True) as both:
+        asking = asyncio.create_task(both.ask(3))
+        await both.until(lambda: sum(both.sessions[0].batch_sizes) == 3)
+        waiting = asyncio.create_task(both.ask(2))
+        await both.until(lambda: both.hub.slots.taken == 5)
+        both.link.line.close()
+        await both.until(lambda: both.hub.slots.taken == 3)  # the call reads them
+        assert both.hub.model.queue.queue_images == 0
+        both.sessions[0].gate.set()
+        await both.until(lambda: both.hub.slots.taken == 0)
+        assert both.lost == ["the front is killed", "the model process is gone"]
+        for each in (asking, waiting):
+            each.cancel()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Submit(4096, 64, 64, 1.0),
+        Release([4096]),
+        Reserve(0, 7, 1),
+        Reserve(0, 1, 0),
+        Sampled(0, [("x" * 17 * 2**20, "counter", "", [])]),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+async def test_the_line_to_a_front_that_breaks_the_rules_is_cut(
+    artifact: Path, message: Message
+) -> None:
+    async with joined(artifact) as both:
+        both.model._line.send(message)
+        await both.until(lambda: "the front is killed" in both.lost)
+        assert both.hub.slots.taken == 0
