@@ -228,6 +228,37 @@ async def test_a_front_that_is_gone_leaves_no_model_no_slot_and_no_place(artifac
             each.cancel()
 
 
+async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
+    artifact: Path,
+) -> None:
+    async with joined(artifact) as both:
+        queue = both.model.queue
+        assert both.model.engine is not None
+        async with queue.reserve(both.model.engine, 1) as (place,):
+            place.put(PIXELS)
+            submitted = asyncio.create_task(place.infer(float("inf")))
+            await asyncio.sleep(0)  # both messages come in one read
+        await both.until(lambda: both.hub.slots.taken == 0)
+        assert both.hub.model.queue.queue_images == 0
+        submitted.cancel()
+        assert await both.ask() == [1.0]
+
+
+async def test_where_no_slot_is_free_a_request_is_refused_and_holds_no_place(
+    artifact: Path,
+) -> None:
+    async with joined(artifact) as both:
+        slots = both.hub.slots
+        # As fronts would hold them that don't copy what was found.
+        leases = slots.take(slots.count)
+        with pytest.raises(QueueFull, match="still being answered and 1 more came"):
+            await both.ask()
+        assert both.hub.model.queue.queue_images == 0
+        for lease in leases:
+            lease.release()
+        assert await both.ask() == [1.0]
+
+
 @pytest.mark.parametrize(
     "message",
     [
