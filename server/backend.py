@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.artifact import Artifact
-from server.batcher import Answer
 from server.byte_budget import ByteBudget
 from server.errors import Draining, NotReady
 from server.metrics import Metrics
 from server.settings import Settings
+from server.turns import Answer
 
 State = Literal["starting", "ready", "draining", "failed"]
 Candidates = NDArray[np.float32]

@@ -1,63 +1,24 @@
 """Dynamic batching: a bounded, fair queue in front of model calls that run side by side."""
 
 import asyncio
-import heapq
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
-from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[Result]):
-    """One item's result, and what it waited for.
-
-    Attributes:
-        queue_s: seconds from `submit` to the start of its batch.
-        inference_s: seconds its batch took.
-    """
-
-    result: Result
-    queue_s: float
-    inference_s: float
-
-
-@dataclass(order=True, slots=True)
-class _Entry(Generic[Item, Result]):
-    # What the queue is ordered by: see `Slots`.
-    turn: float
-    arrival: int
-    slots: "Slots[Item, Result]" = field(compare=False)
-    item: Item = field(compare=False)
-    submitted: float = field(compare=False)  # seconds of the event loop's clock, as `deadline`
-    submitted_at: float = field(compare=False)  # of a finer clock: uvloop's steps in milliseconds
-    deadline: float = field(compare=False)
-    future: asyncio.Future[Answer[Result]] = field(compare=False)
+from server.errors import InferenceFailed, QueueFull, SessionLost
+from server.turns import Answer, Entry, Item, Result, Share, Turns, fail, is_wanted
 
 
 @dataclass(slots=True)
 class Slots(Generic[Item, Result]):
-    """Places in the queue that one request holds for its images until it submits them.
-
-    Requests take turns (weighted fair queueing; the clock is that of WF2Q+, Bennett and Zhang
-    1996): a single image waits for a few images of each request that is before it, and not for
-    all 64 of one. A request of n images has the share of sqrt(n) single ones: with the share of one
-    it would be late wherever many single images come, with that of n they would be.
-    """
+    """Places in the queue that one request holds for its images until it submits them."""
 
     _batcher: "Batcher[Item, Result]"
     _held: int
-    _weight: int
-    _waiting: int = 0
-    _next_turn: float = 0.0
+    _share: Share
 
     async def submit(self, item: Item, deadline: float = math.inf) -> Answer[Result]:
         """Puts an item into one of the places and waits for its own result.
@@ -126,14 +87,9 @@ class Batcher(Generic[Item, Result]):
         self._bucket = bucket
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue_images = max_queue_images
-        self._waiting: dict[Hashable, list[_Entry[Item, Result]]] = {}  # heaps
-        self._arrivals = count()
-        self._turn = 0.0  # that a request has which comes now
-        self._turn_passes = 0.0  # what the batch that was taken last adds to it
+        self._waiting = Turns[Item, Result]()
         self._reserved = 0
-        self._images = 0  # in the heaps; a number, as metrics are read on another thread
-        self._weight = 0  # of the requests that they belong to
-        self._in_lanes: list[list[_Entry[Item, Result]]] = []
+        self._in_lanes: list[list[Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
         self._last_end = -math.inf  # of a batch, by the event loop's clock
         self._ended = False
@@ -142,7 +98,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def queue_images(self) -> int:
         """Items that are reserved or wait for a batch; those in running batches don't count."""
-        return self._reserved + self._images
+        return self._reserved + self._waiting.images
 
     @property
     def running_batches(self) -> int:
@@ -189,7 +145,7 @@ class Batcher(Generic[Item, Result]):
         """
         self._refuse(images)
         self._reserved += images
-        return Slots(self, images, _weight=math.ceil(math.sqrt(images)))
+        return Slots(self, images, Share(images))
 
     async def serve(self) -> None:
         """Runs batches until cancelled; a failed batch does not stop it.
@@ -213,12 +169,10 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._ended = True
             # In the lanes, too: a task that is cancelled before it begins never runs its batch.
-            for entries in (*self._waiting.values(), *self._in_lanes):
+            for entries in (self._waiting.clear(), *self._in_lanes):
                 for entry in entries:
-                    _fail(entry, "the batch loop has ended")
-            self._waiting.clear()
+                    fail(entry, "the batch loop has ended")
             self._in_lanes = []
-            self._images = self._weight = 0
         assert fault is not None, "only a fault ends the loop"
         raise fault  # out here, so that the group is not its context
 
@@ -240,52 +194,26 @@ class Batcher(Generic[Item, Result]):
         self._free(1)
         if self._ended:
             raise InferenceFailed("the batch loop has ended")
-        loop = asyncio.get_running_loop()
-        turn = max(slots._next_turn, self._turn)
-        slots._next_turn = turn + 1 / slots._weight
-        entry = _Entry[Item, Result](
-            turn,
-            next(self._arrivals),
-            slots,
-            item,
-            loop.time(),
-            time.perf_counter(),
-            deadline,
-            loop.create_future(),
-        )
         bucket = self._bucket(item)
-        heapq.heappush(self._waiting.setdefault(bucket, []), entry)
-        self._count(slots, 1)
+        entry = self._waiting.add(bucket, slots._share, item, deadline)
         try:
             return await entry.future
         except asyncio.CancelledError:
             # A client that gave up leaves the queue now, so that its place is free.
-            entries = self._waiting.get(bucket, [])
-            if entry in entries:
-                entries.remove(entry)
-                self._count(slots, -1)
-                heapq.heapify(entries)
-                if not entries:
-                    del self._waiting[bucket]
+            self._waiting.remove(bucket, entry)
             raise
 
-    def _count(self, slots: Slots[Item, Result], change: int) -> None:
-        """Notes that an item of a request came into the heaps, 1, or left them, -1."""
-        waited = slots._waiting > 0
-        slots._waiting += change
-        self._images += change
-        self._weight += slots._weight * ((slots._waiting > 0) - waited)
-
-    async def _next_batch(self) -> list[_Entry[Item, Result]]:
+    async def _next_batch(self) -> list[Entry[Item, Result]]:
         """Waits until a batch may start, and takes it out of the queue."""
         loop = asyncio.get_running_loop()
         while True:
+            waiting = self._waiting.buckets
             startable_s = {
-                bucket: self._startable_at(entries) for bucket, entries in self._waiting.items()
+                bucket: self._startable_at(entries) for bucket, entries in waiting.items()
             }
             ready = [bucket for bucket, at_s in startable_s.items() if at_s <= loop.time()]
             if ready and len(self._in_lanes) < self.lanes:
-                batch = self._take(min(ready, key=lambda bucket: self._waiting[bucket][0]))
+                batch = self._take(min(ready, key=lambda bucket: waiting[bucket][0]))
                 if batch:
                     return batch
                 continue
@@ -299,7 +227,7 @@ class Batcher(Generic[Item, Result]):
             except TimeoutError:
                 continue
 
-    def _startable_at(self, entries: list[_Entry[Item, Result]]) -> float:
+    def _startable_at(self, entries: Sequence[Entry[Item, Result]]) -> float:
         """When a batch of one bucket may start, in seconds of the event loop's clock."""
         if len(entries) >= self.max_batch_size:
             return -math.inf
@@ -309,44 +237,28 @@ class Batcher(Generic[Item, Result]):
             return -math.inf
         return entries[0].submitted + self._max_queue_delay_s
 
-    def _take(self, bucket: Hashable) -> list[_Entry[Item, Result]]:
+    def _take(self, bucket: Hashable) -> list[Entry[Item, Result]]:
         """The items of the next batch; none when all that waited were late or given up."""
-        entries = self._waiting[bucket]
         free = self.lanes - len(self._in_lanes) if self.spread else 1
-        share = math.ceil(len(entries) / free)
-        size = min(share, self.max_batch_size)
-        weight = self._weight
-        batch: list[_Entry[Item, Result]] = []
-        while entries and len(batch) < size:
-            entry = heapq.heappop(entries)
-            self._count(entry.slots, -1)
-            if _is_wanted(entry):
-                batch.append(entry)
-        if not entries:
-            del self._waiting[bucket]  # a bucket may hold a model that is being replaced
-        if batch:
-            # It also passes when only newcomers are served, or an image of a later turn would
-            # wait for as long as there are any.
-            self._turn = max(self._turn + self._turn_passes, batch[0].turn)
-            self._turn_passes = len(batch) / weight
-        return batch
+        share = math.ceil(len(self._waiting.buckets[bucket]) / free)
+        return self._waiting.take(bucket, min(share, self.max_batch_size))
 
-    async def _run(self, batch: list[_Entry[Item, Result]], alone: bool) -> None:
+    async def _run(self, batch: list[Entry[Item, Result]], alone: bool) -> None:
         try:
             if not await self._attempt(batch, alone):
                 for entry in batch:
-                    if _is_wanted(entry):
+                    if is_wanted(entry):
                         await self._attempt([entry], False)
         except BaseException:
             for entry in batch:  # those that were still to be tried again
-                _fail(entry, "the batch loop has ended")
+                fail(entry, "the batch loop has ended")
             raise
         finally:
             self._in_lanes = [each for each in self._in_lanes if each is not batch]
             self._last_end = asyncio.get_running_loop().time()
             self._changed.set()
 
-    async def _attempt(self, batch: list[_Entry[Item, Result]], alone: bool) -> bool:
+    async def _attempt(self, batch: list[Entry[Item, Result]], alone: bool) -> bool:
         """Runs a batch; false when it failed and its items should be tried one by one."""
         started = time.perf_counter()
         size = len(batch)
@@ -359,7 +271,7 @@ class Batcher(Generic[Item, Result]):
             if not fatal and size > 1:
                 return False
             while batch:  # emptied, as the error's traceback holds this frame
-                _fail(batch.pop(), f"the batch of {size} failed", error)
+                fail(batch.pop(), f"the batch of {size} failed", error)
             if fatal:
                 raise
             return True
@@ -372,22 +284,3 @@ class Batcher(Generic[Item, Result]):
 
     def _observe(self, item_s: float) -> None:
         self._item_s = item_s if self._item_s == 0 else 0.8 * self._item_s + 0.2 * item_s
-
-
-def _is_wanted(entry: _Entry[Any, Any]) -> bool:
-    """Whether somebody waits for the item, and it is in time; fails it when it is late."""
-    if entry.future.done():
-        return False
-    if entry.deadline > asyncio.get_running_loop().time():
-        return True
-    late = DeadlineExceeded("the deadline passed while the image waited")
-    entry.future.set_exception(late)
-    return False
-
-
-def _fail(entry: _Entry[Any, Any], message: str, cause: BaseException | None = None) -> None:
-    # Each entry has an error of its own: a shared one would gather every request's traceback.
-    if not entry.future.done():
-        failure = InferenceFailed(message)
-        failure.__cause__ = cause
-        entry.future.set_exception(failure)

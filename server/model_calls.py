@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.backend import Candidates, LoadedModel, Place
-from server.batcher import Answer, Batcher, Slots
+from server.batcher import Batcher, Slots
 from server.detector import stacked
 from server.engine import Engine
 from server.metrics import Metrics
 from server.settings import Settings
 from server.threads import MODEL_NICENESS, nice_pool
+from server.turns import Answer
 
 
 class Room(Protocol):

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.backend import Candidates, LoadedModel, Place
-from server.batcher import Answer
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
 from server.fronts.messages import Done, Failed, Granted, Message, Refused, Release, Reserve, Submit
 from server.fronts.remote_engine import RemoteEngine
 from server.fronts.shared_memory import SharedFile
 from server.settings import Settings
+from server.turns import Answer
 
 # The model process writes on the board every second, also when nothing happens.
 SILENT_S = 10.0

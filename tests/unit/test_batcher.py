@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from server.batcher import Answer, Batcher
+from server.batcher import Batcher
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
+from server.turns import Answer
 
 pytestmark = pytest.mark.anyio
 Numbers = Batcher[int, int]

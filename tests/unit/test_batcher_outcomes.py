@@ -12,8 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.batcher import Answer, Batcher, Slots
+from server.batcher import Batcher, Slots
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
+from server.turns import Answer
 
 MAX_QUEUE_IMAGES = 12
 BUCKETS = 3
@@ -206,7 +207,7 @@ class Clients(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_beside_a_free_lane(self) -> None:
-        assert self.lost or not self.batcher._images or len(self.calls) >= self.batcher.lanes
+        assert self.lost or not self.batcher._waiting.images or len(self.calls) >= self.batcher.lanes
 
     @invariant()
     def each_item_has_its_own_outcome(self) -> None:
@@ -246,7 +247,7 @@ class Clients(RuleBasedStateMachine):
         self.each_item_has_its_own_outcome()
         assert not self.calls
         assert (self.batcher.queue_images, self.batcher.running_batches) == (0, 0)
-        assert self.batcher._weight == 0
+        assert self.batcher._waiting.weight == 0
 
 
 TestClients = Clients.TestCase
