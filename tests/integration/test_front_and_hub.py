@@ -143,7 +143,9 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Pa
         await both.until(lambda: both.hub.slots.taken == 0)
         batcher = both.hub.model.queue.batcher
         await both.until(lambda: batcher.running_batches == 0)
-        assert batcher.queue_images == batcher._waiting.weight == both.hub.model.queue.busy_lanes == 0
+        assert (
+            batcher.queue_images == batcher._waiting.weight == both.hub.model.queue.busy_lanes == 0
+        )
         assert not both.link._images
         assert not both.model.queue._waiting
         assert not both.model.queue._asked

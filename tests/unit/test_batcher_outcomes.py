@@ -207,7 +207,9 @@ class Clients(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_beside_a_free_lane(self) -> None:
-        assert self.lost or not self.batcher._waiting.images or len(self.calls) >= self.batcher.lanes
+        assert (
+            self.lost or not self.batcher._waiting.images or len(self.calls) >= self.batcher.lanes
+        )
 
     @invariant()
     def each_item_has_its_own_outcome(self) -> None:
