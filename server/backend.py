@@ -1,6 +1,6 @@
 """What requests need of the model, which is in this process, or in another that several share.
 
-`server.own_model` and `server.model_calls` are the one, `server.fronts.remote` is the other.
+`server.own_model` and `server.model_calls` are the one, `server.fronts.remote_model` is the other.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -107,7 +107,10 @@ class Fronts:
         loop = asyncio.get_running_loop()
         ending = self._hub.ending
         while not ending.is_set():
-            await self._live(name)
+            try:
+                await self._live(name)
+            except OSError as error:  # no process, file or memory is left: the others go on
+                logger.error("http_process_not_started", name=name, reason=str(error))
             if ending.is_set():
                 return
             self._hub.metrics.http_process_restarts.inc()
@@ -131,6 +134,7 @@ class Fronts:
                 files = their_control.fileno(), their_intake.fileno(), memory
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    *(["-P"] if sys.flags.safe_path else []),
                     "-m",
                     "server.fronts",
                     *map(str, files),
@@ -143,7 +147,8 @@ class Fronts:
             link = FrontLink(
                 name,
                 self._hub,
-                went_up=lambda: self._distributor.add(intake),
+                takes=lambda: self._distributor.add(intake),
+                takes_none=lambda: self._distributor.remove(intake),
                 kill=lambda: _kill(process),
             )
             try:

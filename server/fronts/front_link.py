@@ -38,6 +38,8 @@ from server.model_calls import Canvas
 if TYPE_CHECKING:
     from server.fronts.hub import Hub
 
+QUIET_BEATS = 3  # without an answer, after which a front gets no connections
+
 logger = get_logger(__name__)
 
 
@@ -66,7 +68,8 @@ class FrontLink:
     Args:
         name: such as "http-1".
         hub: what it talks to.
-        went_up: called when it takes connections.
+        takes: called when it takes connections, also again.
+        takes_none: called when it does not answer, and others had better have them.
         kill: ends the process.
 
     Attributes:
@@ -74,13 +77,19 @@ class FrontLink:
         up: it takes connections.
         unfit: why it can't start as the server was deployed.
         heard: the number of the last `Told` that it took over.
-        silent_beats: for how many seconds it has not taken over the last one.
+        silent_beats: for how many seconds it has not answered.
         sampled: its metrics, as it said last.
         sample_due: set when they came.
     """
 
     def __init__(
-        self, name: str, hub: "Hub", *, went_up: Callable[[], None], kill: Callable[[], None]
+        self,
+        name: str,
+        hub: "Hub",
+        *,
+        takes: Callable[[], None],
+        takes_none: Callable[[], None],
+        kill: Callable[[], None],
     ) -> None:
         self.name = name
         self.line = Line(self._handle, lost=self._lost, handled=hub.publish_soon)
@@ -92,10 +101,26 @@ class FrontLink:
         self.sampled: Snapshot = []
         self.sample_due = asyncio.Event()
         self._hub = hub
-        self._went_up = went_up
+        self._takes = takes
+        self._takes_none = takes_none
         self._kill = kill
         self._images: dict[int, _Image] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def quiet(self) -> bool:
+        """It hangs, or is busy beyond answering."""
+        return self.silent_beats >= QUIET_BEATS
+
+    def beat(self, number: int) -> None:
+        """A second has passed; it was asked with the number at the last one.
+
+        Counted in beats: when the machine slept, nobody was silent.
+        """
+        quiet = self.quiet
+        self.silent_beats = self.silent_beats + 1 if self.heard < number else 0
+        if self.up and self.quiet != quiet:
+            (self._takes_none if self.quiet else self._takes)()
 
     def end(self) -> None:
         """Ends the front at once."""
@@ -124,7 +149,7 @@ class FrontLink:
                 self._hub.dropped(self, message.generation)
             case Up():
                 self.up = True
-                self._went_up()
+                self._takes()
             case Unfit():
                 self.unfit = message.reason
             case _:
@@ -178,6 +203,9 @@ class FrontLink:
                 # The front, which has the request's id, does not have the cause.
                 logger.error("inference_failed", name=self.name, exc_info=error)
             self.send(Failed(slot, error.code, str(error)))
+        except Exception:  # a fault of our own: the front must not wait until its deadline
+            logger.exception("inference_broken", name=self.name)
+            self.send(Failed(slot, InferenceFailed.code, "the server failed; see its log"))
         else:
             self.send(Done(slot, len(answer.result), answer.queue_s, answer.inference_s))
 

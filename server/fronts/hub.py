@@ -8,7 +8,7 @@ from server.backend import State
 from server.engine import Engine
 from server.errors import DeploymentError
 from server.fronts.front_link import FrontLink
-from server.fronts.messages import Measured, Sample, Told
+from server.fronts.messages import Measured, Ping, Sample, Told
 from server.fronts.remote_engine import described
 from server.fronts.shared_memory import Room, Slots
 from server.fronts.snapshots import Snapshot, counted, merged, snapshot
@@ -20,8 +20,9 @@ from server.own_model import OwnModel
 from server.settings import Settings
 
 BEAT_S = 1.0
-TELL_BEATS = 10  # between two times that all fronts are told what they know, and have to answer
-SILENT_BEATS = 60  # a front that has not answered for so long is ended
+SILENT_BEATS = 30  # a front that has not answered for so long is ended
+START_BEATS = 120  # the same for one that is still starting
+SAMPLE_BEATS = 5  # between two times that fronts tell their metrics, so that they outlive them
 MAX_UNSENT_BYTES = 64 * 2**20  # to one front
 HEARD_S = 5.0  # for which a reload waits until all fronts know of it
 MEASURE_S = 2.0  # for which a scrape waits for a front
@@ -64,7 +65,9 @@ class Hub:
         self._to_publish = False
         model.changed = self.tell
         model.queue.noted = self.publish_soon
-        metrics.http_processes.set_function(lambda: sum(each.up for each in self.links))
+        metrics.http_processes.set_function(
+            lambda: sum(each.up and not each.quiet for each in list(self.links))
+        )
         metrics.shared_slots.set_function(lambda: self.slots.count)
         metrics.busy_shared_slots.set_function(lambda: self.slots.taken)
         self.publish()
@@ -184,7 +187,11 @@ class Hub:
         """Answers a front with the metrics of all; those that ask meanwhile get the same."""
         if self._measuring is None or self._measuring.done():
             self._measuring = asyncio.create_task(self._measure())
-        own, fronts = await asyncio.shield(self._measuring)
+        try:
+            own, fronts = await asyncio.shield(self._measuring)
+        except Exception:  # a fault of our own: whoever asked must hear of it
+            logger.exception("metrics_broken")
+            own, fronts = [], []
         link.send(Measured(request, own, fronts))
 
     def metrics_came(self, link: FrontLink) -> None:
@@ -192,7 +199,7 @@ class Hub:
         link.sample_due.set()
 
     async def _measure(self) -> tuple[Snapshot, list[Snapshot]]:
-        asked = [link for link in self.links if link.up]
+        asked = [link for link in self.links if link.up and not link.quiet]
         for link in asked:
             link.sample_due.clear()
             link.send(Sample(0))
@@ -241,16 +248,15 @@ class Hub:
             await asyncio.sleep(BEAT_S)
             beats += 1
             self.publish()
-            if beats % TELL_BEATS == 0 and self._told is not None:
-                self._number += 1
-                self._told = self._told._replace(number=self._number)
-                for link in self.links:
-                    link.send(self._told)
+            asked, self._number = self._number, self._number + 1
             for link in [*self.links]:
-                # Counted in beats: when the machine slept, nobody was silent.
-                link.silent_beats = link.silent_beats + 1 if link.heard < self._number else 0
+                link.beat(asked)
+                link.send(Ping(self._number))
+                if beats % SAMPLE_BEATS == 0 and link.up and not link.quiet:
+                    link.send(Sample(0))
                 unsent_bytes = link.line.unsent_bytes
-                if link.silent_beats > SILENT_BEATS or unsent_bytes > MAX_UNSENT_BYTES:
+                allowed = SILENT_BEATS if link.up else START_BEATS
+                if link.silent_beats > allowed or unsent_bytes > MAX_UNSENT_BYTES:
                     logger.error("http_process_silent", name=link.name, unsent_bytes=unsent_bytes)
                     link.end()
 

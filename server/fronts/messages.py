@@ -56,7 +56,7 @@ class Dropped(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A `Told` was taken over."""
+    """A `Told` was taken over, or a `Ping` came."""
 
     number: int
 
@@ -123,6 +123,12 @@ class Told(NamedTuple):
     keys: list[str]
 
 
+class Ping(NamedTuple):
+    """Asks for a sign of life, with a number like that of `Told`; answered by `Heard`."""
+
+    number: int
+
+
 class Granted(NamedTuple):
     """Slots by their offsets in the shared memory, in bytes; candidates begin so much further."""
 
@@ -179,11 +185,11 @@ class Measured(NamedTuple):
 
 Message: TypeAlias = (
     Up | Unfit | Reserve | Submit | Release | Dropped | Heard | Reload | Measure | Sampled
-    | Begin | Told | Granted | Refused | Done | Failed | Reloaded | Sample | Measured
+    | Begin | Told | Ping | Granted | Refused | Done | Failed | Reloaded | Sample | Measured
 )  # fmt: skip
 KINDS: tuple[type[Message], ...] = (
     Up, Unfit, Reserve, Submit, Release, Dropped, Heard, Reload, Measure, Sampled,
-    Begin, Told, Granted, Refused, Done, Failed, Reloaded, Sample, Measured,
+    Begin, Told, Ping, Granted, Refused, Done, Failed, Reloaded, Sample, Measured,
 )  # fmt: skip
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 

@@ -76,10 +76,16 @@ async def _run(hub: Hub, distributor: Distributor) -> None:
     model, drain_timeout_s = hub.model, hub.settings.drain_timeout_s
     fronts = Fronts(hub, distributor, available_bytes())
     now = asyncio.Event()  # a second Ctrl-C
+    loop = asyncio.get_running_loop()
+
+    def hang_up(*_: object) -> None:
+        # A signal comes in the middle of anything the event loop does, and does not wake it.
+        loop.call_soon_threadsafe(model.begin_drain)
+
     async with hub.running(), model.running():
         keeping = asyncio.create_task(fronts.run())
         keeping.add_done_callback(lambda _: hub.ending.set())
-        with _leaving(hub, now), reloading_at_sighup(hub.reload, lambda *_: model.begin_drain()):
+        with _leaving(hub, now), reloading_at_sighup(hub.reload, hang_up):
             await hub.ending.wait()
             distributor.close()
             waiting = [keeping, asyncio.create_task(now.wait())]
@@ -108,14 +114,16 @@ def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
                 now.set()
         hub.model.begin_drain()
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for each in signals:
+    # After the drain, too, a signal is no reason to end otherwise than with 0.
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
         loop.add_signal_handler(each, leave, each)
     try:
         yield
     finally:
-        for each in signals:
+        for each, handler in before.items():
             loop.remove_signal_handler(each)
+            signal.signal(each, handler)
 
 
 def _note_failure(keeping: asyncio.Task[None], model: OwnModel) -> None:

@@ -25,6 +25,7 @@ from server.fronts.messages import (
     Measure,
     Measured,
     Message,
+    Ping,
     Reload,
     Reloaded,
     Sample,
@@ -112,6 +113,8 @@ class RemoteModel:
         """Asks for the metrics of all processes."""
         answer = await self._ask(Measure)
         assert isinstance(answer, Measured)
+        if not answer.own:
+            raise ServerError("the metrics can't be had; the log says why")
         return lambda: exposition(merged(answer.own, answer.fronts))
 
     async def _ask(self, question: type[Reload] | type[Measure]) -> Reloaded | Measured:
@@ -125,6 +128,8 @@ class RemoteModel:
         match message:
             case Told():
                 self._take_over(message)
+                self._line.send(Heard(message.number))
+            case Ping():
                 self._line.send(Heard(message.number))
             case Reloaded() | Measured():
                 answered = self._asked.pop(message.request)

@@ -7,6 +7,7 @@ memory.
     | board, one page | slot | slot | ... | slot | slots of a later, larger model ...
 """
 
+import fcntl
 import mmap
 import os
 import time
@@ -62,6 +63,12 @@ class SharedFile:
         """Bytes, now."""
         return len(self._map)
 
+    def grow(self, size: int) -> None:
+        """Makes the file so large, for all processes; others see it when they look there."""
+        os.ftruncate(self.file, size)
+        # Arrays that lie in the map of before keep it; both show the same memory.
+        self._map = mmap.mmap(self.file, size)
+
     def pixels(self, slot: int, height: int, width: int) -> NDArray[np.uint8]:
         """The canvas of a slot, (height, width, 3)."""
         count = height * width * 3
@@ -79,8 +86,7 @@ class SharedFile:
         self._map.madvise(mmap.MADV_REMOVE, start, size)
 
     def _reaching(self, end: int) -> mmap.mmap:
-        if end > len(self._map):
-            # Arrays that lie in the map of before keep it; both show the same memory.
+        if end > len(self._map):  # the model process has made it larger
             self._map = mmap.mmap(self.file, os.fstat(self.file).st_size)
         return self._map
 
@@ -145,8 +151,10 @@ class Slots:
     """
 
     def __init__(self) -> None:
-        file = os.memfd_create("yolov8-fla")
+        file = os.memfd_create("yolov8-fla", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(file, PAGE_BYTES)
+        # A process that reads where the file has been cut off dies, and fronts have the file too.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.shared = SharedFile(file)
         self._areas: list[_Area] = []
 
@@ -171,8 +179,8 @@ class Slots:
             count = max(last.count, count)
             if (last.room, last.count) == (room, count):
                 return
-        start = os.fstat(self.shared.file).st_size
-        os.ftruncate(self.shared.file, start + room.slot_bytes * count)
+        start = self.shared.size
+        self.shared.grow(start + room.slot_bytes * count)
         self._areas.append(_Area(start, room, count))
         if last is not None:
             self._forget_if_idle(last)

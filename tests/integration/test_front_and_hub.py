@@ -17,8 +17,8 @@ from server.artifact import Artifact
 from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.engine import Engine
-from server.errors import DeadlineExceeded, QueueFull
-from server.fronts.front_link import FrontLink
+from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
+from server.fronts.front_link import QUIET_BEATS, FrontLink
 from server.fronts.hub import Hub
 from server.fronts.messages import Message, Release, Reserve, Sampled, Submit
 from server.fronts.remote_model import RemoteModel
@@ -46,6 +46,7 @@ class Joined:
         model: the front's.
         sessions: of the engines that were opened, the latest last.
         lost: what each end said when the other was gone.
+        takes: whether the front was said to take connections, each time that it changed.
     """
 
     hub: Hub
@@ -53,6 +54,7 @@ class Joined:
     model: RemoteModel
     sessions: list[HeldSession]
     lost: list[str] = field(default_factory=list)
+    takes: list[bool] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT_S):
@@ -68,6 +70,10 @@ class Joined:
                 place.put(PIXELS)
             answers = await asyncio.gather(*(place.infer(deadline) for place in places))
         return [float(answer.result[:, 4].max()) for answer in answers]
+
+
+def value_of(both: Joined, name: str) -> float | None:
+    return both.hub.metrics.registry.get_sample_value(name)
 
 
 @asynccontextmanager
@@ -95,8 +101,13 @@ async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIt
     ours.setblocking(False)
     theirs.setblocking(False)
     lost: list[str] = []
+    takes: list[bool] = []
     link = FrontLink(
-        "http-1", hub, went_up=lambda: None, kill=lambda: lost.append("the front is killed")
+        "http-1",
+        hub,
+        takes=lambda: takes.append(True),
+        takes_none=lambda: takes.append(False),
+        kill=lambda: lost.append("the front is killed"),
     )
     front = RemoteModel(
         settings,
@@ -113,7 +124,7 @@ async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIt
         await loop.create_unix_connection(lambda: link.line, sock=ours)
         hub.connected(link)
         front.tell_up()
-        both = Joined(hub, link, front, sessions, lost)
+        both = Joined(hub, link, front, sessions, lost, takes)
         await both.until(lambda: front.state == "ready" and link.up)
         try:
             yield both
@@ -244,6 +255,56 @@ async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
         assert both.hub.model.queue.queue_images == 0
         submitted.cancel()
         assert await both.ask() == [1.0]
+
+
+async def test_a_front_that_does_not_answer_gets_no_connections_until_it_does(
+    artifact: Path,
+) -> None:
+    async with joined(artifact) as both:
+        link = both.link
+        assert both.takes == [True]
+        for _ in range(QUIET_BEATS - 1):
+            link.beat(link.heard + 1)
+        assert not link.quiet
+        link.beat(link.heard + 1)
+        assert link.quiet
+        assert both.takes == [True, False]
+        assert value_of(both, "detector_http_processes") == 0
+        link.beat(link.heard)
+        assert both.takes == [True, False, True]
+        assert value_of(both, "detector_http_processes") == 1
+
+
+async def test_what_a_front_counts_is_asked_for_without_a_scrape(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.fronts.hub.BEAT_S", 0.001)
+    async with joined(artifact) as both:
+        await both.until(lambda: bool(both.link.sampled))
+
+
+async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("planted")
+
+    async with joined(artifact) as both:
+        both.hub.metrics.http_processes.set_function(lambda: broken(None))  # type: ignore[arg-type,return-value]
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(ServerError, match="the log says why"):
+                await both.model.measure()
+
+
+async def test_an_image_that_meets_a_fault_of_our_own_is_answered(artifact: Path) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("planted")
+
+    async with joined(artifact) as both:
+        both.hub.model.queue.batcher._bucket = broken
+        async with asyncio.timeout(LIMIT_S):
+            with pytest.raises(InferenceFailed, match="see its log"):
+                await both.ask()
 
 
 async def test_where_no_slot_is_free_a_request_is_refused_and_holds_no_place(

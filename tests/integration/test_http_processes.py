@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -268,6 +269,55 @@ def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started
         assert value(client, counted) == 5  # a counter never falls
         with each_front(client, 4) as new:
             assert [n.post("/detect", content=one_cell()).status_code for n in new] == [200] * 4
+        assert server.stop() == 0
+
+
+def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_on(
+    repo_dir: Path, artifact: Path
+) -> None:
+    with several(repo_dir, artifact) as (server, client):
+        assert client.get("/model").status_code == 200
+        answers = server.wait_for("request")["process"]
+        victim = next(
+            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+        )
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            until(lambda: value(client, "detector_http_processes") == 1)
+            with each_front(client, 8) as clients:
+                codes = [each.post("/detect", content=one_cell()).status_code for each in clients]
+            assert codes == [200] * 8
+        finally:
+            os.kill(victim, signal.SIGCONT)
+        until(lambda: value(client, "detector_http_processes") == 2)
+        assert value(client, "detector_http_process_restarts_total") == 0
+        with each_front(client, 4) as clients:
+            assert [each.get("/model").status_code for each in clients] == [200] * 4
+        # Both have some again.
+        until(lambda: len({event["process"] for event in server.events("request")}) == 2)
+        assert server.stop() == 0
+
+
+def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
+    repo_dir: Path, artifact: Path
+) -> None:
+    program = (
+        "import sys; from server.__main__ import main; from server.fronts import children; "
+        "children.BACKOFF_S = 60; sys.exit(main(sys.argv[1:]))"
+    )
+    with several(repo_dir, artifact, program=program) as (server, client):
+        assert client.get("/model").status_code == 200
+        answers = server.wait_for("request")["process"]
+        victim = next(
+            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+        )
+        # No file is left for another process: what a limit of the system does.
+        soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for("http_process_not_started")
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert client.post("/detect", content=one_cell()).status_code == 200
         assert server.stop() == 0
 
 

@@ -131,6 +131,20 @@ def test_a_larger_model_gets_larger_slots_and_the_small_ones_go_with_their_reque
     assert slots.count == 2
 
 
+def test_a_larger_model_gets_its_slots_before_any_image_came(slots: Slots) -> None:
+    slots.fit(ROOM, 2)
+    assert slots.shared.size >= 2 * ROOM.slot_bytes  # which is what the budget of memory counts
+    slots.fit(Room(128 * 128 * 3, 20), 2)
+    assert slots.count == 2
+    (lease,) = slots.take(1)
+    lease.pixels(128, 128)[:] = 1
+
+
+def test_a_front_cannot_cut_the_memory_off_under_the_model_process(slots: Slots) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(slots.shared.file, 0)
+
+
 def test_what_no_image_has_used_takes_no_memory(slots: Slots) -> None:
     slots.fit(Room(2**20, 1000), 500)
     (lease,) = slots.take(1)
