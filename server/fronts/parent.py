@@ -114,15 +114,15 @@ def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
                 now.set()
         hub.model.begin_drain()
 
-    # After the drain, too, a signal is no reason to end otherwise than with 0.
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for each in before:
-        loop.add_signal_handler(each, leave, each)
+    def handle(sig: int, _: object) -> None:
+        loop.call_soon_threadsafe(leave, sig)  # as in `hang_up`
+
+    # Not the loop's handlers: between theirs and those of before a signal would end the process.
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for each, handler in before.items():
-            loop.remove_signal_handler(each)
             signal.signal(each, handler)
 
 
