@@ -95,6 +95,7 @@ def decode_reduced(
                 above = over_h if orientation in _FROM_THE_BOTTOM else 0
                 left = over_w if orientation in _FROM_THE_RIGHT else 0
                 return pixels, Frame(original_hw, covered_hw, (above, left))
+            del pixels  # not kept beside the second result, for which there is memory
     require(decoding_bytes(data, header))
     pixels = _decode_exactly(data, header)
     return pixels, Frame.whole(pixels)
@@ -127,8 +128,8 @@ def _header_within(data: bytes, max_pixels: int) -> ImageHeader:
             f"max_image_pixels is {max_pixels}",
             code="too_many_pixels",
         )
-    if header.format == "JPEG":
-        refuse_costly_jpeg(data)
+    if header.jpeg is not None:
+        refuse_costly_jpeg(header.jpeg, len(data))
     return header
 
 

@@ -6,7 +6,6 @@ The output counts twice, as OpenCV hands it over to numpy, or turns it upright, 
 """
 
 from server.image_header import ImageHeader
-from server.jpeg_header import jpeg_coefficient_bytes
 from server.memory import LARGE_BLOCK_BYTES
 
 _OUTPUT_BYTES = 3.5  # a pixel's red, green and blue, and a sixth for what is allocated by rows
@@ -30,14 +29,14 @@ def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
         header: of it.
         reduction: 1, 2, 4 or 8: a JPEG is decoded at this part of its size.
     """
+    kept = header.coefficient_bytes
     if header.format == "JPEG":
         output = _OUTPUT_BYTES * header.pixels / reduction**2
         # What the scans bring together is kept for all of the picture, until the last has come;
         # and where a colour's part is small, the C library keeps it longer.
-        kept = jpeg_coefficient_bytes(data)
         needed = output + max(output + min(kept, _SMALL_PARTS_BYTES), kept)
     else:
-        needed = _BYTES_A_PIXEL[header.format] * header.pixels
+        needed = _BYTES_A_PIXEL[header.format] * header.pixels + kept
     return int(needed) + _COPIES[header.format] * len(data) + _ROWS_BYTES
 
 

@@ -1,126 +1,147 @@
-"""What a JPEG file says of itself, and what its declared size can't be."""
+"""What a JPEG file declares about itself, and what of it is refused before it is decoded.
+
+The file is walked by libjpeg-turbo's own rules (jdmarker.c, `read_markers` and
+`jpeg_resync_to_restart`), up to the end of the first image: a walk that skipped what the decoder
+reads would count one scan where the decoder runs a thousand.
+"""
 
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from server.errors import UndecodableImage
+from server.errors import UndecodableImage, UnsupportedImage
 
 START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-_HUFFMAN_CODED = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+# Frame headers, by what they announce: Huffman baseline, extended and progressive; arithmetic
+# sequential and progressive.
+_SERVED_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+_PROGRESSIVE = (0xC2, 0xCA)
+# libjpeg decodes SOF3 and SOF11 whole, whatever the scale: 75 bytes took 431 MB and 1.5 s. Of
+# the hierarchical ones it decodes none.
+_OTHER_FRAMES = {
+    **dict.fromkeys((0xC3, 0xCB), "lossless"),
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical"),
+}
+# Markers that no encoder writes. Where a restart marker is due, libjpeg looks for the next marker
+# *inside* of a segment 0x02..0xBF, so that scans in there are decoded; the others it does not know.
+_NEVER_WRITTEN = frozenset([*range(0x02, 0xC0), 0xC8, 0xDE, 0xDF, *range(0xF0, 0xFE)])
 _MAX_SCANS, _MAX_SEGMENTS = 100, 10_000
 # Each scan is a pass over all pixels: 20 times the default of max_image_pixels.
-_MAX_SCANNED_PIXELS = 10**9
+MAX_SCANNED_PIXELS = 10**9
 # 0x00 is a 0xFF among the pixels, 0x01 and 0xD0..0xD8 stand alone, 0xFF is a fill byte.
 _SEGMENT_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """The (width, height) in pixels of a JPEG file, before EXIF orientation.
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """The frame header of a JPEG file, and how many scans follow it.
+
+    Attributes:
+        width, height: pixels as stored, before EXIF orientation; >= 0.
+        scans: passes that the decoder makes over the pixels; 0 where the file ends before one.
+        samples: of all components, subsampled ones for what they are; 0 where the components are
+            cut off or corrupt.
+        coefficient_bytes: what libjpeg keeps of all scans until the last has come; 0 where there
+            is only one.
+    """
+
+    width: int
+    height: int
+    scans: int
+    samples: int
+    coefficient_bytes: int
+
+
+def read_jpeg(data: bytes) -> JpegHeader:
+    """Reads the markers of a JPEG file, without its pixels.
 
     Raises:
+        UnsupportedImage: it is lossless or hierarchical, or has samples of other than 8 bits.
+        UndecodableImage: it has a marker that no encoder writes.
         IndexError, struct.error: the header is cut off or corrupt.
     """
-    _, width, height, _ = _frame(data)
-    return width, height
-
-
-def refuse_costly_jpeg(data: bytes) -> None:
-    """Refuses what takes far more work than its pixels, or can't hold them.
-
-    Raises:
-        UndecodableImage: it has very many scans, or too few bytes for its size; or its header is
-            cut off or corrupt.
-    """
-    try:
-        marker, width, height, position = _frame(data)
-        _limit_scans(data, width * height)
-        if marker in _HUFFMAN_CODED:
-            _refuse_too_few_bytes(data, position, width * height)
-    except (IndexError, struct.error):
-        raise UndecodableImage("the JPEG header is cut off or corrupt") from None
-
-
-def jpeg_coefficient_bytes(data: bytes) -> int:
-    """What libjpeg keeps of all scans until the last has come; 0 where there is only one.
-
-    Raises:
-        UndecodableImage: the header is cut off or corrupt.
-    """
-    try:
-        marker, width, height, position = _frame(data)
-        across, down = _sampling_factors(data, position)
-        scans = (at for found, at in jpeg_segments(data) if found == START_OF_SCAN)
-        first = next(scans, None)
-        if marker not in _PROGRESSIVE and (first is None or data[first + 2] == len(across)):
-            return 0
-    except (IndexError, struct.error):
-        raise UndecodableImage("the JPEG header is cut off or corrupt") from None
-    blocks = -(-width // (8 * max(across))) * -(-height // (8 * max(down)))
-    per_block = sum(x * y for x, y in zip(across, down, strict=True))
-    return 2 * 64 * blocks * per_block
-
-
-def _frame(data: bytes) -> tuple[int, int, int, int]:
-    """Marker, width, height and position of the first frame header."""
+    frame, scans = None, []
     for marker, position in jpeg_segments(data):
         if marker == START_OF_SCAN:
-            break
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 3)
-            return marker, width, height, position
-    raise IndexError("no frame header before the pixels")
+            scans.append(position)
+        elif marker in _OTHER_FRAMES:
+            raise UnsupportedImage(
+                f"the JPEG image is {_OTHER_FRAMES[marker]} (SOF{marker - 0xC0}); served are "
+                "baseline, extended and progressive JPEG, Huffman or arithmetic coded"
+            )
+        elif marker in _SERVED_FRAMES and frame is None and not scans:
+            frame = marker, position
+    if frame is None:
+        raise IndexError("no frame header before the pixels")
+    marker, position = frame
+    bits, height, width = struct.unpack_from(">BHH", data, position + 2)
+    if bits != 8:
+        raise UnsupportedImage(f"the JPEG image has {bits}-bit samples, served are 8 bit")
+    factors = _sampling_factors(data, position)
+    if not factors:  # its size is known all the same, and may be over a limit
+        return JpegHeader(width, height, len(scans), samples=0, coefficient_bytes=0)
+    across, down = max(x for x, _ in factors), max(y for _, y in factors)
+    blocks = -(-width // (8 * across)) * -(-height // (8 * down))
+    several = marker in _PROGRESSIVE or any(data[at + 2] != len(factors) for at in scans[:1])
+    return JpegHeader(
+        width,
+        height,
+        scans=len(scans),
+        samples=sum(-(-width * height * x * y // (across * down)) for x, y in factors),
+        coefficient_bytes=2 * 64 * blocks * sum(x * y for x, y in factors) if several else 0,
+    )
+
+
+def refuse_costly_jpeg(header: JpegHeader, data_bytes: int) -> None:
+    """Refuses a file that takes far more work than its pixels, or can't hold them.
+
+    Args:
+        header: of the file.
+        data_bytes: its length.
+
+    Raises:
+        UndecodableImage: it has very many scans, too few bytes for its size, or no components.
+    """
+    if header.samples < 1:
+        raise UndecodableImage("the JPEG header is cut off or corrupt")
+    pixels = header.width * header.height
+    # A progressive file of 105 KB with 209 scans took 2.8 s to decode; usual are 10.
+    limit = min(_MAX_SCANS, MAX_SCANNED_PIXELS // max(1, pixels))
+    if header.scans > limit:
+        raise UndecodableImage(
+            f"the JPEG image has {header.scans} scans, the limit at {pixels} pixels is {limit}"
+        )
+    # Each block of 8 x 8 samples takes a bit or more, also where an arithmetic coder could do with
+    # less. What is missing would be grey, and cost as much as a picture.
+    if header.samples // 64 > 8 * data_bytes:
+        raise UndecodableImage(f"the JPEG image is cut off: {data_bytes} bytes for {pixels} pixels")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Yields each marker and where its segment starts, up to the end of the first image.
 
     Raises:
-        IndexError, struct.error: there are very many, or one is cut off.
+        UndecodableImage: a marker is one that no encoder writes.
+        IndexError: there are very many.
     """
     position = 2
     for _ in range(_MAX_SEGMENTS):
         match = _SEGMENT_MARKER.search(data, position)
-        if match is None or match[1][0] == _END_OF_IMAGE:
+        if match is None or match[1][0] == _END_OF_IMAGE or match.end() + 2 > len(data):
             return
-        yield match[1][0], match.end()
+        marker = match[1][0]
+        if marker in _NEVER_WRITTEN:
+            raise UndecodableImage(f"the JPEG image has a marker 0xFF{marker:02X}: it is corrupt")
+        yield marker, match.end()
         position = match.end() + struct.unpack_from(">H", data, match.end())[0]
     raise IndexError("too many segments")
 
 
-def _limit_scans(data: bytes, pixels: int) -> None:
-    """Refuses what no camera writes: each scan of a few bytes costs a pass over all pixels.
-
-    A progressive file of 105 KB with 209 scans took 2.8 s to decode; usual are 10.
-    """
-    limit = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels))
-    # Most files hold so few of these byte pairs that nothing needs to be walked.
-    if data.count(bytes((0xFF, START_OF_SCAN))) > limit:
-        scans = sum(marker == START_OF_SCAN for marker, _ in jpeg_segments(data))
-        if scans > limit:
-            raise UndecodableImage(
-                f"the JPEG image has {scans} scans, the limit at {pixels} pixels is {limit}"
-            )
-
-
-def _refuse_too_few_bytes(data: bytes, frame: int, pixels: int) -> None:
-    """Refuses a size that can't be true: each block of 8 x 8 samples takes a bit or more.
-
-    What is missing would be grey, and cost as much as a picture.
-    """
-    across, down = _sampling_factors(data, frame)
-    samples = sum(
-        pixels * x * y // (max(across) * max(down)) for x, y in zip(across, down, strict=True)
-    )
-    if samples // 64 > 8 * len(data):
-        raise UndecodableImage(f"the JPEG image is cut off: {len(data)} bytes for {pixels} pixels")
-
-
-def _sampling_factors(data: bytes, frame: int) -> tuple[list[int], list[int]]:
-    """Of each component, across and down, each >= 1; at least one."""
-    factors = [data[frame + 9 + 3 * i] for i in range(data[frame + 7])]
-    across, down = [each >> 4 for each in factors], [each & 15 for each in factors]
-    if not factors or not all(across) or not all(down):
-        raise IndexError("no sampling factor, or one of 0")
-    return across, down
+def _sampling_factors(data: bytes, frame: int) -> list[tuple[int, int]]:
+    """Of each component, across and down, each >= 1; empty where they are cut off or corrupt."""
+    count = data[frame + 7 : frame + 8]
+    components = data[frame + 8 : frame + 8 + 3 * count[0]] if count else b""
+    factors = [(each >> 4, each & 15) for each in components[1::3]]
+    whole = len(components) == 3 * len(factors) and all(x and y for x, y in factors)
+    return factors if whole else []

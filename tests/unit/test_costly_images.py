@@ -1,8 +1,11 @@
 """Files that would cost far more than their pixels, or lie about them."""
 
 import io
+import re
+import runpy
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from benchmarks.fuzz_seeds import png_chunk
-from server.errors import TooLarge, UndecodableImage
+from server.errors import BadInput, TooLarge, UndecodableImage, UnsupportedImage
 from server.image import decode, read_header
 from server.png import essential_png
 
@@ -150,6 +153,163 @@ def test_a_large_jpeg_may_have_fewer_scans_than_a_small_one() -> None:
     scan = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
     with pytest.raises(UndecodableImage, match="has 40 scans, the limit at 49000000 pixels is 20"):
         decode(data[:-2] + scan * 30 + data[-2:], max_pixels=LIMIT)
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload
+
+
+def before_the_end(jpeg: bytes, *more: bytes) -> bytes:
+    assert jpeg.endswith(b"\xff\xd9")
+    return jpeg[:-2] + b"".join(more) + jpeg[-2:]
+
+
+def test_scans_in_a_segment_that_the_decoder_walks_into_are_refused() -> None:
+    # The first scan waits for a restart marker, meets 0xFF02, and looks for one inside of it.
+    data = saved(noise(), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xc4", first)
+    hidden = segment(0xDD, b"\0\0") + data[second:-2]
+    head = data[:first] + segment(0xDD, b"\0\1") + data[first : first + 14] + b"\0"
+    lie = head + segment(0x02, hidden) + b"\xff\xd9"
+    assert cv2.imdecode(np.frombuffer(lie, np.uint8), cv2.IMREAD_COLOR) is not None
+    with pytest.raises(UndecodableImage, match="marker 0xFF02"):
+        decode(lie, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("marker", [0x02, 0x4F, 0xBF, 0xC8, 0xDE, 0xF0, 0xFD])
+@pytest.mark.parametrize("at_start", [False, True])
+def test_a_jpeg_marker_that_no_encoder_writes_is_refused(marker: int, at_start: bool) -> None:
+    data, odd = saved(noise(), "JPEG"), segment(marker, b"\0\0")
+    data = data[:2] + odd + data[2:] if at_start else before_the_end(data, odd)
+    with pytest.raises(UndecodableImage, match=f"marker 0xFF{marker:02X}"):
+        decode(data, max_pixels=LIMIT)
+
+
+def test_a_scan_inside_of_a_comment_or_behind_the_end_is_none() -> None:
+    data = saved(noise(), "JPEG")
+    scan = data[data.index(b"\xff\xda") :]
+    comments = before_the_end(data, segment(0xFE, scan * 2) * 200)
+    for each in (comments, data + scan * 200, data + segment(0x02, b"")):
+        header = read_header(each).jpeg
+        assert header is not None
+        assert header.scans == 1
+        np.testing.assert_array_equal(
+            decode(each, max_pixels=LIMIT), decode(data, max_pixels=LIMIT)
+        )
+
+
+@pytest.mark.parametrize(
+    ("marker", "name"), [(0xC3, "lossless"), (0xCB, "lossless"), (0xC5, "hier"), (0xCF, "hier")]
+)
+def test_a_jpeg_of_another_coding_is_refused_before_decoding(marker: int, name: str) -> None:
+    data = saved(noise(), "JPEG").replace(b"\xff\xc0", bytes((0xFF, marker)), 1)
+    with pytest.raises(UnsupportedImage, match=rf"{name}.* \(SOF{marker - 0xC0}\)"):
+        read_header(data)
+
+
+def test_a_jpeg_of_12_bit_samples_is_refused_before_decoding() -> None:
+    data = bytearray(saved(noise(), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(UnsupportedImage, match="12-bit samples, served are 8 bit"):
+        read_header(bytes(data))
+
+
+@pytest.mark.parametrize("marker", [0xC9, 0xCA])
+def test_an_arithmetic_jpeg_too_short_for_its_size_is_refused(marker: int) -> None:
+    data = saved(noise(), "JPEG").replace(b"\xff\xc0", bytes((0xFF, marker)), 1)
+    with pytest.raises(UndecodableImage, match="cut off"):
+        decode(with_size(data, 7000, 7000, marker), max_pixels=LIMIT)
+
+
+def test_a_jpeg_of_one_pixel_may_have_odd_sampling_factors() -> None:
+    data = bytearray(saved(Image.new("RGB", (1, 1)), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 11], data[frame + 14] = 0x21, 0x12
+    header = read_header(bytes(data)).jpeg
+    assert header is not None
+    assert header.samples == 3
+
+
+@pytest.mark.parametrize("kind", ["hidden_scans", "lossless"])
+def test_the_red_teams_files_are_refused(kind: str, shared_dir: Path) -> None:
+    path = shared_dir / "hostile" / "jpegs.py"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    made = runpy.run_path(str(path))[kind]
+    for side in range(100, 7000, 300):
+        with pytest.raises(UndecodableImage if kind == "hidden_scans" else UnsupportedImage):
+            decode(made(side, side, 3), max_pixels=LIMIT)
+
+
+def jpeg_tiff(stream: bytes, *, size: tuple[int, int] = (80, 60), strips: int = 1) -> bytes:
+    """A TIFF whose strips are all the same JPEG stream."""
+    width, height = size
+    at = 8 + 2 + 12 * 10 + 4
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, at), (259, 3, 1, 7), (262, 3, 1, 6),
+        (273, 4, strips, at + 6), (277, 3, 1, 3),
+        (278, 4, 1, height // strips),
+        (279, 4, strips, at + 6 + 4 * strips if strips > 1 else len(stream)),
+        (530, 3, 2, 0x00020002),
+    ]  # fmt: skip
+    tables = b""
+    if strips > 1:
+        first = at + 6 + 8 * strips
+        tables = struct.pack(f"<{strips}I", *(first + i * len(stream) for i in range(strips)))
+        tables += struct.pack("<I", len(stream)) * strips
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4)
+    return head + struct.pack("<HHH", 8, 8, 8) + tables + stream * strips
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_streams_in_a_tiff_are_decoded(progressive: bool) -> None:
+    stream = saved(noise(), "JPEG", progressive=progressive)
+    for strips in (1, 3):
+        data = jpeg_tiff(stream, size=(80, 60 * strips), strips=strips)
+        pixels = decode(data, max_pixels=LIMIT)
+        assert pixels.shape == (60 * strips, 80, 3)
+    assert (read_header(data).coefficient_bytes > 0) == progressive
+
+
+def test_jpeg_streams_in_a_tiff_are_refused_as_files_are() -> None:
+    data = saved(noise(), "JPEG")
+    scan = data[data.index(b"\xff\xda") : -2]
+    for stream, match in (
+        (before_the_end(data, segment(0x02, b"")), "marker 0xFF02"),
+        (data.replace(b"\xff\xc0", b"\xff\xc3", 1), "lossless"),
+        (before_the_end(data, scan * 100), "101 scans"),
+        (with_size(data, 3000, 3000), "cut off"),
+        (data[2:], "TIFF header"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            decode(jpeg_tiff(stream), max_pixels=LIMIT)
+
+
+def test_the_scans_of_all_jpeg_streams_in_a_tiff_are_bounded_together() -> None:
+    data = saved(Image.new("RGB", (2000, 2000)), "JPEG", progressive=True, quality=30)
+    scan = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
+    stream = before_the_end(data, scan * 80)
+    many = jpeg_tiff(stream, size=(2000, 10_000), strips=5)
+    with pytest.raises(UndecodableImage, match="the limit is 1000000000"):
+        decode(many, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("compression", "name"),
+    [("zstd", "Zstandard (50000)"), ("lzma", "LZMA (34925)"), (6, "old-style JPEG (6)")],
+)
+def test_a_tiff_of_another_compression_is_refused_by_its_name(
+    compression: str | int, name: str
+) -> None:
+    if isinstance(compression, str):
+        data = saved(noise(), "TIFF", compression=compression)
+    else:
+        raw = struct.pack("<HHIHH", 259, 3, 1, 1, 0)
+        data = tiff().replace(raw, struct.pack("<HHIHH", 259, 3, 1, compression, 0))
+    with pytest.raises(UnsupportedImage, match=re.escape(f"compressed with {name}")):
+        decode(data, max_pixels=LIMIT)
 
 
 def tiff(
