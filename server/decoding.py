@@ -1,5 +1,6 @@
 """The threads that decode, within the memory that there is for it."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -29,6 +30,7 @@ class Decoding:
         self.memory = DecodeMemory()
         self._max_image_pixels = max_image_pixels
         self._pool = nice_pool(threads, "decode", DECODE_NICENESS)
+        self._started: dict[object, float] = {}  # of what runs on a thread now
 
     def limit(self, max_bytes: int) -> None:
         """Sets how much memory images may take while they are decoded."""
@@ -36,6 +38,11 @@ class Decoding:
         most = self.threads * costliest_bytes(self._max_image_pixels)
         if most > max_bytes:  # where there is plenty, reusing blocks is faster
             return_large_blocks()
+
+    def hung_s(self) -> float:
+        """Seconds for which every thread has been busy with one image; 0 where one is free."""
+        started = [*self._started.values()]
+        return time.monotonic() - max(started) if len(started) == self.threads else 0.0
 
     async def run(self, work: Callable[[Claim], Result]) -> Result:
         """Runs what decodes, on a thread that never waits for memory.
@@ -47,10 +54,18 @@ class Decoding:
         Raises:
             TooLarge: there is never as much memory as it asks for.
         """
+
+        def timed(claim: Claim) -> Result:
+            self._started[claim] = time.monotonic()
+            try:
+                return work(claim)
+            finally:
+                del self._started[claim]
+
         claim = self.memory.claim()
         while True:
             try:
-                return await on_pool_until(self._pool, partial(work, claim), claim.give_back)
+                return await on_pool_until(self._pool, partial(timed, claim), claim.give_back)
             except NoRoom as full:
                 needed = full.needed
             claim = await self.memory.wait_for(needed)

@@ -79,7 +79,7 @@ class TooLarge(BadInput):
 
 
 class UnsupportedImage(BadInput):
-    """The bytes are not a JPEG, PNG, WebP, BMP or TIFF image."""
+    """The bytes are not a JPEG, PNG, WebP, BMP or TIFF image, or one of a coding not served."""
 
     code = "unsupported_image"
 

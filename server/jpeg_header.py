@@ -16,7 +16,7 @@ START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # Frame headers, by what they announce: Huffman baseline, extended and progressive; arithmetic
 # sequential and progressive.
 _SERVED_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
-_PROGRESSIVE = (0xC2, 0xCA)
+_PROGRESSIVE, _ARITHMETIC = (0xC2, 0xCA), (0xC9, 0xCA)
 # libjpeg decodes SOF3 and SOF11 whole, whatever the scale: 75 bytes took 431 MB and 1.5 s. Of
 # the hierarchical ones it decodes none.
 _OTHER_FRAMES = {
@@ -44,6 +44,7 @@ class JpegHeader:
             cut off or corrupt.
         coefficient_bytes: what libjpeg keeps of all scans until the last has come; 0 where there
             is only one.
+        arithmetic: how it is coded; else with Huffman codes.
     """
 
     width: int
@@ -51,6 +52,7 @@ class JpegHeader:
     scans: int
     samples: int
     coefficient_bytes: int
+    arithmetic: bool = False
 
 
 def read_jpeg(data: bytes) -> JpegHeader:
@@ -90,6 +92,7 @@ def read_jpeg(data: bytes) -> JpegHeader:
         scans=len(scans),
         samples=sum(-(-width * height * x * y // (across * down)) for x, y in factors),
         coefficient_bytes=2 * 64 * blocks * sum(x * y for x, y in factors) if several else 0,
+        arithmetic=marker in _ARITHMETIC,
     )
 
 
@@ -112,9 +115,9 @@ def refuse_costly_jpeg(header: JpegHeader, data_bytes: int) -> None:
         raise UndecodableImage(
             f"the JPEG image has {header.scans} scans, the limit at {pixels} pixels is {limit}"
         )
-    # Each block of 8 x 8 samples takes a bit or more, also where an arithmetic coder could do with
-    # less. What is missing would be grey, and cost as much as a picture.
-    if header.samples // 64 > 8 * data_bytes:
+    # A Huffman code takes a bit or more for each block of 8 x 8 samples, an arithmetic code of the
+    # poorest photograph 0.4. What is missing would be grey, and cost as much as a picture.
+    if header.samples // 64 > 8 * data_bytes * (8 if header.arithmetic else 1):
         raise UndecodableImage(f"the JPEG image is cut off: {data_bytes} bytes for {pixels} pixels")
 
 

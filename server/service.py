@@ -123,8 +123,8 @@ class Service:
 
     @property
     def status(self) -> State | Literal["stuck"]:
-        """The state; "stuck" where a model call does not return, so that no request is taken."""
-        if self.state == "ready" and self.queue.stuck_s() is not None:
+        """The state; "stuck" where model calls or decoding do not end, and no request is taken."""
+        if self.state == "ready" and (self.queue.stuck_s() is not None or self._decoding_hangs()):
             return "stuck"
         return self.state
 
@@ -136,6 +136,16 @@ class Service:
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
         refuse_unless_ready(self.state, self.queue.stuck_s(), self.settings.stuck_after_s)
+        if self._decoding_hangs():
+            raise NotReady(
+                "every decode thread has been decoding one image for "
+                f"{self.pipeline.decoding.hung_s():.0f} s; request_timeout_s is "
+                f"{self.settings.request_timeout_s:g}"
+            )
+
+    def _decoding_hangs(self) -> bool:
+        """Whether a request that comes now would wait for images that nobody waits for any more."""
+        return self.pipeline.decoding.hung_s() > self.settings.request_timeout_s
 
     def refuse_unless_alive(self) -> None:
         """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""

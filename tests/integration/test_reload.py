@@ -6,11 +6,13 @@ import shutil
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from server.artifact import Artifact, load_artifact
+from server.decode_memory import Claim
 from server.errors import InferenceFailed
 from server.settings import Settings
 from tests.artifacts import tiny_artifact
@@ -199,3 +201,34 @@ async def test_a_model_call_that_does_not_return_fails_liveness(artifact: Path) 
             assert (await asked).status_code == 200
         assert (await running.client.get("/health")).json()["status"] == "ready"
         assert (await running.client.get("/health/live")).status_code == 200
+
+
+async def test_decoding_that_does_not_end_fails_readiness_and_not_liveness(artifact: Path) -> None:
+    async with served(artifact, decode_threads=2, request_timeout_s=0.05) as running:
+        decoding, gates, begun = running.service.pipeline.decoding, [], threading.Semaphore(0)
+
+        def held(gate: threading.Event, _: Claim) -> bool:
+            begun.release()
+            return gate.wait(LIMIT_S)
+
+        async def hold() -> asyncio.Task[bool]:
+            gates.append(threading.Event())
+            task = asyncio.create_task(decoding.run(partial(held, gates[-1])))
+            await asyncio.to_thread(begun.acquire)
+            await asyncio.to_thread(threading.Event().wait, 0.06)
+            return task
+
+        first = await hold()
+        assert (await running.client.get("/health/ready")).status_code == 200  # one is free
+        second = await hold()
+        ready = await running.client.get("/health/ready")
+        assert ready.status_code == 503
+        assert "request_timeout_s is 0.05" in ready.json()["detail"]
+        assert (await running.client.post("/detect", content=IMAGE)).status_code == 503
+        assert (await running.client.get("/health")).json()["status"] == "stuck"
+        assert (await running.client.get("/health/live")).status_code == 200
+        gates[0].set()
+        assert await first
+        assert (await running.client.get("/health/ready")).status_code == 200
+        gates[1].set()
+        assert await second

@@ -3,8 +3,11 @@
 import io
 import re
 import runpy
+import shutil
 import struct
+import subprocess
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -229,6 +232,34 @@ def test_a_jpeg_of_one_pixel_may_have_odd_sampling_factors() -> None:
     header = read_header(bytes(data)).jpeg
     assert header is not None
     assert header.samples == 3
+
+
+def recoded(jpeg: bytes) -> Iterator[bytes]:
+    """The same picture in the forms that encoders write."""
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    for options in (
+        {"progressive": True, "quality": 5},
+        {"restart_marker_rows": 1},
+        {"progressive": True, "restart_marker_blocks": 3, "quality": 95},
+    ):
+        yield saved(image, "JPEG", **options)
+    pixels = np.asarray(image)[..., ::-1]
+    for progressive in (0, 1):
+        flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 5]
+        yield cv2.imencode(".jpg", pixels, flags)[1].tobytes()
+    if jpegtran := shutil.which("jpegtran"):
+        for flags in (["-arithmetic"], ["-arithmetic", "-progressive", "-restart", "2B"]):
+            yield subprocess.run([jpegtran, *flags], input=jpeg, capture_output=True).stdout
+
+
+def test_what_encoders_write_is_decoded(shared_dir: Path) -> None:
+    paths = sorted((shared_dir / "datasets" / "photos").rglob("*.jpg"))[::12]
+    assert paths
+    for path in paths:
+        for data in recoded(path.read_bytes()):
+            expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            assert expected is not None
+            np.testing.assert_array_equal(decode(data, max_pixels=LIMIT), expected)
 
 
 @pytest.mark.parametrize("kind", ["hidden_scans", "lossless"])
