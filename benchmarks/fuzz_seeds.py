@@ -1,5 +1,6 @@
 """Small pictures in every form of file that the server reads: where the fuzzer starts from."""
 
+import base64
 import io
 import struct
 import zlib
@@ -15,12 +16,48 @@ from PIL import Image
 # Not a multiple of 8, and large enough for decoding at reduced scale into a small input.
 WIDTH, HEIGHT = 150, 101
 _ORIENTATION = 274  # the EXIF tag
+# Written by `jpegtran -arithmetic -progressive -restart 2B`: neither Pillow nor OpenCV can.
+_ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVG"
+    "ZIhlbXd7gYKBTmCNl4x9lnN+gXz/2wBDARUXFx4aHjshITt8U0ZTfHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8"
+    "fHx8fHx8fHx8fHx8fHx8fHx8fHz/ygARCAARABgDASIAAhEBAxEB/8wABgAQARD/3QAEAAL/2gAMAwEAAhADEAAAAeMu"
+    "MVa8aZz/0Pd0151j1l1A/8wABBAF/9oACAEBAAEFAg45PP/QkCNywP/Riu8Crv/SGf/THXr/zAAEEQX/2gAIAQMBAT8B"
+    "E0y+WklA/9AZrLpwmOD/zAAEEQX/2gAIAQIBAT8BpNsrZP/QHVwsff/MAAQQBf/aAAgBAQAGPwJOMP/QwP/RUG+A/9LA"
+    "/9PA/8wABBAF/9oACAEBAAE/IZffIzc8/9BZcpLZCP/R75cqNJj/0k+V/9Ol5f/aAAwDAQACAAMAAAAQ8pD/0P8A2P/M"
+    "AAQRBf/aAAgBAwEBPxDyzYtB8aUnbDj/0EvKw//MAAQRBf/aAAgBAgEBPxDPTLwhgRJPxhImRv/QWMD/zAAEEAX/2gAI"
+    "AQEAAT8QbYT/AEWCEarrCoD/0PR/VisMzi5w/9HXH+FK18Kg/9KuVuKI/9Ol5f/Z"
+)
 
 
 @cache
 def seeds() -> tuple[bytes, ...]:
-    """The files, always the same."""
-    return (*_jpegs(), *_pngs(), *_webps(), *_bmps(), *_tiffs())
+    """The files, always the same; the last ones are `refused_seeds`."""
+    return (*_jpegs(), *_pngs(), *_webps(), *_bmps(), *_tiffs(), *refused_seeds())
+
+
+def refused_seeds() -> tuple[bytes, ...]:
+    """Files that the server refuses, each a small step from what it decodes."""
+    baseline = _saved(_picture(), "JPEG", quality=60)
+    progressive = _saved(_picture(), "JPEG", quality=60, progressive=True)
+    tables_end = baseline.index(b"\xff\xc0")
+    first = progressive.index(b"\xff\xda")
+    second = progressive.index(b"\xff\xc4", first)
+    hidden = _segment(0xDD, b"\0\0") + progressive[second:-2]
+    return (
+        baseline.replace(b"\xff\xc0", b"\xff\xc3", 1),  # lossless
+        baseline[:tables_end] + b"\xff\xd9",  # nothing but tables
+        # Scans in a segment that the decoder walks into, as it misses a restart marker.
+        progressive[:first]
+        + _segment(0xDD, b"\0\1")
+        + progressive[first : first + 14]
+        + b"\0"
+        + _segment(0x02, hidden)
+        + b"\xff\xd9",
+    )
+
+
+def _segment(marker: int, payload: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload
 
 
 def png_chunk(kind: bytes, payload: bytes) -> bytes:
@@ -53,6 +90,9 @@ def _jpegs() -> Iterator[bytes]:
     restarts = [cv2.IMWRITE_JPEG_QUALITY, 60, cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
     yield cv2.imencode(".jpg", np.asarray(picture), restarts)[1].tobytes()
     yield _saved(picture, "JPEG", quality=60).replace(b"\xff\xc0", b"\xff\xc9", 1)  # arithmetic
+    yield _ARITHMETIC
+    yield _saved(picture, "JPEG", quality=60, progressive=True, restart_marker_blocks=3)
+    yield _saved(picture, "JPEG", quality=60, progressive=True, restart_marker_rows=1)
 
 
 def _pngs() -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.fuzz_images import examine, fuzz, main, small_metadata
 from benchmarks.fuzz_mutations import damaged
-from benchmarks.fuzz_seeds import seeds
+from benchmarks.fuzz_seeds import refused_seeds, seeds
 from server.artifact import Metadata
 
 SEED = 20_261_122
@@ -25,13 +25,23 @@ def hangs(data: bytes, _: Metadata) -> str:
     return "accepted"
 
 
+def burns(data: bytes, _: Metadata) -> str:
+    if data == damaged(seeds(), SEED, 6):
+        end = time.process_time() + 0.2 * max(1, len(data) / 1024)
+        while time.process_time() < end:
+            pass
+    return "accepted"
+
+
 def complains(data: bytes, _: Metadata) -> str:
     return "odd" if data == damaged(seeds(), SEED, 4) else "refused"
 
 
 def test_every_undamaged_file_gives_a_picture() -> None:
     metadata = small_metadata()
-    assert {examine(seed, metadata) for seed in seeds()} == {"accepted"}
+    pictures = seeds()[: -len(refused_seeds())]
+    assert {examine(seed, metadata) for seed in pictures} == {"accepted"}
+    assert {examine(seed, metadata) for seed in refused_seeds()} == {"refused"}
 
 
 def test_inputs_follow_from_seed_and_number_alone() -> None:
@@ -56,6 +66,7 @@ def test_damaged_images_are_refused_or_decoded_and_nothing_else(tmp_path: Path) 
         (aborts, 60.0, {3: "the process ended: -6", 5: "the process ended: -6"}),
         (hangs, 3.0, {2: "a hang"}),
         (complains, 60.0, {4: "odd"}),
+        (burns, 60.0, {6: "over 0.1 s of CPU per KB"}),
     ],
 )
 def test_what_escapes_is_found_and_kept(
