@@ -152,13 +152,21 @@ def test_limits_come_from_the_environment_and_are_named(engine: Engine, cpu_imag
 
 
 def encoded(
-    extension: str, hw: tuple[int, int], dtype: type = np.uint8, channels: int = 3
+    extension: str,
+    hw: tuple[int, int],
+    dtype: type = np.uint8,
+    channels: int = 3,
+    progressive: bool = False,
 ) -> bytes:
     """A smooth picture: few bytes, all pixels different from their neighbours' rows."""
     rows: NDArray[Any] = np.linspace(0, np.iinfo(dtype).max, hw[0]).astype(dtype)
     picture = np.broadcast_to(rows[:, None, None], (*hw, channels))
-    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1] if extension == ".png" else []
-    return cv2.imencode(extension, np.ascontiguousarray(picture), fast)[1].tobytes()
+    flags = {
+        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
+        ".jpg": [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)],
+        ".tiff": [cv2.IMWRITE_TIFF_COMPRESSION, 8],
+    }.get(extension, [])
+    return cv2.imencode(extension, np.ascontiguousarray(picture), flags)[1].tobytes()
 
 
 def test_large_pictures_of_many_clients_do_not_end_it(
@@ -172,6 +180,8 @@ def test_large_pictures_of_many_clients_do_not_end_it(
         encoded(".png", side, np.uint16),
         encoded(".png", side, np.uint16, channels=4),
         encoded(".webp", (4000, 4000)),
+        encoded(".jpg", side, progressive=True),
+        encoded(".tiff", side, np.uint16, channels=4),
         *(path.read_bytes() for path in sorted((repo_dir / "samples").glob("*.jpg"))),
     ]
     with ready(engine, cpu_image) as (container, client):
@@ -180,8 +190,8 @@ def test_large_pictures_of_many_clients_do_not_end_it(
             order = pictures[first:] + pictures[:first]
             return [client.post("/detect", content=each).status_code for each in order]
 
-        with ThreadPoolExecutor(6) as clients:
-            statuses = [status for each in clients.map(one_client, range(6)) for status in each]
+        with ThreadPoolExecutor(8) as clients:
+            statuses = [status for each in clients.map(one_client, range(8)) for status in each]
         state = container.state()
         assert state["Running"], (state, container.logs()[-2000:])
         assert not state["OOMKilled"]
