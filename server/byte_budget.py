@@ -1,8 +1,12 @@
 """How many bytes all requests' bodies may have in memory together."""
 
+import re
 from collections.abc import Mapping
 
 from server.errors import TooLarge, UploadsFull
+
+# Of 64 bits, as HTTP servers read it. Python's int() raises where there are thousands of digits.
+_LENGTH = re.compile(r"0*([0-9]{1,19})")
 
 
 class ByteBudget:
@@ -66,6 +70,6 @@ class Share:
 
 def announced_bytes(headers: Mapping[str, str]) -> int:
     """What a request's headers say of its body; 0 where they don't."""
-    announced = headers.get("content-length", "0")
-    # An HTTP server has refused anything else before us; a test client may not have.
-    return int(announced) if announced.isascii() and announced.isdigit() else 0
+    # An HTTP server has refused what is no length before us; a test client may not have.
+    announced = _LENGTH.fullmatch(headers.get("content-length", ""))
+    return int(announced[1]) if announced else 0

@@ -4,6 +4,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from server.byte_budget import ByteBudget, Share, announced_bytes
 from server.logs import get_logger
 from server.metrics import Metrics
 from server.security_headers import completed
-from server.tracing import Tracing
+from server.tracing import RequestSpan, Tracing
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
@@ -116,13 +117,20 @@ class RequestScope:
         headers = Headers(scope=scope)
         record = RequestRecord(_request_id(headers), self._uploads.share())
         scope.setdefault("state", {})["record"] = record
-        exchange = _Exchange(receive, send, record, headers, self._ending)
-        bound = {"request_id": record.request_id}
-        span = self._tracing.begin(headers) if self._tracing else None
-        if span is not None:
-            bound["trace_id"] = span.trace_id
-        with bound_contextvars(**bound), self._metrics.inflight_requests.track_inprogress():
+        exchange = _Exchange(receive, send, record, self._ending)
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the HTTP server leaves the body out
+            scope = {**scope, "method": "GET"}
+        span: RequestSpan | None = None
+        with ExitStack() as context:
+            context.enter_context(bound_contextvars(request_id=record.request_id))
+            context.enter_context(self._metrics.inflight_requests.track_inprogress())
             try:
+                # In here, so that a fault in what reads the client's headers is answered, too.
+                exchange.begin(headers)
+                if self._tracing is not None:
+                    span = self._tracing.begin(headers)
+                    context.enter_context(bound_contextvars(trace_id=span.trace_id))
                 await (self._refusal(scope) or self._app)(scope, exchange.receive, exchange.send)
             except Exception:
                 logger.exception("unexpected_error")
@@ -132,9 +140,9 @@ class RequestScope:
                 record.share.give_back()
                 route = _route_template(scope)
                 status = exchange.status or 499  # 499: the client left, or was cut off, unanswered
-                self._account(scope, record, route, status)
+                self._account(scope, method, record, route, status)
                 if span is not None:
-                    span.end(scope["method"], route, status, record.stage_ms, {
+                    span.end(method, route, status, record.stage_ms, {
                         "detector.images": record.images,
                         "detector.model_version": record.version,
                         "error.type": record.code,
@@ -147,10 +155,12 @@ class RequestScope:
             scope["route"] = _Door(scope["path"], (DETECTION,))
         return refusal
 
-    def _account(self, scope: Scope, record: RequestRecord, route: str, status: int) -> None:
+    def _account(
+        self, scope: Scope, method: str, record: RequestRecord, route: str, status: int
+    ) -> None:
         metrics = self._metrics
         metrics.requests.labels(route, str(status)).inc()
-        if DETECTION in getattr(scope.get("route"), "tags", ()) and scope["method"] == "POST":
+        if DETECTION in getattr(scope.get("route"), "tags", ()) and method == "POST":
             metrics.request_seconds.labels(str(status)).observe(record.elapsed_s())
             if record.code:
                 metrics.rejected.labels(record.code).inc()
@@ -160,7 +170,7 @@ class RequestScope:
         known = {"code": record.code, "images": record.images, **_rounded(record.stage_ms)}
         logger.info(
             "request",
-            method=scope["method"],
+            method=method,
             path=scope["path"][:MAX_LOGGED_PATH],
             status=status,
             duration_ms=round(record.elapsed_s() * 1000, 3),
@@ -184,7 +194,6 @@ class _Exchange:
         receive: Receive,
         send: Send,
         record: RequestRecord,
-        headers: Headers,
         ending: Callable[[], bool],
     ) -> None:
         self.status: int | None = None
@@ -192,6 +201,11 @@ class _Exchange:
         self._send = send
         self._record = record
         self._ending = ending
+        self._expects_continue = False
+        self._rest_bytes = 0
+
+    def begin(self, headers: Headers) -> None:
+        """Takes over what the request says of its body."""
         self._expects_continue = "expect" in headers
         self._rest_bytes = announced_bytes(headers)
 

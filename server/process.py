@@ -205,6 +205,7 @@ class Server(uvicorn.Server):
                 log_config=None,  # its lines go through ours
                 access_log=False,  # the middleware writes one, with the request id
                 server_header=False,
+                proxy_headers=False,  # or whoever is on this machine chooses the logged address
                 lifespan="on",
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + LAST_RESORT_S,

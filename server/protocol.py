@@ -6,8 +6,8 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
 - the request line and the headers have at most `MAX_HEAD_BYTES`, and `header_timeout_s` to arrive,
   also on a connection that never sends anything;
 - what is wrong with the HTTP itself is answered like every other error;
-- past `max_connections` a connection is told so and closed; one on which requests pile up is
-  closed behind the answers to those that were taken;
+- past `max_connections` each further connection is told so and closed; one on which requests pile
+  up is closed behind the answers to those that were taken;
 - when the answer is out before the body is in (413, 503), what still comes is thrown away: little,
   and the connection lives on; much, and it is closed so that the client can still read the answer;
 - a client that does not fetch its answer is cut off, and sooner where many of them fill memory.
@@ -39,7 +39,8 @@ MAX_CHUNK_OVERHEAD = 8
 # Requests that wait behind one that is answered. Each answer lets more of them come in: without a
 # limit a client that sends faster than it is answered takes 50 times its bytes in memory.
 MAX_PIPELINED = 16
-# Connections past the limit that are told why; any further ones are only closed.
+# Connections past the limit that were told so and stay while their clients read it; when one more
+# comes, the first is closed.
 TOLD_CONNECTIONS = 64
 HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
@@ -50,7 +51,7 @@ Refuse = Callable[[str | None, int, str, str], Response]
 
 def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[LingeringProtocol]:
     """The protocol class of one server, for uvicorn's setting `http`."""
-    own = {"limits": limits, "unfetched": {}, "refusal": staticmethod(refuse)}
+    own = {"limits": limits, "unfetched": {}, "told": {}, "refusal": staticmethod(refuse)}
     return type("Bounded", (BoundedProtocol,), own)
 
 
@@ -59,9 +60,11 @@ class BoundedProtocol(LingeringProtocol):
 
     Attributes:
         refusal: see `Refuse`.
+        told: the connections that were too many, first ones first, until they end.
     """
 
     refusal: Refuse
+    told: dict["BoundedProtocol", None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,14 +80,21 @@ class BoundedProtocol(LingeringProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or tells it that there are too many."""
         super().connection_made(transport)
-        others = len(self.connections) - 1
-        if others >= self.limits.max_connections + TOLD_CONNECTIONS:
-            transport.abort()
-        elif others >= self.limits.max_connections:
-            detail = f"{others} connections are open already"
-            self._refuse(BadHttp(503, TOO_MANY_CONNECTIONS, detail))
-        else:
+        others = len(self.connections) - len(self.told) - 1
+        if others < self.limits.max_connections:
             self._arm(self.limits.header_timeout_s, self._head_is_late)
+            return
+        self.told[self] = None
+        detail = f"{others} connections are open already"
+        self._refuse(BadHttp(503, TOO_MANY_CONNECTIONS, detail))
+        # It lingers so that its client can read why, and costs a descriptor meanwhile.
+        for each in [*self.told][:-TOLD_CONNECTIONS]:
+            each._socket.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends everything that waits on the connection."""
+        self.told.pop(self, None)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Reads what came, within the bounds."""
@@ -118,6 +128,7 @@ class BoundedProtocol(LingeringProtocol):
         """One header; a trailer is dropped, as it must not pass for a header."""
         if not self._in_head:
             return
+        value = value.strip(b" \t")  # RFC 9110's optional whitespace; the parser leaves it behind
         if len(self.headers) >= MAX_HEADERS:
             raise BadHttp(431, "headers_too_large", f"there are over {MAX_HEADERS} headers")
         super().on_header(name, value)
@@ -126,8 +137,8 @@ class BoundedProtocol(LingeringProtocol):
         """The head is there: the request begins."""
         check_head(self.parser, self.url, self.headers)
         if len(self.pipeline) >= MAX_PIPELINED:
-            # Told to nobody: the answers to those that wait come first, and are the last.
-            raise BadHttp(429, "too_many_requests", f"{MAX_PIPELINED} requests wait already")
+            # As all that is wrong behind requests that wait: their answers come, and are the last.
+            raise BadHttp(400, "bad_http", f"over {MAX_PIPELINED} requests wait for answers")
         self._upgrading = self.parser.should_upgrade()
         if self._upgrading:
             return  # and again, without the upgrade, from `_feed`

@@ -4,6 +4,7 @@ import httptools
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
+MAX_LENGTH_DIGITS = 19  # of Content-Length; zeros in front would make it as long as the head
 
 
 class BadHttp(Exception):
@@ -36,6 +37,10 @@ def check_head(
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise BadHttp(400, "bad_http", "a request has one Host header")
+    digits = max((len(value) for name, value in headers if name == b"content-length"), default=0)
+    if digits > MAX_LENGTH_DIGITS:
+        detail = f"Content-Length has {digits} digits; at most {MAX_LENGTH_DIGITS} are read"
+        raise BadHttp(400, "bad_http", detail)
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     if encodings and (version == "1.0" or [each.lower() for each in encodings] != [b"chunked"]):
         raise BadHttp(501, "not_implemented", "the only Transfer-Encoding served is chunked")

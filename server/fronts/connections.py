@@ -14,6 +14,8 @@ from contextlib import suppress
 from server.logs import get_logger
 
 AT_ONCE = 64  # connections, before others are listened to
+# In a front: each holds a descriptor for some turns of the loop before it counts as a connection.
+TAKEN_AT_ONCE = 16
 RETRY_S = 0.05  # after which one is tried again that no front had room for
 _ONE = b"c"
 
@@ -131,7 +133,7 @@ class Intake:
 
     def _receive(self) -> bool:
         """Takes some; false when there is none."""
-        for _ in range(AT_ONCE):
+        for _ in range(TAKEN_AT_ONCE):
             connection = _received(self._source)
             if connection is None:
                 return False

@@ -47,13 +47,14 @@ class Client:
     def send_soon(self, piece: bytes) -> None:
         self._writer.write(piece)
 
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+    async def answer(self, with_body: bool = True) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the next answer."""
         async with asyncio.timeout(LIMIT_S):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines)
-            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+            length = int(headers.get("content-length", "0")) if with_body else 0
+            body = await self._reader.readexactly(length)
         assert first.startswith("HTTP/1.1 ")
         return int(first.split()[1]), headers, body
 
@@ -186,6 +187,11 @@ BAD_HTTP: dict[str, bytes] = {
     "list of lengths": post(b"Content-Length: 3, 3", body=b"abc"),
     "signed length": post(b"Content-Length: +3", body=b"abc"),
     "negative length": post(b"Content-Length: -3", body=b"abc"),
+    "no length": post(b"Content-Length:", body=b"abc"),
+    "length with an underscore": post(b"Content-Length: 1_0", body=b"abc"),
+    "length in other digits": post("Content-Length: \u0663".encode(), body=b"abc"),
+    "length of 20 digits": post(b"Content-Length: " + b"3".zfill(20), body=b"abc"),
+    "length that Python does not read": post(b"Content-Length: " + b"3".zfill(5000), body=b"abc"),
     "length past 64 bits": post(b"Content-Length: 99999999999999999999999999", body=b"abc"),
     "hidden chunks": post(b"Transfer-Encoding : chunked", body=b"0\r\n\r\n"),
     "no chunks": post(b"Transfer-Encoding: chunked, identity", body=b"0\r\n\r\n"),
@@ -350,6 +356,65 @@ async def test_a_trailer_is_no_header(artifact: Path) -> None:
         with_key = CHUNKED.replace(HOST, HOST + b"X-API-Key: secret\r\n")
         client = await listener.connect(with_key + chunk + b"0\r\nX-Other: 1\r\n\r\n" + OK)
         assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize("blanks", [(b"", b""), (b"", b" \t"), (b" \t ", b""), (b"\t", b"\t ")])
+async def test_white_space_around_a_header_is_no_part_of_it(
+    artifact: Path, blanks: tuple[bytes, bytes]
+) -> None:
+    def header(name: bytes, value: bytes) -> bytes:
+        return name + b":" + value.join(blanks)
+
+    async with listening(artifact, api_keys="secret") as listener:
+        key = header(b"X-API-Key", b"secret")
+        request_id = header(b"X-Request-ID", b"mine")
+        # The parser refuses a tab behind it, which is as safe.
+        framing = header(b"Transfer-Encoding", b"chunked").replace(b"\t", b" ")
+        length = header(b"Content-Length", b"%d" % len(IMAGE))
+        expect = header(b"Expect", b"100-continue")
+        chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+        client = await listener.connect(post(key, request_id, framing, body=chunks))
+        status, headers, _ = await client.answer()
+        assert (status, headers["x-request-id"]) == (200, "mine")
+        await client.send(post(key, expect, length))
+        assert (await client.answer())[0] == 100
+        await client.send(IMAGE)
+        assert (await client.answer())[0] == 200
+
+
+async def test_what_else_is_blank_belongs_to_a_header(artifact: Path) -> None:
+    async with listening(artifact, api_keys="se cret") as listener:
+        sent = {b"se cret": 200, b"se  cret": 401, b"\xa0se cret": 401, b"se cret\xa0": 401}
+        client = await listener.connect()
+        for key, status in sent.items():
+            line = b"X-API-Key: %s\r\n" % key
+            await client.send(b"GET /model HTTP/1.1\r\n" + HOST + line + b"\r\n")
+            assert (await client.answer())[0] == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200), ("/health/live", 200), ("/health/ready", 200), ("/metrics", 200),
+        ("/v2/health/live", 200), ("/v2/health/ready", 200), ("/", 200), ("/model", 401),
+        ("/detect", 405), ("/nothing", 404),
+    ],
+)  # fmt: skip
+async def test_head_is_answered_as_get_without_the_body(
+    artifact: Path, path: str, status: int
+) -> None:
+    async with listening(artifact, api_keys="secret") as listener:
+        sent = b"HEAD %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode()
+        with capture_logs() as lines:
+            client = await listener.connect(sent + sent.replace(b"HEAD", b"GET"))
+            head, headers, _ = await client.answer(with_body=False)
+            get, _, body = await client.answer()  # a body behind the head would be in its place
+            await listener.running.until(lambda: not listener.state.tasks)
+        assert (head, get) == (status, status)
+        if path != "/metrics":  # which has grown meanwhile
+            assert int(headers["content-length"]) == len(body)
+        if path == "/" or status != 200:  # no probe
+            assert [line["method"] for line in lines] == ["HEAD", "GET"]
 
 
 @pytest.mark.parametrize("framing", [b"1;" + b"a" * 1000, b"0\r\nA: " + b"a" * 1000])
@@ -597,11 +662,30 @@ async def test_a_draining_server_refuses_a_busy_client_once_and_closes(artifact:
         assert await accepted.rest() == b""
 
 
-async def test_far_too_many_connections_are_only_closed(artifact: Path) -> None:
+async def test_far_too_many_connections_are_told_so_and_few_of_them_are_kept(
+    artifact: Path,
+) -> None:
     async with listening(artifact, max_connections=1) as listener:
-        clients = [await listener.connect() for _ in range(1 + TOLD_CONNECTIONS + 1)]
-        await clients[-1].cut_off()
-        assert len(listener.state.connections) <= 1 + TOLD_CONNECTIONS
+        first = await listener.connect(OK)
+        assert (await first.answer())[0] == 200
+        clients = [await listener.connect(OK) for _ in range(3 * TOLD_CONNECTIONS)]
+        for client in clients:
+            check_problem(await client.answer(), 503, "too_many_connections")
+        kept = 1 + TOLD_CONNECTIONS
+        await listener.running.until(lambda: len(listener.state.connections) == kept)
+        await first.send(OK)
+        assert (await first.answer())[0] == 200
+
+
+async def test_connections_that_were_told_take_nobodys_place(artifact: Path) -> None:
+    async with listening(artifact, max_connections=1) as listener:
+        first = await listener.connect(OK)
+        assert (await first.answer())[0] == 200
+        for client in [await listener.connect(OK) for _ in range(3)]:
+            check_problem(await client.answer(), 503, "too_many_connections")
+        await first.close()
+        await listener.running.until(lambda: len(listener.state.connections) == 3)
+        assert (await (await listener.connect(OK)).answer())[0] == 200
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(listener: Listener) -> None:

@@ -47,7 +47,16 @@ def open_gated(artifacts, settings):
 loading.open_onnx_engine = open_gated
 sys.exit(main(sys.argv[1:]))
 """
-# The same on a device that is lost with the first batch.
+# `python -m server` with few files, which its limit of connections follows.
+FEW_FILES = """
+import resource
+import sys
+from server.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+sys.exit(main(sys.argv[1:]))
+"""
+# `python -m server` on a device that is lost with the first batch.
 LOST = """
 import sys
 from server import loading
@@ -636,3 +645,34 @@ def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
             assert client.get("/health/ready").status_code == 503
             assert client.post("/detect", content=one_cell()).json()["code"] == "not_ready"
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_connections_past_the_limit_of_open_files_are_told_so(
+    repo_dir: Path, artifact: Path, processes: int
+) -> None:
+    flags = (f"--http-processes={processes}",)
+    ask = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    few_files = ("-c", FEW_FILES)
+    with ready(repo_dir, artifact, *flags, program=few_files) as (_, client), ExitStack() as many:
+        until(lambda: value(client, "detector_http_processes") == processes)
+        address = client.base_url.host, client.base_url.port or 0
+        opened = [
+            many.enter_context(socket.create_connection(address, timeout=LIMIT_S))
+            for _ in range(600)
+        ]
+        for each in opened:
+            each.sendall(ask)
+        answers = [each.recv(65536) for each in opened]
+        refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 ")]
+        assert 0 < len(refused) < len(answers)
+        for answer in refused:
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: 1\r\n" in answer
+            assert b'"code": "too_many_connections"' in answer
+        many.close()
+
+        def served_again() -> bool:
+            return httpx.get(client.base_url.join("/health/ready")).status_code == 200
+
+        until(served_again)

@@ -5,11 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from server.middleware import MAX_LOGGED_PATH
+from server.middleware import MAX_LOGGED_PATH, RequestScope
+from server.problems import answer_unexpected, respond_in
+from server.tracing import Tracing
 from tests.serving import HeldSession, held, one_cell, served
 
 pytestmark = pytest.mark.anyio
@@ -129,3 +134,33 @@ async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
         assert 'detector_rejected_total{reason="queue_full"} 1.0' in text
         session.gate.set()
         assert [(await each).status_code for each in (runs, waits)] == [200, 200]
+
+
+class FaultySampler(Sampler):
+    def should_sample(self, *_: object, **__: object) -> SamplingResult:
+        raise ValueError("a header it does not like")
+
+    def get_description(self) -> str:
+        return "raises"
+
+
+async def test_a_fault_in_what_reads_the_headers_is_answered_and_counted(artifact: Path) -> None:
+    async with served(artifact) as running:
+        app = RequestScope(
+            running.app,
+            metrics=running.service.metrics,
+            uploads=running.service.uploads,
+            unexpected=answer_unexpected(respond_in({})),
+            ending=lambda: False,
+            tracing=Tracing(TracerProvider(sampler=FaultySampler())),
+        )
+        transport = httpx.ASGITransport(app)
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                answer = await client.get("/model", headers={"x-request-id": "mine"})
+        text = (await running.client.get("/metrics")).text
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert (answer.json()["request_id"], answer.headers["x-request-id"]) == ("mine", "mine")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert 'detector_requests_total{route="unmatched",status="500"} 1.0' in text
+    assert [line["request_id"] for line in lines] == ["mine", "mine"]

@@ -373,3 +373,13 @@ def test_what_the_doctor_says_reaches_a_pipe(repo_dir: Path) -> None:
     )
     assert told.returncode == 0, told.stdout
     assert "The server would start" in told.stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_logged_client_is_who_connected_whatever_a_header_says(
+    repo_dir: Path, artifact: Path, processes: int
+) -> None:
+    with ready(repo_dir, artifact, f"--http-processes={processes}") as (server, client):
+        headers = {"x-forwarded-for": "203.0.113.9", "x-forwarded-proto": "https"}
+        assert client.get("/model", headers=headers).status_code == 200
+        assert server.wait_for("request")["client"] == "127.0.0.1"

@@ -185,6 +185,16 @@ def test_the_other_doors_and_pages_are_there(both: Both) -> None:
         assert [one["label"] for one in found.json()["predictions"]] == ["RBC"]
 
 
+def test_the_logged_client_is_who_connected_whatever_a_header_says(both: Both) -> None:
+    headers = {**KEY, "x-request-id": "whose-address", "x-forwarded-for": "203.0.113.9"}
+    assert both.client.get("/model", headers=headers).status_code == 200
+    end = time.monotonic() + LIMIT_S
+    while not (lines := [line for line in both.ray.lines if "whose-address" in line]):
+        assert time.monotonic() < end, both.ray.lines
+        time.sleep(0.05)
+    assert '"client":"127.0.0.1"' in lines[0]
+
+
 def test_its_ports_are_loopbacks_but_for_one_of_each_replica_that_serve_guards(both: Both) -> None:
     first = psutil.Process(both.ray.process.pid)
     listening = [

@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.byte_budget import ByteBudget
+from server.byte_budget import ByteBudget, announced_bytes
 from server.errors import TooLarge, UploadsFull
 
 
@@ -30,3 +31,18 @@ def test_never_more_is_taken_than_there_is_and_all_comes_back(
         share.give_back()
         share.give_back()
     assert budget.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "announced"),
+    [
+        ("0", 0), ("12", 12), ("12".zfill(5_000), 12), ("9" * 19, 10**19 - 1), ("9" * 5_000, 0),
+        ("", 0), ("-1", 0), ("+1", 0), ("1_0", 0), ("1 ", 0), ("1\n", 0), ("0x1", 0), ("\u0663", 0),
+    ],
+)  # fmt: skip
+def test_what_is_no_length_announces_nothing(sent: str, announced: int) -> None:
+    assert announced_bytes({"content-length": sent}) == announced
+
+
+def test_no_header_announces_nothing() -> None:
+    assert announced_bytes({}) == 0

@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault(
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "deploy.ray.serve.proxy:middlewares"
 )
+# uvicorn's, in Serve's proxies: no `X-Forwarded-For` is believed, as by `python -m server`.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 import ray
 from pydantic import ValidationError
