@@ -1,6 +1,7 @@
 """The way of images through the server: decode, queue, model call, detections, answer."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,7 @@ class Pipeline:
         answer: Callable[[list[Found | BadInput]], Result],
         *,
         pictures: bool = False,
+        left: threading.Event | None = None,
     ) -> Result:
         """Images from bytes to detections, and to whatever is made of them.
 
@@ -106,6 +108,7 @@ class Pipeline:
                 image is a value.
             pictures: `answer` decodes and draws, one image after the other, so that the answers
                 of others must not wait behind it, and it has to wait with the images.
+            left: set when nobody waits for the answer any more; then no image begins to be decoded.
 
         Returns:
             What `answer` returned.
@@ -114,6 +117,7 @@ class Pipeline:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
             TooLarge: there is never memory for a picture.
+            ClientLeft: `left` was set before the last image was decoded.
         """
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self.decoding.threads)
@@ -121,7 +125,7 @@ class Pipeline:
         async with self._queue.reserve(engine, images) as places:
             with self._counting_failures(images):
                 inferred = await together(
-                    self._infer_one(engine, each, place, turns, deadline)
+                    self._infer_one(engine, each, place, turns, deadline, left)
                     for each, place in zip(encoded, places, strict=True)
                 )
 
@@ -148,7 +152,7 @@ class Pipeline:
                     claim.require(picture_bytes(file, read_header(file)))
             return finish_all()
 
-        return await self.decoding.run(draw_all)
+        return await self.decoding.run(draw_all, left)
 
     async def infer(
         self, engine: LoadedModel, canvases: NDArray[np.uint8], deadline: float
@@ -200,10 +204,11 @@ class Pipeline:
         place: Place,
         turns: asyncio.Semaphore,
         deadline: float,
+        left: threading.Event | None,
     ) -> Inferred | BadInput:
         try:
             async with turns:
-                prepared, stage_s = await self._prepare(engine, encoded, place)
+                prepared, stage_s = await self._prepare(engine, encoded, place, left)
         except BadInput as error:
             place.give_back()
             return error
@@ -226,7 +231,7 @@ class Pipeline:
             self._metrics.stage_seconds[stage].observe(seconds)
 
     async def _prepare(
-        self, engine: LoadedModel, encoded: bytes, place: Place
+        self, engine: LoadedModel, encoded: bytes, place: Place, left: threading.Event | None
     ) -> tuple[Prepared, dict[str, float]]:
         """Decodes an image into its place; what is left of it has no pixels."""
 
@@ -241,4 +246,4 @@ class Pipeline:
             place.put(prepared.canvas)
             return replace(prepared, canvas=NO_PIXELS), stage_s
 
-        return await self.decoding.run(prepare)
+        return await self.decoding.run(prepare, left)
