@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         description="Comma-separated keys; all but health, metrics and pages ask for one.",
     )
     api_keys_file: Path | None = Field(
-        None, description="A file of more keys, one a line, read again at a reload."
+        None, description="A regular file of more keys, one a line, read again at a reload."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins whose pages may call this server; `*` for all."
