@@ -21,8 +21,8 @@ class Keys:
 
     Args:
         given: keys of the settings.
-        file: more of them, one a line (ended by LF or CR LF), with or without spaces and tabs around
-            it; blank lines and those that begin with # don't count.
+        file: more of them, one a line, which LF or CR LF ends; spaces and tabs around it, blank
+            lines and those that begin with # don't count.
 
     Raises:
         SettingsInvalid: the file is not a regular one, can't be read, or holds no key.

@@ -103,7 +103,9 @@ PARAMETER_FAULTS = {
 CASES = {
     # 400
     "cut multipart": multipart_case(400, "malformed_request", "last boundary", part(IMAGE)),
-    "no multipart": multipart_case(400, "malformed_request", "not valid", b"hello"),
+    "no multipart": multipart_case(
+        400, "malformed_request", "no boundary as its Content-Type", b"hello"
+    ),
     "no part name": multipart_case(400, "malformed_request", "name", part(b"", "A: b") + END),
     "no boundary": Case(400, "malformed_request", "boundary", IMAGE, "multipart/form-data"),
     "no json": Case(400, "malformed_request", "not valid JSON", b"{", "application/json"),
