@@ -19,7 +19,7 @@ from server.cpus import available_cpus
 from server.decode_memory import Claim
 from server.decoding import Decoding
 from server.detector import ImageDetections, Prepared, finish, prepare_encoded
-from server.errors import BadInput, ServerError
+from server.errors import BadInput, ServerError, TooLarge
 from server.image import read_header
 from server.image_memory import picture_bytes
 from server.metrics import Metrics
@@ -57,6 +57,15 @@ class Inferred:
         detections = finish(self.candidates, self.prepared, metadata, parameters)
         postprocess_s = time.perf_counter() - started
         return Found(detections, self.stage_s | {"postprocess": postprocess_s})
+
+
+def decoded_pixels(file: bytes, max_image_pixels: int) -> int:
+    """Pixels that decoding a file makes, by its header; 0 where it is refused without decoding."""
+    try:
+        pixels = read_header(file).pixels
+    except BadInput:
+        return 0
+    return pixels if pixels <= max_image_pixels else 0
 
 
 class Pipeline:
@@ -116,12 +125,15 @@ class Pipeline:
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
-            TooLarge: there is never memory for a picture.
+            TooLarge: the images have more than `max_request_pixels` together; or there is never
+                memory for a picture.
             ClientLeft: `left` was set before the last image was decoded.
         """
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
+        if images > 1:  # a single one of `max_image_pixels` is always within those of a request
+            await self.decoding.run(lambda _: self._refuse_pixels(encoded), left)
         async with self._queue.reserve(engine, images) as places:
             with self._counting_failures(images):
                 inferred = await together(
@@ -216,6 +228,16 @@ class Pipeline:
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         return Inferred(prepared, answer.result, stage_s)
+
+    def _refuse_pixels(self, encoded: Sequence[bytes]) -> None:
+        """Raises `TooLarge` where decoding all images would make more pixels than allowed."""
+        pixels = sum(decoded_pixels(file, self._settings.max_image_pixels) for file in encoded)
+        if pixels > self._settings.max_request_pixels:
+            raise TooLarge(
+                f"the {len(encoded)} images have {pixels} pixels together; max_request_pixels is "
+                f"{self._settings.max_request_pixels}",
+                code="too_many_request_pixels",
+            )
 
     @contextmanager
     def _counting_failures(self, images: int) -> Iterator[None]:
