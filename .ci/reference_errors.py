@@ -29,6 +29,8 @@ WHEN: Mapping[str, str] = {
     "too_large": "Over a limit that has no code of its own.",
     "too_many_images": "The request has more images than `max_images_per_request`.",
     "too_many_pixels": "The image has more pixels than `max_image_pixels`, by its header.",
+    "too_many_request_pixels": "The request's images have more pixels than `max_request_pixels` "
+    "together, by their headers.",
     "too_much_memory": "Decoding the image takes more memory than the server has for it at all.",
     TOO_MANY_CONNECTIONS: "As many connections are open as the server takes.",
 }
@@ -56,6 +58,7 @@ ADVICE: Mapping[str, str] = {
     "too_many_connections": "Keep connections and use them again; come again later.",
     "too_many_images": "Send them in several requests.",
     "too_many_pixels": "Scale the image down, or raise the limit.",
+    "too_many_request_pixels": "Send them in several requests, or raise the limit.",
     "too_much_memory": "Scale the image down, save it as a JPEG, or give the server more memory.",
     "unauthorized": "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
     "undecodable_image": "Save the image again; it is empty, cut off or corrupt.",

@@ -33,7 +33,7 @@ from server.settings import Settings
 
 LIMITS = Settings.model_fields
 MAX_PIXELS: int = LIMITS["max_image_pixels"].default
-MAX_REQUEST_PIXELS: int = 200_000_000
+MAX_REQUEST_PIXELS: int = LIMITS["max_request_pixels"].default
 SIDE = int(MAX_PIXELS**0.5)
 
 

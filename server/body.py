@@ -1,13 +1,14 @@
 """Reading a detection request: its images and its parameters, within limits, as they stream in."""
 
 import asyncio
-import binascii
+import codecs
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import orjson
 
+from server.base64_text import read_base64
 from server.byte_budget import Share, announced_bytes
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
 from server.multipart import MultipartReader
@@ -16,6 +17,7 @@ from server.parameters import NAMES, shown
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
+BYTE_ORDER_MARK = codecs.BOM_UTF8
 # Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
 MAX_JSON_COMMAS = 10_000
 # What a JSON body takes beside its own bytes, in their multiples, while it is read: the parser's
@@ -153,8 +155,18 @@ async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share)
 
 def json_copies(body: bytes) -> int:
     """How many times its own size a JSON body takes in memory beside itself, at most."""
-    wide = b"\\u" in body or not body.isascii()
+    wide = b"\\u" in body or not body.removeprefix(BYTE_ORDER_MARK).isascii()
     return WIDE_JSON_COPIES if wide else JSON_COPIES
+
+
+def load_json(body: bytes, end: int | None = None) -> object:
+    """A JSON document, up to `end`; some programs put a byte order mark before it.
+
+    Raises:
+        orjson.JSONDecodeError: it is none.
+    """
+    start = len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0
+    return orjson.loads(memoryview(body)[start:end])
 
 
 def parse_json(body: bytes, limits: Limits) -> Form:
@@ -167,7 +179,7 @@ def parse_json(body: bytes, limits: Limits) -> Form:
     if body.count(b",") > MAX_JSON_COMMAS:
         raise MalformedRequest(f"the JSON body has more than {MAX_JSON_COMMAS} values")
     try:
-        document = orjson.loads(body)
+        document = load_json(body)
     except ValueError:  # also of depth, of UTF-8, and of numbers that no float can hold
         raise MalformedRequest("the body is not valid JSON") from None
     if not isinstance(document, dict):
@@ -186,9 +198,8 @@ def _from_base64(text: object, index: int) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        # Not base64.b64decode: it would make a copy of the text.
-        return binascii.a2b_base64(text, strict_mode=True)
-    except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
+        return read_base64(text)
+    except ValueError:
         raise MalformedRequest(f"images[{index}] is not valid base64") from None
 
 

@@ -1,10 +1,12 @@
 """The threads that decode, within the memory that there is for it."""
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from server.concurrency import ClientLeft
 from server.decode_memory import Claim, DecodeMemory, NoRoom
 from server.image_memory import costliest_bytes
 from server.memory import return_large_blocks
@@ -44,18 +46,24 @@ class Decoding:
         started = [*self._started.values()]
         return time.monotonic() - max(started) if len(started) == self.threads else 0.0
 
-    async def run(self, work: Callable[[Claim], Result]) -> Result:
+    async def run(
+        self, work: Callable[[Claim], Result], left: threading.Event | None = None
+    ) -> Result:
         """Runs what decodes, on a thread that never waits for memory.
 
         Args:
             work: asks what it is given for the memory that it needs, as it learns how much. Where
                 that is not there it begins anew once it is, so it must have done nothing before.
+            left: nothing begins once it is set.
 
         Raises:
             TooLarge: there is never as much memory as it asks for.
+            ClientLeft: nobody waits for the work any more.
         """
 
-        def timed(claim: Claim) -> Result:
+        def begin(claim: Claim) -> Result:
+            if left is not None and left.is_set():
+                raise ClientLeft
             self._started[claim] = time.monotonic()
             try:
                 return work(claim)
@@ -65,7 +73,7 @@ class Decoding:
         claim = self.memory.claim()
         while True:
             try:
-                return await on_pool_until(self._pool, partial(timed, claim), claim.give_back)
+                return await on_pool_until(self._pool, partial(begin, claim), claim.give_back)
             except NoRoom as full:
                 needed = full.needed
             claim = await self.memory.wait_for(needed)

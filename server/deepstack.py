@@ -123,10 +123,10 @@ def routes(
                     predictions(engine, found.detections, record.stage_ms, record.elapsed_s())
                 )
 
-            async with leaving_with_client(request.receive):
+            async with leaving_with_client(request.receive) as left:
                 encoded = [upload.data for upload in form.images]
                 content = await service.pipeline.detect(
-                    engine, encoded, parameters, deadline, answer
+                    engine, encoded, parameters, deadline, answer, left=left
                 )
             return Response(content, media_type="application/json")
 

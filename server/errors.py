@@ -68,7 +68,14 @@ class TooLarge(BadInput):
     """
 
     CODES: ClassVar[frozenset[str]] = frozenset(
-        {"too_large", "body_too_large", "too_many_images", "too_many_pixels", "too_much_memory"}
+        {
+            "too_large",
+            "body_too_large",
+            "too_many_images",
+            "too_many_pixels",
+            "too_many_request_pixels",
+            "too_much_memory",
+        }
     )
     code = "too_large"
 

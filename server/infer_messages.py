@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from server.body import json_copies
+from server.body import json_copies, load_json
 from server.errors import MalformedRequest
 from server.parameters import shown
 from server.tensors import InputTensor, OutputTensor, TensorSpec
@@ -85,7 +85,7 @@ def read_infer_request(
     """
     end = _json_end(body, json_length)
     try:
-        document = orjson.loads(memoryview(body)[:end])
+        document = load_json(body, end)
     except orjson.JSONDecodeError as error:
         hint = "" if json_length else f" ({JSON_LENGTH_HEADER} says where binary data begins)"
         raise MalformedRequest(f"the body is not valid JSON: {error}{hint}") from None

@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import os
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,10 +21,11 @@ class Keys:
 
     Args:
         given: keys of the settings.
-        file: more of them, one a line; blank lines and those that begin with # don't count.
+        file: more of them, one a line, which LF or CR LF ends; spaces and tabs around it, blank
+            lines and those that begin with # don't count.
 
     Raises:
-        SettingsInvalid: the file can't be read, or holds no key.
+        SettingsInvalid: the file is not a regular one, can't be read, or holds no key.
     """
 
     def __init__(self, given: Sequence[SecretStr], file: Path | None = None) -> None:
@@ -51,10 +54,10 @@ class Keys:
         self._digests = [*digests]
 
     def reload(self) -> None:
-        """Reads the file again.
+        """Reads the file again, which may take as long as its disk, or its network, does.
 
         Raises:
-            SettingsInvalid: it can't be read, or holds no key; the keys of before stay.
+            SettingsInvalid: as at first; the keys of before stay.
         """
         keys = self._given + (_keys_of(self._file) if self._file else [])
         # Digests have one length, so a comparison tells nothing about the key's.
@@ -116,17 +119,27 @@ def key_check(
     return dependency
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file; also a pipe into which nobody writes, which would wait for somebody."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _keys_of(file: Path) -> list[str]:
     try:
-        with file.open("rb") as opened:
-            text = opened.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
+        with open(file, "rb", opener=_open_at_once) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise SettingsInvalid(f"api_keys_file {file} is not a regular file")
+            content = opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise SettingsInvalid(f"api_keys_file {file}: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise SettingsInvalid(f"api_keys_file {file} has over {MAX_FILE_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsInvalid(f"api_keys_file {file} is not UTF-8 text") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise SettingsInvalid(f"api_keys_file {file} has over {MAX_FILE_BYTES} bytes")
-    lines = [line.strip() for line in text.splitlines()]
+    # Not splitlines(), which also splits at form feeds, U+0085 and others that a key may hold.
+    lines = [line.strip(" \t\r") for line in text.split("\n")]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise SettingsInvalid(f"api_keys_file {file} holds no key")

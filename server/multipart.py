@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -10,6 +11,7 @@ from server.errors import MalformedRequest
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
+MAX_PREAMBLE_BYTES = 1024  # a text for people, which RFC 2046 allows before the first boundary
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class MultipartReader:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
             raise MalformedRequest("the multipart Content-Type has no boundary")
+        self._first = b"--" + boundary
+        self._preamble: bytes | None = b""  # None once the first boundary has come
         self._collector = collector = _Collector(on_file)
         try:
             self._parser = MultipartParser(
@@ -68,13 +72,36 @@ class MultipartReader:
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next piece of the body."""
+        if self._preamble is not None:
+            chunk = self._behind_preamble(chunk)
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise MalformedRequest(f"the multipart body is not valid: {error}") from None
 
+    def _behind_preamble(self, chunk: bytes) -> bytes:
+        """What comes from the first boundary on; nothing before it has come."""
+        seen = self._preamble + chunk if self._preamble else chunk
+        start = 0
+        if not seen.startswith(self._first):  # else it begins a line
+            start = 1 + seen.find(b"\n" + self._first, 0, MAX_PREAMBLE_BYTES + len(self._first))
+            if start == 0:
+                if len(seen) >= MAX_PREAMBLE_BYTES + len(self._first):
+                    raise MalformedRequest(
+                        f"the multipart body has over {MAX_PREAMBLE_BYTES} bytes before its first "
+                        "boundary"
+                    )
+                self._preamble = seen
+                return b""
+        self._preamble = None
+        return seen[start:]
+
     def finish(self) -> list[Part]:
         """All parts in order, once the body is complete."""
+        if self._preamble is not None:
+            raise MalformedRequest(
+                "the multipart body has no boundary as its Content-Type names it"
+            )
         if not self._collector.complete:
             raise MalformedRequest("the multipart body ends before its last boundary")
         return self._collector.parts
@@ -118,7 +145,8 @@ class _Collector:
         self._header_value.clear()
 
     def headers_end(self) -> None:
-        disposition, options = parse_options_header(self._headers.get(b"content-disposition"))
+        header = self._headers.get(b"content-disposition", b"")
+        disposition, options = parse_options_header(header)
         if disposition != b"form-data" or b"name" not in options:
             raise MalformedRequest("a part has no Content-Disposition: form-data with a name")
         encoding = self._headers.get(b"content-transfer-encoding", b"binary").lower()
@@ -126,9 +154,9 @@ class _Collector:
             raise MalformedRequest(f"Content-Transfer-Encoding {_text(encoding)!r} is not served")
         self._name = _text(options[b"name"])
         filename = options.get(b"filename")
-        self._filename = None if filename is None else _text(filename)
+        self._filename = _extended_filename(header) if filename is None else _text(filename)
         content_type = self._headers.get(b"content-type", b"").lower()
-        self._is_file = filename is not None or content_type.startswith(b"image/")
+        self._is_file = self._filename is not None or content_type.startswith(b"image/")
         if self._is_file:
             self._files += 1
             self._on_file(self._files)
@@ -151,6 +179,21 @@ class _Collector:
 
     def body_ends(self) -> None:
         self.complete = True
+
+
+def _extended_filename(header: bytes) -> str | None:
+    """What stands under `filename*`, as in RFC 5987: UTF-8''a%20b.jpg; None where nothing does.
+
+    RFC 7578 does not want it in a form, so the parser leaves it out; some programs send it alone.
+    """
+    # The parser leaves out every name with a *. Where a value has one, it is decoded again below.
+    options = parse_options_header(header.replace(b"*", b"%2A"))[1]
+    value = options.get(b"filename%2a")
+    if value is None:
+        return None
+    charset, _, encoded = value.rpartition(b"'")
+    latin = charset.lower().startswith(b"iso-8859-1'")
+    return unquote_to_bytes(encoded).decode("latin-1" if latin else "utf-8", errors="replace")
 
 
 def _text(value: bytes) -> str:

@@ -66,7 +66,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                 )
                 return json, "application/json"
 
-            async with leaving_with_client(request.receive):
+            async with leaving_with_client(request.receive) as left:
                 encoded = [upload.data for upload in form.images]
                 content, media_type = await service.pipeline.detect(
                     engine,
@@ -75,6 +75,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     deadline,
                     answer,
                     pictures=chosen.format == "image",
+                    left=left,
                 )
             headers = {"Vary": "Accept"} if chosen.format == "image" else None
             return Response(content, media_type=media_type, headers=headers)

@@ -118,7 +118,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                 first_found(outcomes)
                 return write(detection_tensors(outcomes))
 
-            async with leaving_with_client(request.receive):
+            async with leaving_with_client(request.receive) as left:
                 if isinstance(images, np.ndarray):
                     candidates, stage_s = await service.pipeline.infer(engine, images, deadline)
                     record.stage_ms = {stage: 1000 * s for stage, s in stage_s.items()}
@@ -127,7 +127,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     )
                 else:
                     content, binary_from = await service.pipeline.detect(
-                        engine, images, parameters, deadline, answer
+                        engine, images, parameters, deadline, answer, left=left
                     )
         if binary_from is None:
             return Response(content, media_type="application/json")

@@ -96,7 +96,8 @@ class OwnModel:
         follows the other.
 
         Args:
-            read_keys: reads what else is configured; raises `DeploymentError` where that can't be.
+            read_keys: reads what else is configured, on a thread; raises `DeploymentError` where
+                that can't be.
 
         Raises:
             NotReady, Draining: requests are not taken now.
@@ -105,7 +106,8 @@ class OwnModel:
         async with self._reloading:
             self.refuse_unless_ready()
             try:
-                read_keys()
+                await asyncio.to_thread(read_keys)  # its disk may be slow, or a network's
+                self.refuse_unless_ready()
                 loading = self._loader.begin()
                 engine = await asyncio.wrap_future(loading.engine)
             except DeploymentError as error:

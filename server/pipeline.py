@@ -1,6 +1,7 @@
 """The way of images through the server: decode, queue, model call, detections, answer."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from server.cpus import available_cpus
 from server.decode_memory import Claim
 from server.decoding import Decoding
 from server.detector import ImageDetections, Prepared, finish, prepare_encoded
-from server.errors import BadInput, ServerError
+from server.errors import BadInput, ServerError, TooLarge
 from server.image import read_header
 from server.image_memory import picture_bytes
 from server.metrics import Metrics
@@ -58,6 +59,15 @@ class Inferred:
         return Found(detections, self.stage_s | {"postprocess": postprocess_s})
 
 
+def decoded_pixels(file: bytes, max_image_pixels: int) -> int:
+    """Pixels that decoding a file makes, by its header; 0 where it is refused without decoding."""
+    try:
+        pixels = read_header(file).pixels
+    except BadInput:
+        return 0
+    return pixels if pixels <= max_image_pixels else 0
+
+
 class Pipeline:
     """All images of all requests on their way to one queue and back, with the threads for it.
 
@@ -94,6 +104,7 @@ class Pipeline:
         answer: Callable[[list[Found | BadInput]], Result],
         *,
         pictures: bool = False,
+        left: threading.Event | None = None,
     ) -> Result:
         """Images from bytes to detections, and to whatever is made of them.
 
@@ -106,6 +117,7 @@ class Pipeline:
                 image is a value.
             pictures: `answer` decodes and draws, one image after the other, so that the answers
                 of others must not wait behind it, and it has to wait with the images.
+            left: set when nobody waits for the answer any more; then no image begins to be decoded.
 
         Returns:
             What `answer` returned.
@@ -113,15 +125,19 @@ class Pipeline:
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
-            TooLarge: there is never memory for a picture.
+            TooLarge: the images have more than `max_request_pixels` together; or there is never
+                memory for a picture.
+            ClientLeft: `left` was set before the last image was decoded.
         """
         # The threads are shared by turns, too: a request of many has few at a time.
         turns = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
+        if images > 1:  # a single one of `max_image_pixels` is always within those of a request
+            await self.decoding.run(lambda _: self._refuse_pixels(encoded), left)
         async with self._queue.reserve(engine, images) as places:
             with self._counting_failures(images):
                 inferred = await together(
-                    self._infer_one(engine, each, place, turns, deadline)
+                    self._infer_one(engine, each, place, turns, deadline, left)
                     for each, place in zip(encoded, places, strict=True)
                 )
 
@@ -148,7 +164,7 @@ class Pipeline:
                     claim.require(picture_bytes(file, read_header(file)))
             return finish_all()
 
-        return await self.decoding.run(draw_all)
+        return await self.decoding.run(draw_all, left)
 
     async def infer(
         self, engine: LoadedModel, canvases: NDArray[np.uint8], deadline: float
@@ -200,10 +216,11 @@ class Pipeline:
         place: Place,
         turns: asyncio.Semaphore,
         deadline: float,
+        left: threading.Event | None,
     ) -> Inferred | BadInput:
         try:
             async with turns:
-                prepared, stage_s = await self._prepare(engine, encoded, place)
+                prepared, stage_s = await self._prepare(engine, encoded, place, left)
         except BadInput as error:
             place.give_back()
             return error
@@ -211,6 +228,16 @@ class Pipeline:
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         return Inferred(prepared, answer.result, stage_s)
+
+    def _refuse_pixels(self, encoded: Sequence[bytes]) -> None:
+        """Raises `TooLarge` where decoding all images would make more pixels than allowed."""
+        pixels = sum(decoded_pixels(file, self._settings.max_image_pixels) for file in encoded)
+        if pixels > self._settings.max_request_pixels:
+            raise TooLarge(
+                f"the {len(encoded)} images have {pixels} pixels together; max_request_pixels is "
+                f"{self._settings.max_request_pixels}",
+                code="too_many_request_pixels",
+            )
 
     @contextmanager
     def _counting_failures(self, images: int) -> Iterator[None]:
@@ -226,7 +253,7 @@ class Pipeline:
             self._metrics.stage_seconds[stage].observe(seconds)
 
     async def _prepare(
-        self, engine: LoadedModel, encoded: bytes, place: Place
+        self, engine: LoadedModel, encoded: bytes, place: Place, left: threading.Event | None
     ) -> tuple[Prepared, dict[str, float]]:
         """Decodes an image into its place; what is left of it has no pixels."""
 
@@ -241,4 +268,4 @@ class Pipeline:
             place.put(prepared.canvas)
             return replace(prepared, canvas=NO_PIXELS), stage_s
 
-        return await self.decoding.run(prepare)
+        return await self.decoding.run(prepare, left)

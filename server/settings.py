@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=2**30, description="Pixels (width x height) of one image at most."
     )
+    max_request_pixels: int = Field(
+        200_000_000,
+        ge=1,
+        le=2**40,
+        description="Pixels of all images of one request at most; not under those of one image.",
+    )
     max_images_per_request: int = Field(
         64,
         ge=1,
@@ -120,7 +126,7 @@ class Settings(BaseSettings):
         description="Comma-separated keys; all but health, metrics and pages ask for one.",
     )
     api_keys_file: Path | None = Field(
-        None, description="A file of more keys, one a line, read again at a reload."
+        None, description="A regular file of more keys, one a line, read again at a reload."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated origins whose pages may call this server; `*` for all."
@@ -172,6 +178,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_images_per_request ({self.max_images_per_request}) must not be over "
                 f"max_queue_images ({self.max_queue_images}): such a request could never be taken"
+            )
+        if self.max_image_pixels > self.max_request_pixels:
+            raise ValueError(
+                f"max_image_pixels ({self.max_image_pixels}) must not be over max_request_pixels "
+                f"({self.max_request_pixels}): such an image could never be taken"
             )
         if self.max_upload_bytes is not None and self.max_body_bytes > self.max_upload_bytes:
             raise ValueError(

@@ -7,7 +7,6 @@ Source:
     KServe, Open Inference Protocol, "Tensor Data" and "Binary Tensor Data Extension".
 """
 
-import binascii
 import math
 import struct
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from server.base64_text import read_base64
 from server.errors import MalformedRequest
 from server.parameters import shown
 
@@ -229,7 +229,6 @@ def _from_base64(text: object, where: str) -> bytes:
     if not isinstance(text, str):
         raise MalformedRequest(f"{where} must be a base64 text, not {shown(text)}")
     try:
-        # Not base64.b64decode: it would make a copy of the text.
-        return binascii.a2b_base64(text, strict_mode=True)
-    except (binascii.Error, ValueError):  # ValueError: characters outside ASCII
+        return read_base64(text)
+    except ValueError:
         raise MalformedRequest(f"{where} is not valid base64") from None

@@ -148,6 +148,7 @@ export const ZH = {
   "error.too_large": "图片超过服务器的限制。",
   "error.too_many_pixels": "图片像素数超过服务器的限制。",
   "error.too_much_memory": "解码这张图片需要的内存超过服务器所有。",
+  "error.too_many_request_pixels": "这些图片的总像素数超过服务器一次的限制。",
   "error.too_many_images": "图片数量超过服务器一次的限制。",
   "error.no_image": "文件是空的。",
   "error.malformed_request": "请求在途中损坏。",

@@ -148,6 +148,7 @@ export const EN = {
   "error.too_large": "The picture is larger than the server takes.",
   "error.too_many_pixels": "The picture has more pixels than the server takes.",
   "error.too_much_memory": "Decoding the picture needs more memory than the server has.",
+  "error.too_many_request_pixels": "These pictures have more pixels together than the server takes at once.",
   "error.too_many_images": "These are more pictures than the server takes at once.",
   "error.no_image": "The file is empty.",
   "error.malformed_request": "The request arrived damaged.",

@@ -39,6 +39,7 @@ IMAGE = one_cell()
 SMALL_LIMITS: dict[str, Any] = {
     "max_body_bytes": 100_000,
     "max_image_pixels": 10_000,
+    "max_request_pixels": 15_000,
     "max_images_per_request": 3,
 }
 
@@ -103,7 +104,9 @@ PARAMETER_FAULTS = {
 CASES = {
     # 400
     "cut multipart": multipart_case(400, "malformed_request", "last boundary", part(IMAGE)),
-    "no multipart": multipart_case(400, "malformed_request", "not valid", b"hello"),
+    "no multipart": multipart_case(
+        400, "malformed_request", "no boundary as its Content-Type", b"hello"
+    ),
     "no part name": multipart_case(400, "malformed_request", "name", part(b"", "A: b") + END),
     "no boundary": Case(400, "malformed_request", "boundary", IMAGE, "multipart/form-data"),
     "no json": Case(400, "malformed_request", "not valid JSON", b"{", "application/json"),
@@ -143,6 +146,18 @@ CASES = {
         "too_many_pixels",
         "10100 .*; max_image_pixels is 10000$",
         encode(paint((100, 101), {})),
+    ),
+    "pixels of all images": multipart_case(
+        413,
+        "too_many_request_pixels",
+        "^the 3 images have 18192 pixels together; max_request_pixels is 15000$",
+        part(encode(paint((100, 100), {}))) + part(IMAGE) * 2 + END,
+    ),
+    "pixels of all images in json": json_case(
+        413,
+        "too_many_request_pixels",
+        "18192 .* 15000$",
+        {"images": [base64.b64encode(encode(paint((100, 100), {}))).decode(), B64, B64]},
     ),
     "pixels of a bomb": Case(
         413, "too_many_pixels", "1089000000.*10000", png_header(33_000, 33_000)
@@ -253,6 +268,41 @@ async def test_one_readable_image_makes_an_answer(running: Served) -> None:
     response = await running.client.post("/detect", files=files)
     codes = [each["error"] and each["error"]["code"] for each in response.json()["results"]]
     assert codes == ["unsupported_image", None, "undecodable_image"]
+
+
+async def test_what_is_not_decoded_does_not_count_among_the_pixels_of_a_request(
+    running: Served,
+) -> None:
+    bomb, broken = png_header(33_000, 33_000), png_header(99, 99)[:20]
+    files = [("i", (name, each)) for name, each in (("a", bomb), ("b", broken), ("c", IMAGE))]
+    response = await running.client.post("/detect", files=files)
+    assert response.status_code == 200
+    codes = [each["error"] and each["error"]["code"] for each in response.json()["results"]]
+    assert codes == ["too_many_pixels", "undecodable_image", None]
+
+
+async def test_too_many_pixels_are_refused_before_a_place_in_the_queue_is_asked_for(
+    artifact: Path,
+) -> None:
+    async with served(
+        artifact,
+        open_session=HeldSession,
+        max_batch_size=1,
+        max_queue_images=2,
+        max_images_per_request=2,
+        max_image_pixels=4096,
+        max_request_pixels=8191,
+    ) as running:
+        session = held(running)
+        others = [asyncio.create_task(running.client.post("/detect", content=IMAGE))]
+        await running.until(lambda: session.batch_sizes == [1])
+        others.append(asyncio.create_task(running.client.post("/detect", content=IMAGE)))
+        await running.until(lambda: running.service.queue.queue_images == 1)
+        files = [("i", ("a", IMAGE)), ("i", ("b", IMAGE))]
+        response = await running.client.post("/detect", files=files)
+        check(response, 413, "too_many_request_pixels", "8192 .* 8191$")
+        session.gate.set()
+        assert {(await other).status_code for other in others} == {200}
 
 
 async def test_without_a_readable_image_the_first_error_is_the_requests(running: Served) -> None:

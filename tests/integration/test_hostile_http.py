@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from structlog.testing import capture_logs
@@ -695,6 +696,55 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(listener
         await client.close()
         await listener.running.until(lambda: not listener.state.connections)
         await listener.running.until(lambda: not listener.state.tasks)
+
+
+async def test_a_connection_that_was_closed_before_it_was_accepted_is_not_read(
+    listener: Listener,
+) -> None:
+    with capture_logs() as lines:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", listener.port)) as left:
+                left.sendall(post(b"Content-Length: %d" % len(IMAGE), body=IMAGE))
+        # Accepted behind them.
+        client = await listener.connect(OK)
+        assert (await client.answer())[0] == 200
+        await listener.running.until(lambda: len(listener.state.connections) == 1)
+    assert lines == []
+
+
+async def test_who_leaves_right_behind_a_request_takes_no_place_in_the_queue(
+    artifact: Path,
+) -> None:
+    async with listening(
+        artifact,
+        open_session=HeldSession,
+        max_batch_size=1,
+        max_queue_images=2,
+        max_images_per_request=2,
+    ) as listener:
+        session = held(listener.running)
+        queue = listener.running.service.queue
+        image = post(b"Content-Length: %d" % len(IMAGE), body=IMAGE)
+        others = [await listener.connect(image)]
+        await listener.running.until(lambda: session.batch_sizes == [1])
+        others.append(await listener.connect(image))
+        await listener.running.until(lambda: queue.queue_images == 1)
+        files = [("f", (f"{i}.png", IMAGE, "image/png")) for i in range(2)]
+        request = httpx.Request("POST", "http://x/detect", files=files)
+        body = request.read()
+        kind = request.headers["content-type"].encode()
+        head = (b"Content-Type: " + kind, b"Content-Length: %d" % len(body))
+        leaving = socket.create_connection(("127.0.0.1", listener.port))
+        await listener.running.until(lambda: len(listener.state.connections) == 3)
+        with capture_logs() as lines:
+            leaving.sendall(post(*head, body=body))
+            leaving.close()
+            await listener.running.until(lambda: len(listener.state.connections) == 2)
+            await listener.running.until(lambda: len(listener.state.tasks) == 2)
+        # Its two images have no room in the queue; had it asked for it, this were a 503.
+        assert [line["status"] for line in lines] == [499]
+        session.gate.set()
+        assert {(await other.answer())[0] for other in others} == {200}
 
 
 async def test_who_leaves_with_requests_waiting_abandons_the_one_that_runs(artifact: Path) -> None:

@@ -27,6 +27,7 @@ REQUESTS: dict[str, tuple[int, dict[str, Any]]] = {
     "no image": (415, {"files": {"a": b"no image"}}),
     "wrong parameter": (422, {"files": {"a": IMAGE}, "params": {"conf": "x"}}),
     "too many": (413, {"files": [("a", IMAGE)] * 65}),
+    "too many pixels": (413, {"files": [("a", IMAGE)] * 5}),
     "cut": (
         400,
         {
@@ -53,7 +54,7 @@ def no_garbage_collection() -> Iterator[None]:
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_an_answered_request_keeps_no_image(artifact: Path, name: str) -> None:
     status, request = REQUESTS[name]
-    async with served(artifact) as running:
+    async with served(artifact, max_image_pixels=20_000, max_request_pixels=20_000) as running:
         assert (await running.client.post("/detect", **request)).status_code == status
         # A thread may hold its last piece of work for a moment longer.
         await running.until(lambda: not images_in_memory())

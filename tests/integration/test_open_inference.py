@@ -330,6 +330,15 @@ async def test_pixels_over_the_limit_are_refused_by_the_header_of_the_image(arti
 
 
 @pytest.mark.anyio
+async def test_the_pixels_of_all_images_are_counted_before_one_is_decoded(artifact: Path) -> None:
+    async with served(artifact, max_image_pixels=8191, max_request_pixels=8191) as running:
+        response = await infer(running, TWO_CELLS, TWO_CELLS)
+        assert response.status_code == 413
+        assert "8192 pixels together; max_request_pixels is 8191" in error_of(response)
+        assert (await infer(running, TWO_CELLS)).status_code == 200
+
+
+@pytest.mark.anyio
 async def test_a_key_is_asked_for_by_all_but_the_probes(artifact: Path) -> None:
     async with served(artifact, api_keys=[KEY]) as running:
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready"):

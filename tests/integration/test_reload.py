@@ -164,6 +164,19 @@ async def test_a_reload_changes_the_keys_of_the_file(model: Path, tmp_path: Path
         assert [await status("first"), await status("second")] == [401, 200]
 
 
+async def test_while_a_reload_reads_the_keys_requests_are_answered(running: Served) -> None:
+    answered = threading.Event()
+
+    def read_keys() -> None:
+        assert answered.wait(LIMIT_S)
+
+    reloading = asyncio.create_task(running.service.model.reload(read_keys))
+    await running.until(lambda: running.service.model._reloading.locked())  # type: ignore[attr-defined]
+    assert (await running.client.get("/health/live")).status_code == 200
+    answered.set()
+    await reloading
+
+
 async def test_reloads_at_the_same_time_follow_each_other(running: Served, model: Path) -> None:
     replace(model)
     reloads = [running.client.post("/model/reload", headers=KEY) for _ in range(3)]

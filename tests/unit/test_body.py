@@ -18,7 +18,7 @@ from server.errors import (
     UnsupportedImage,
     UploadsFull,
 )
-from server.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MultipartReader
+from server.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MAX_PREAMBLE_BYTES, MultipartReader
 
 pytestmark = pytest.mark.anyio
 LIMITS = Limits(max_body_bytes=200_000, max_images=3)
@@ -124,10 +124,57 @@ async def test_json_carries_base64_and_parameters(prefix: str) -> None:
     assert form.fields == [("conf", 0.5), ("classes", [1, "WBC"])]
 
 
+@pytest.mark.parametrize(
+    ("option", "filename"),
+    [
+        ("filename*=UTF-8''a%20%E2%82%AC%2A.jpg", "a €*.jpg"),
+        ("filename* = utf-8'en'b.jpg", "b.jpg"),
+        ("FILENAME*=iso-8859-1'de'%FC.jpg", "ü.jpg"),
+        ("filename*=UTF-8''%FC.jpg", "\ufffd.jpg"),
+        ("filename*=c.jpg", "c.jpg"),
+        ("filename*=UTF-8''not.jpg; filename=d.jpg", "d.jpg"),
+        ('filename="*;filename*=not.jpg"', "*;filename*=not.jpg"),
+    ],
+)
+async def test_a_part_with_an_extended_file_name_is_a_file(option: str, filename: str) -> None:
+    part = f"Content-Disposition: form-data; name=a; {option}\r\n\r\nx"
+    assert (await read(multipart(part), content_type=HEAD)).images == [Upload(filename, b"x")]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "preamble",
+    [
+        b"This is a multi-part message in MIME format.\r\n",
+        b"\r\n",
+        b"two lines,\r\n--cu of them --cut\r\n",
+        b"x" * (MAX_PREAMBLE_BYTES - 2) + b"\r\n",
+    ],
+)
+async def test_a_text_before_the_first_boundary_is_skipped(
+    preamble: bytes, chunk_bytes: int
+) -> None:
+    body = preamble + multipart(file_part(b"first"), file_part(b"second", "b.jpg"))
+    form = await read(Stream(body, chunk_bytes), content_type=HEAD)
+    assert form.images == [Upload("a.jpg", b"first"), Upload("b.jpg", b"second")]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 10_000])
+async def test_a_text_without_end_before_the_first_boundary_is_refused(chunk_bytes: int) -> None:
+    stream = Stream(b"x" * 100_000 + multipart(file_part(b"x")), chunk_bytes)
+    with pytest.raises(MalformedRequest, match="over 1024 bytes before its first boundary"):
+        await read(stream, content_type=HEAD)
+    assert stream.taken <= MAX_PREAMBLE_BYTES + len(b"--cut") + chunk_bytes
+
+
 MALFORMED_MULTIPART = {
     "no boundary": ("multipart/form-data", multipart(file_part(b"x"))),
     "long boundary": (f"multipart/form-data; boundary={'b' * 500}", b"x"),
     "empty": (HEAD, b""),
+    "one byte too much before it": (
+        HEAD,
+        b"x" * (MAX_PREAMBLE_BYTES - 1) + b"\r\n" + multipart(file_part(b"x")),
+    ),
     "not multipart": (HEAD, b"hello"),
     "other boundary": ("multipart/form-data; boundary=other", multipart(file_part(b"x"))),
     "cut in a part": (HEAD, multipart(file_part(b"x" * 99))[:-30]),
@@ -154,9 +201,27 @@ async def test_malformed_multipart_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["bGlu\nZXM_", "bGlu\r\nZXM/\r\n", "data:image/png;base64,bGluZXM_"]
+)
+async def test_base64_comes_in_lines_and_in_the_url_safe_alphabet_too(text: str) -> None:
+    form = await read(json.dumps({"images": [text]}).encode(), content_type="application/json")
+    assert form.images == [Upload(None, b"lines?")]
+
+
+async def test_a_byte_order_mark_before_json_is_skipped_and_costs_no_more_memory() -> None:
+    budget = ByteBudget(10_000)
+    body = b'\xef\xbb\xbf{"images": ["eA=="]}'
+    form = await read(body, share=budget.share(), content_type="application/json")
+    assert form.images == [Upload(None, b"x")]
+    assert budget.taken == 3 * len(body)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
+        b"\xef\xbb\xbf",
+        b'\xef\xbb\xbf\xef\xbb\xbf{"images": ["eA=="]}',
         b"{",
         b"\xff",
         b"[" * 100_000,

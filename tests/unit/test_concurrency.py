@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 import pytest
 from starlette.types import Message
@@ -62,6 +63,41 @@ async def test_a_client_that_leaves_ends_the_work() -> None:
 
     with pytest.raises(ClientLeft):
         await work()
+
+
+async def test_work_is_not_begun_for_a_client_that_left_right_behind_its_request() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    begun = False
+    with pytest.raises(ClientLeft):
+        async with leaving_with_client(receive):
+            begun = True
+    assert not begun
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0
+
+
+async def test_a_thread_that_notices_first_ends_the_work_the_same_way() -> None:
+    leave = asyncio.Event()
+
+    async def receive() -> Message:
+        await leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def thread(left: threading.Event) -> None:
+        leave.set()
+        while not left.is_set():  # noqa: ASYNC110  # a thread's event has none for the loop
+            await asyncio.sleep(0)
+        raise ClientLeft
+
+    with pytest.raises(ClientLeft):
+        async with leaving_with_client(receive) as left:
+            await together([thread(left), value(1, asyncio.Event())])
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0
 
 
 async def test_work_that_is_done_is_not_disturbed() -> None:

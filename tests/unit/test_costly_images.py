@@ -248,8 +248,8 @@ def recoded(jpeg: bytes) -> Iterator[bytes]:
         flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 5]
         yield cv2.imencode(".jpg", pixels, flags)[1].tobytes()
     if jpegtran := shutil.which("jpegtran"):
-        for flags in (["-arithmetic"], ["-arithmetic", "-progressive", "-restart", "2B"]):
-            yield subprocess.run([jpegtran, *flags], input=jpeg, capture_output=True).stdout
+        for switches in (["-arithmetic"], ["-arithmetic", "-progressive", "-restart", "2B"]):
+            yield subprocess.run([jpegtran, *switches], input=jpeg, capture_output=True).stdout
 
 
 def test_what_encoders_write_is_decoded(shared_dir: Path) -> None:

@@ -108,6 +108,19 @@ def test_nested_lists_are_the_same_tensor(pixels: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(read_pixels(tensor), pixels)
 
 
+def test_a_byte_order_mark_before_json_is_skipped_and_counts_as_its_length_does() -> None:
+    body, json_length = request_with()
+    marked = b"\xef\xbb\xbf" + body
+    longer = str(int(json_length) + 3)
+    assert parsed_bytes(marked, longer) <= parsed_bytes(body, json_length) + 3 * 2
+    assert read_files(read(marked, longer).input) == [b"ab", b""]
+    with pytest.raises(MalformedRequest):
+        read(marked, json_length)
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["YQ"]}
+    document = json.dumps({"inputs": [tensor]}).encode("utf-8-sig")
+    assert read_files(read(document).input) == [b"a"]
+
+
 def test_files_in_json_are_base64() -> None:
     texts = [base64.b64encode(file).decode() for file in (b"\xff\x00", b"")]
     assert read_files(InputTensor("image", "BYTES", (2,), texts)) == [b"\xff\x00", b""]

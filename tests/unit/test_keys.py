@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,29 @@ def test_settings_and_file_hold_keys_together(tmp_path: Path) -> None:
         both.check({"x-api-key": key.encode().decode("latin-1")})
     for wrong in ("", "three", "#three", "on", "one ", "ONE", "# who: one", "\ud800"):
         assert not both.allows(wrong)
+
+
+@pytest.mark.parametrize("inside", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_the_end_of_a_line_ends_a_key(tmp_path: Path, inside: str) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"one{inside}two\r\n\t three{inside} \nfour".encode())
+    known = keys(file=file)
+    assert known.count == 3
+    for key in (f"one{inside}two", f"three{inside}", "four"):
+        assert known.allows(key)
+    for part in ("one", "two", "three"):
+        assert not known.allows(part)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "keys"
+    if kind == "pipe":
+        os.mkfifo(file)  # nobody writes into it: opening it the usual way would never return
+    else:
+        file = Path("/dev/null")
+    with pytest.raises(SettingsInvalid, match=f"{file} is not a regular file"):
+        keys(file=file)
 
 
 def test_without_keys_everybody_is_let_through_but_not_where_a_key_is_needed() -> None:

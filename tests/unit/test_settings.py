@@ -14,6 +14,7 @@ OTHER_VALUES = {
     "max_queue_images": "77",
     "max_body_bytes": "1000",
     "max_image_pixels": "2000",
+    "max_request_pixels": "60000000",
     "max_images_per_request": "5",
     "request_timeout_s": "1.5",
     "drain_timeout_s": "2.5",
@@ -45,6 +46,7 @@ OUT_OF_BOUNDS = [
     ("max_queue_images", "0"),
     ("max_body_bytes", "0"),
     ("max_image_pixels", "0"),
+    ("max_request_pixels", "0"),
     ("max_images_per_request", "0"),
     ("precision", "fp64"),
     ("max_upload_bytes", "0"),
@@ -157,6 +159,7 @@ def test_every_field_has_one_sentence() -> None:
     [
         {"max_images_per_request": "9", "max_queue_images": "8"},
         {"max_body_bytes": "1001", "max_upload_bytes": "1000"},
+        {"max_image_pixels": "1001", "max_request_pixels": "1000"},
     ],
 )
 def test_a_request_that_could_never_be_taken_is_refused_at_the_start(given: dict[str, str]) -> None:

@@ -96,6 +96,7 @@ class Detecting:
             {
                 "decode_threads": cpus,
                 "max_image_pixels": limits.pixels,
+                "max_request_pixels": limits.pixels,  # a request has one image here
                 "jpeg_reduced_decoding": limits.reduced,
                 "max_queue_images": max(
                     self._window, Settings.model_fields["max_queue_images"].default
