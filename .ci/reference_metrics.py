@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prometheus_client.registry import Collector
 
 from server.gpu_metrics import FAMILIES, LABELS
-from server.metrics import STAGES, STATES, Metrics
+from server.metrics import STAGES, STATES, AskedCounter, Metrics
 from server.problems import rejection_reasons
 
 UNITS = ("seconds", "bytes", "ratio", "celsius", "images", "requests", "lanes")
@@ -65,11 +65,18 @@ def all_metrics() -> dict[str, Metric]:
         state=lambda: "ready",
         max_queue_images=1,
         max_upload_bytes=1,
+        dropped_log_lines=lambda: 0,
     )
     metrics.set_model(name="", version="", precision="", provider="", device="")
     # The registry's own list: a metric with labels and no values yet is in no scrape.
     collectors = metrics.registry._collector_to_names
     found = [_metric(each) for each in collectors if hasattr(each, "_labelnames")]
+    asked = [each.collect() for each in collectors if isinstance(each, AskedCounter)]
+    found += [
+        Metric(f"{family.name}_total", family.type, (), family.documentation)
+        for families in asked
+        for family in families
+    ]
     found += [Metric(name, "gauge", LABELS, text) for name, text in FAMILIES.items()]
     return {each.name: each for each in found}
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FrameType
 
 from server.errors import DeploymentError
+from server.log_output import LogOutput, process_log
 
 EXIT_DEPLOYMENT = 2  # the server could not start as it was deployed
 
@@ -26,11 +27,14 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
     for each in (signal.SIGINT, signal.SIGTERM):  # until the server can drain
         signal.signal(each, leave)
+    log = process_log()
     try:
-        return start(arguments)
+        return start(arguments, log)
     except DeploymentError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.write(f"error: {error}\n")
         return EXIT_DEPLOYMENT
+    finally:
+        log.close()
 
 
 def leave(sig: int, frame: FrameType | None) -> None:
@@ -39,10 +43,11 @@ def leave(sig: int, frame: FrameType | None) -> None:
     A container's first process would not even notice SIGTERM without a handler. Raising instead
     would break off an import, and wait for the model that is being loaded.
     """
+    process_log().close()
     os._exit(0)
 
 
-def start(arguments: Sequence[str]) -> int:
+def start(arguments: Sequence[str], log: LogOutput) -> int:
     """Loads the model on a thread while the web framework is imported, then serves.
 
     Most of the start is imports (0.6 s of CPU time), and most of the rest the model (0.4 s). One
@@ -62,7 +67,7 @@ def start(arguments: Sequence[str]) -> int:
 
     settings = Settings.load(arguments, os.environ)
     several = settings.http_processes > 1
-    configure_logging(settings.log_format, process="model" if several else None)
+    configure_logging(settings.log_format, log, process="model" if several else None)
 
     import cv2
 
@@ -86,7 +91,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     logging.shutdown()
     if sys.stdout:
-        with suppress(BrokenPipeError):  # whoever read it has seen enough
+        with suppress(OSError):  # whoever read it has seen enough, or the disk is full
             sys.stdout.flush()  # os._exit does not
     # Not sys.exit(): it would wait for a model call that never returns.
     os._exit(code)

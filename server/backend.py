@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from server.artifact import Artifact
 from server.byte_budget import ByteBudget
 from server.errors import Draining, NotReady
+from server.log_output import process_log
 from server.metrics import Metrics
 from server.settings import Settings
 from server.turns import Answer
@@ -231,4 +232,5 @@ def measured(
         state=state,
         max_queue_images=settings.max_queue_images,
         max_upload_bytes=uploads.max_bytes,
+        dropped_log_lines=lambda: process_log().dropped,
     )

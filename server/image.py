@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from server.codec_output import codecs_muted
 from server.errors import TooLarge, UndecodableImage
 from server.exif import jpeg_orientation
 from server.image_header import ImageHeader, read_header
@@ -149,7 +150,8 @@ def _imdecode(data: bytes, header: ImageHeader, flags: int) -> NDArray[Any]:
     if header.format == "PNG":
         data = essential_png(data)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with codecs_muted():
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:

@@ -4,16 +4,18 @@ import json
 import logging
 import sys
 from functools import partial
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from server.log_output import LogOutput
+
 
 def configure_logging(
     log_format: Literal["json", "console"],
-    stream: TextIO | None = None,
+    stream: TextIO | LogOutput | None = None,
     *,
     process: str | None = None,
 ) -> None:
@@ -47,7 +49,7 @@ def configure_logging(
     )
     structlog.configure(
         processors=[_name, *steps, *render],
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, stream)),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -61,6 +63,7 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

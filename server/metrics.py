@@ -1,6 +1,6 @@
 """The server's Prometheus metrics, in one registry per app."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from prometheus_client import (
@@ -13,6 +13,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from server.version import UNKNOWN, this_build
 
@@ -47,6 +49,7 @@ class Metrics:
         state: asked for one of `STATES`.
         max_queue_images: the limit of `queue_images`.
         max_upload_bytes: the limit of `upload_bytes`.
+        dropped_log_lines: asked for the log lines of this process that were not written.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Metrics:
         state: Callable[[], str],
         max_queue_images: int,
         max_upload_bytes: int,
+        dropped_log_lines: Callable[[], int],
     ) -> None:
         # `_created` series double the output and say nothing that Prometheus uses.
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -175,6 +179,13 @@ class Metrics:
             "Images that are in it, or that HTTP processes have reserved room for.",
             registry=self.registry,
         )
+        self.registry.register(
+            AskedCounter(
+                "detector_log_lines_dropped",
+                "Log lines that were not written: their file took none, or not as fast.",
+                dropped_log_lines,
+            )
+        )
         build = Info("detector_build", "The software that runs.", registry=self.registry)
         version, revision = this_build()
         build.info({"version": version, "revision": revision or UNKNOWN})
@@ -202,6 +213,19 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+class AskedCounter(Collector):
+    """A counter whose value is asked for at each scrape."""
+
+    def __init__(self, name: str, documentation: str, ask: Callable[[], int]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._ask = ask
+
+    def collect(self) -> Iterator[Metric]:
+        """The value, now."""
+        yield CounterMetricFamily(self._name, self._documentation, value=self._ask())
 
 
 def _is(state: Callable[[], str], name: str) -> float:

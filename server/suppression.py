@@ -68,7 +68,7 @@ def _session() -> Any:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # as of the model
     # Its arena would be one more beside the model's.
     options.enable_cpu_mem_arena = False
     return ort.InferenceSession(str(GRAPH), options, providers=["CPUExecutionProvider"])

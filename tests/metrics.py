@@ -20,5 +20,6 @@ def fresh(*reasons: str, **asked: Any) -> Metrics:
         "state": lambda: "ready",
         "max_queue_images": 96,
         "max_upload_bytes": 2**20,
+        "dropped_log_lines": lambda: 0,
     }
     return Metrics(reasons, **(nothing | asked))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from server.fronts.messages import Begin, decode
+from server.log_output import process_log
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(each, signal.SIG_IGN)
     gc.disable()  # as `server.__main__` does
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    log = process_log()
     control_file, intake, memory = map(int, arguments)
     for file in (control_file, intake, memory):
         os.set_inheritable(file, False)
@@ -37,8 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     suppression.load()  # not at the first request
     begin, rest = first_message(control)
     settings = Settings.model_validate(begin.settings)
-    configure_logging(settings.log_format, process=begin.name)
-    return answer_http(begin, settings, control, rest, intake, memory)
+    configure_logging(settings.log_format, log, process=begin.name)
+    try:
+        return answer_http(begin, settings, control, rest, intake, memory)
+    finally:
+        log.close()
 
 
 def first_message(control: socket.socket) -> tuple[Begin, bytes]:

@@ -13,6 +13,7 @@ from server.fronts.messages import Begin, Unfit, encode
 from server.fronts.remote_model import RemoteModel
 from server.fronts.shared_memory import SharedFile
 from server.keys import Keys
+from server.log_output import process_log
 from server.metrics import Metrics
 from server.process import Server, exit_code, spare_the_collector
 from server.settings import Settings
@@ -48,7 +49,7 @@ def answer_http(
             shared=SharedFile(memory),
             metrics=metrics,
             keys=keys,
-            lost=lambda: os._exit(1),  # nobody is left who could drain
+            lost=_leave,
         )
         connected.append(model)
         return model
@@ -74,6 +75,12 @@ def answer_http(
         return exit_code(model.failure)
     except DeploymentError:  # which the model process says
         return 1
+
+
+def _leave() -> None:
+    """Ends the process at once: without the model process nobody is left who could drain."""
+    process_log().close()
+    os._exit(1)
 
 
 class FrontServer(Server):

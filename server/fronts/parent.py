@@ -31,8 +31,9 @@ from server.process import (
 )
 from server.settings import Settings
 
-# Fronts end by themselves when the drain time is over; so much later they are killed.
-GRACE_S = LAST_RESORT_S + 3.0
+# Fronts end by themselves when the drain time is over and their last answers are fetched, for which
+# a client has a second. Then they are killed, so that all is over by `LAST_RESORT_S`.
+GRACE_S = LAST_RESORT_S - 0.5
 
 logger = get_logger(__name__)
 

@@ -163,6 +163,7 @@ def test_every_metric_that_the_guides_name_is_there() -> None:
         state=lambda: "ready",
         max_queue_images=1,
         max_upload_bytes=1,
+        dropped_log_lines=lambda: 0,
     )
     there = metrics.exposition().decode()
     for page in RUNBOOK:

@@ -307,6 +307,14 @@ def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_
         assert server.stop() == 0
 
 
+def test_a_front_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artifact: Path) -> None:
+    with several(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, _):
+        fronts_of(server)[0].suspend()
+        server.process.send_signal(signal.SIGTERM)
+        # The drain and the last resort, 2 s, and room for a busy machine; it took 5 s.
+        assert server.process.wait(0.1 + 2 + 2) == 0
+
+
 def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
     repo_dir: Path, artifact: Path
 ) -> None:

@@ -33,6 +33,7 @@ LABELS = {
     "detector_http_process_restarts": set(),
     "detector_shared_slots": set(),
     "detector_busy_shared_slots": set(),
+    "detector_log_lines_dropped": set(),
     "detector_build_info": {"version", "revision"},
     "detector_model_info": {"name", "version", "precision", "provider", "device"},
 }
