@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 
 from server import deepstack, native, open_inference, openapi_document, operations, pages
 from server.artifact import Artifact
@@ -18,7 +19,7 @@ from server.loading import Loader
 from server.logs import get_logger
 from server.memory import available_bytes
 from server.metrics import Metrics
-from server.middleware import RequestScope
+from server.middleware import DETECTION, EarlyRefusal, RequestScope
 from server.own_model import OwnModel
 from server.problems import (
     answer_errors,
@@ -110,23 +111,11 @@ def create_app(
     )
     app.state.service = service
     app.state.tracing = tracing  # to be closed when all is over
-    allow_origins(app, settings.cors_origins)
     respond = respond_in(
         {
             open_inference.PREFIX: open_inference.error_body,
             deepstack.PREFIX: deepstack.error_body,
         }
-    )
-    early = refuse_early(service, respond)
-    app.add_middleware(
-        RequestScope,
-        metrics=metrics,
-        uploads=uploads,
-        unexpected=answer_unexpected(respond),
-        ending=lambda: service.ending,
-        tracing=tracing,
-        # Not past CORS: a page of another origin could not read the refusal.
-        early={} if settings.cors_origins else {"/detect": early},
     )
 
     async def reload() -> None:
@@ -142,11 +131,35 @@ def create_app(
     schemes = [Depends(scheme) for scheme in key_schemes()] if keys.configured else []
     guards = [*schemes, Depends(key_check(keys.check))]
     strict_guards = [*schemes, Depends(key_check(keys.require))]
-    app.include_router(native.routes(service, limits, guards))
-    app.include_router(operations.routes(service, reload, guards, strict_guards))
-    app.include_router(pages.routes(app.title, read_samples(settings.model), guards))
-    app.include_router(openapi_document.routes(app.openapi, service.pipeline.on_thread))
-    app.include_router(open_inference.routes(service, limits, guards))
-    app.include_router(deepstack.routes(service, limits, keys, schemes))
+    routers = [
+        native.routes(service, limits, guards),
+        operations.routes(service, reload, guards, strict_guards),
+        pages.routes(app.title, read_samples(settings.model), guards),
+        openapi_document.routes(app.openapi, service.pipeline.on_thread),
+        open_inference.routes(service, limits, guards),
+        deepstack.routes(service, limits, keys, schemes),
+    ]
+    for router in routers:
+        app.include_router(router)
     answer_errors(app, service, respond)
+    # From the inside out.
+    app.add_middleware(
+        EarlyRefusal,
+        routes={
+            route.path_regex: route.path
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute) and DETECTION in route.tags
+        },
+        refuse=refuse_early(service, respond),
+    )
+    allow_origins(app, settings.cors_origins)
+    app.add_middleware(
+        RequestScope,
+        metrics=metrics,
+        uploads=uploads,
+        unexpected=answer_unexpected(respond),
+        ending=lambda: service.ending,
+        tracing=tracing,
+    )
     return app

@@ -11,12 +11,13 @@ import orjson
 from server.base64_text import read_base64
 from server.byte_budget import Share, announced_bytes
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
-from server.multipart import MultipartReader
+from server.multipart import MultipartReader, Part
 from server.parameters import NAMES, shown
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
+Buffer = bytes | bytearray
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 # Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
 MAX_JSON_COMMAS = 10_000
@@ -89,7 +90,7 @@ async def read_form(
         limits: checked while reading, before anything is kept.
         share: of the memory for all bodies; taken from while reading, and given back by whoever
             made it, when the images are not needed any more.
-        pool: where JSON is parsed; the event loop only waits.
+        pool: where what takes time for a large body is done; the event loop only waits.
 
     Raises:
         MalformedRequest: multipart, JSON or base64 that cannot be read.
@@ -99,19 +100,20 @@ async def read_form(
         UploadsFull: other requests' bodies are in the memory that this one needs.
     """
     refuse_by_headers(headers, limits, share)
+    run = asyncio.get_running_loop().run_in_executor
     content_type = headers.get("content-type", RAW)
     match media_type := content_type.split(";")[0].strip().lower():
         case "multipart/form-data":
-            form = await _read_multipart(content_type, stream, limits, share)
+            parts = await _read_multipart(content_type, stream, limits, share)
+            form = await run(pool, _form_of, parts)
         case "application/json":
             body = await read_whole(stream, limits, share)
-            share.take(len(body) * json_copies(body))
-            loop = asyncio.get_running_loop()
-            form = await loop.run_in_executor(pool, parse_json, body, limits)
+            share.take(len(body) * await run(pool, json_copies, body))
+            form = await run(pool, parse_json, body, limits)
         case "application/octet-stream":
-            form = _raw(await read_whole(stream, limits, share))
+            form = await run(pool, _raw, await read_whole(stream, limits, share))
         case _ if media_type.startswith("image/"):
-            form = _raw(await read_whole(stream, limits, share))
+            form = await run(pool, _raw, await read_whole(stream, limits, share))
         case _:
             raise UnsupportedImage(
                 f"Content-Type {media_type!r} is not served; send {MULTIPART}, {JSON}, image/* "
@@ -138,8 +140,8 @@ def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) 
     share.check(body_bytes)
 
 
-async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytes:
-    """A whole body, as it is.
+async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytearray:
+    """A whole body, as it is; a copy as `bytes` would stop the event loop for milliseconds.
 
     Raises:
         TooLarge, UploadsFull: before the piece that would be too much is kept.
@@ -150,16 +152,16 @@ async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share)
         limits.check_bytes(len(body) + len(chunk))
         share.take(len(chunk))
         body += chunk
-    return bytes(body)
+    return body
 
 
-def json_copies(body: bytes) -> int:
+def json_copies(body: Buffer) -> int:
     """How many times its own size a JSON body takes in memory beside itself, at most."""
     wide = b"\\u" in body or not body.removeprefix(BYTE_ORDER_MARK).isascii()
     return WIDE_JSON_COPIES if wide else JSON_COPIES
 
 
-def load_json(body: bytes, end: int | None = None) -> object:
+def load_json(body: Buffer, end: int | None = None) -> object:
     """A JSON document, up to `end`; some programs put a byte order mark before it.
 
     Raises:
@@ -169,7 +171,7 @@ def load_json(body: bytes, end: int | None = None) -> object:
     return orjson.loads(memoryview(body)[start:end])
 
 
-def parse_json(body: bytes, limits: Limits) -> Form:
+def parse_json(body: Buffer, limits: Limits) -> Form:
     """Reads `{"images": ["<base64>", ...], ...}`; a `data:` URL counts as its base64.
 
     Raises:
@@ -205,7 +207,7 @@ def _from_base64(text: object, index: int) -> bytes:
 
 async def _read_multipart(
     content_type: str, stream: AsyncIterator[bytes], limits: Limits, share: Share
-) -> Form:
+) -> list[Part]:
     reader = MultipartReader(content_type, on_file=limits.check_images)
     body_bytes = 0
     async for chunk in stream:
@@ -213,16 +215,22 @@ async def _read_multipart(
         limits.check_bytes(body_bytes)
         share.take(len(chunk))
         reader.feed(chunk)
-    parts = reader.finish()
-    images = [Upload(part.filename or None, part.data) for part in parts if part.is_file]
-    fields: list[tuple[str, object]] = [
-        (part.name, part.text()) for part in parts if not part.is_file
-    ]
-    return Form(images, fields)
+    return reader.finish()
 
 
-def _raw(body: bytes) -> Form:
-    return Form([Upload(None, body)] if body else [])
+def _form_of(parts: list[Part]) -> Form:
+    form = Form([])
+    for part in parts:
+        if part.is_file:
+            form.images.append(Upload(part.filename or None, bytes(part.data)))
+            part.data.clear()  # not kept beside its copy
+        else:
+            form.fields.append((part.name, part.text()))
+    return form
+
+
+def _raw(body: bytearray) -> Form:
+    return Form([Upload(None, bytes(body))] if body else [])
 
 
 def _likely_mistake(form: Form, media_type: str) -> str:

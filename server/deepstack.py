@@ -64,7 +64,9 @@ class Predictions(BaseModel):
     inferenceMs: int  # noqa: N815
     processMs: int  # noqa: N815
     analysisRoundTripMs: int  # noqa: N815
-    duration: float = Field(description="Seconds from the request's first byte to its answer.")
+    duration: float = Field(
+        description="Seconds from the end of the request's headers to its answer."
+    )
 
 
 class Failure(BaseModel):
@@ -180,7 +182,7 @@ def predictions(
         engine: what answered.
         found: in one image.
         stage_ms: as `server.answers.stage_ms` gives it.
-        elapsed_s: seconds since the request's first byte.
+        elapsed_s: seconds since the end of the request's headers.
     """
     metadata = engine.artifact.metadata
     detections = found.detections

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from server.body import json_copies, load_json
+from server.body import Buffer, json_copies, load_json
 from server.errors import MalformedRequest
 from server.parameters import shown
 from server.tensors import InputTensor, OutputTensor, TensorSpec
@@ -51,7 +51,7 @@ class InferRequest:
     outputs: dict[str, bool]
 
 
-def parsed_bytes(body: bytes, json_length: str | None) -> int:
+def parsed_bytes(body: Buffer, json_length: str | None) -> int:
     """Bytes that `read_infer_request` and what it reads take beside the body, at most.
 
     Raises:
@@ -70,7 +70,7 @@ def parsed_bytes(body: bytes, json_length: str | None) -> int:
 
 
 def read_infer_request(
-    body: bytes, json_length: str | None, outputs: Sequence[TensorSpec]
+    body: Buffer, json_length: str | None, outputs: Sequence[TensorSpec]
 ) -> InferRequest:
     """Reads the body of an infer call with one input.
 
@@ -131,7 +131,7 @@ def write_infer_answer(
     return b"".join((document, *blobs)), len(document) if blobs else None
 
 
-def _json_end(body: bytes, json_length: str | None) -> int:
+def _json_end(body: Buffer, json_length: str | None) -> int:
     if json_length is None:
         return len(body)
     if not _LENGTH.fullmatch(json_length):

@@ -93,7 +93,7 @@ class Metrics:
         # By status: under overload most answers are refusals, and take no time.
         self.request_seconds = Histogram(
             "detector_request_seconds",
-            "Seconds from the first byte of a detection request to its answer.",
+            "Seconds from the end of a detection request's headers to its answer.",
             ["status"],
             buckets=REQUEST_SECONDS,
             registry=self.registry,

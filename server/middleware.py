@@ -64,7 +64,7 @@ class RequestRecord:
     version: str | None = None
 
     def elapsed_s(self) -> float:
-        """Seconds since the request's headers were read."""
+        """Seconds since the request's headers were complete."""
         return time.perf_counter() - self.started
 
 
@@ -86,8 +86,6 @@ class RequestScope:
         ending: whether the process ends. Then each answer is its connection's last, and says so: a
             busy client would go on being refused there, until the connection is reset.
         tracing: where spans go, if anywhere.
-        early: by path of a detection route, what may refuse a POST before it is routed. Under
-            overload that is the answer to most requests, and costs half this way.
     """
 
     def __init__(
@@ -99,7 +97,6 @@ class RequestScope:
         unexpected: Callable[[Scope], Response],
         ending: Callable[[], bool],
         tracing: Tracing | None = None,
-        early: Mapping[str, Callable[[Scope], Response | None]] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -107,7 +104,6 @@ class RequestScope:
         self._unexpected = unexpected
         self._ending = ending
         self._tracing = tracing
-        self._early = early or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -131,7 +127,7 @@ class RequestScope:
                 if self._tracing is not None:
                     span = self._tracing.begin(headers)
                     context.enter_context(bound_contextvars(trace_id=span.trace_id))
-                await (self._refusal(scope) or self._app)(scope, exchange.receive, exchange.send)
+                await self._app(scope, exchange.receive, exchange.send)
             except Exception:
                 logger.exception("unexpected_error")
                 if exchange.status is None:
@@ -147,13 +143,6 @@ class RequestScope:
                         "detector.model_version": record.version,
                         "error.type": record.code,
                     })  # fmt: skip
-
-    def _refusal(self, scope: Scope) -> ASGIApp | None:
-        refuse = self._early.get(scope["path"]) if scope["method"] == "POST" else None
-        refusal = refuse(scope) if refuse else None
-        if refusal is not None:
-            scope["route"] = _Door(scope["path"], (DETECTION,))
-        return refusal
 
     def _account(
         self, scope: Scope, method: str, record: RequestRecord, route: str, status: int
@@ -179,8 +168,45 @@ class RequestScope:
         )
 
 
-class _Door(NamedTuple):
-    """What a route would have been."""
+class EarlyRefusal:
+    """Innermost ASGI layer: refuses a detection request before it is routed and its body is read.
+
+    Under overload that is the answer to most requests, and costs half this way.
+
+    Args:
+        app: what answers all others.
+        routes: pattern of a detection route's whole path, and the route's template.
+        refuse: the refusal, where there is a reason for one.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Mapping[re.Pattern[str], str],
+        refuse: Callable[[Scope], Response | None],
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or lets it pass."""
+        template = self._template(scope)
+        refusal = self._refuse(scope) if template else None
+        if template and refusal is not None:
+            scope["route"] = _DetectionRoute(template, (DETECTION,))
+        await (refusal or self._app)(scope, receive, send)
+
+    def _template(self, scope: Scope) -> str | None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path = scope["path"]
+        return next((route for form, route in self._routes.items() if form.fullmatch(path)), None)
+
+
+class _DetectionRoute(NamedTuple):
+    """What the route would have been, for log and metrics."""
 
     path: str
     tags: tuple[str, ...]

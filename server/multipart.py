@@ -21,7 +21,7 @@ class Part:
     name: str
     filename: str | None
     is_file: bool
-    data: bytes
+    data: bytearray
 
     def text(self) -> str:
         """The value of a field.
@@ -173,9 +173,7 @@ class _Collector:
             # What a browser sends for a file input in which no file was chosen.
             self._files -= 1
             return
-        data = bytes(self._data)
-        self._data = bytearray()  # not kept beside its copy until the next part begins
-        self.parts.append(Part(self._name, self._filename, self._is_file, data))
+        self.parts.append(Part(self._name, self._filename, self._is_file, self._data))
 
     def body_ends(self) -> None:
         self.complete = True

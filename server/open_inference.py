@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from server.answers import first_found, stage_ms
 from server.artifact import Artifact, Metadata
-from server.body import Limits, read_whole, refuse_by_headers
+from server.body import Buffer, Limits, read_whole, refuse_by_headers
 from server.concurrency import leaving_with_client
 from server.errors import BadInput, InvalidParameter
 from server.infer_messages import (
@@ -99,7 +99,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             refuse_by_headers(request.headers, limits, record.share)
             body = await read_whole(request.stream(), limits, record.share)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
-            record.share.take(parsed_bytes(body, json_length))
+            record.share.take(await service.pipeline.on_thread(parsed_bytes, body, json_length))
             asked, images = await service.pipeline.on_thread(
                 _read, body, json_length, model, artifact, limits
             )
@@ -180,7 +180,7 @@ def _described(spec: TensorSpec) -> TensorMetadata:
 
 
 def _read(
-    body: bytes, json_length: str | None, model: InferModel, artifact: Artifact, limits: Limits
+    body: Buffer, json_length: str | None, model: InferModel, artifact: Artifact, limits: Limits
 ) -> tuple[InferRequest, list[bytes] | NDArray[np.uint8]]:
     """The request, and its images as files or as one array, as the model takes them."""
     asked = read_infer_request(body, json_length, model.outputs)

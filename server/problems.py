@@ -31,7 +31,7 @@ from server.errors import (
     UnsupportedImage,
 )
 from server.logs import get_logger
-from server.middleware import RequestRecord, record_of
+from server.middleware import MAX_LOGGED_PATH, RequestRecord, record_of
 from server.schemas import Problem
 from server.service import Service
 
@@ -115,7 +115,8 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
     @app.exception_handler(HTTPException)
     async def answer_framework(request: Request, error: HTTPException) -> Response:
         code = HTTPStatus(error.status_code).name.lower()
-        detail = f"{request.method} {request.url.path}: {error.detail}"
+        path = request.url.path  # may have 64 KB
+        detail = f"{request.method} {path[:MAX_LOGGED_PATH]}: {error.detail}"
         return respond(request.scope, error.status_code, code, detail, dict(error.headers or {}))
 
     @app.exception_handler(ClientLeft)

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds from a request's first byte to its answer; past it a 504.",
+        description="Seconds from the end of a request's headers to its answer; past it a 504.",
     )
     drain_timeout_s: float = Field(
         20.0,

@@ -561,3 +561,10 @@ async def test_a_model_that_cannot_warm_up_never_gets_ready(artifact: Path) -> N
         await running.until(lambda: bool(running.failures))
         assert isinstance(running.failures[0], DeploymentError)
         assert "warm-up failed: no memory" in str(running.failures[0])
+
+
+async def test_a_long_path_is_not_echoed_whole(artifact: Path) -> None:
+    async with served(artifact) as running:
+        response = await running.client.get("/" + "x" * 60_000)
+        assert response.status_code == 404
+        assert len(response.content) < 1000

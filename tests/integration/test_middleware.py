@@ -110,17 +110,25 @@ async def test_a_key_is_in_no_line_no_metric_and_no_answer(artifact: Path) -> No
         assert secret not in repr(answer.headers)
 
 
+KEY = {"x-api-key": "secret"}
+REFUSED_EARLY = {
+    "/v1/vision/detection": "/v1/vision/detection",
+    "/v2/models/tiny/infer": "/v2/models/{name}/infer",
+    "/v2/models/tiny/versions/1/infer": "/v2/models/{name}/versions/{version}/infer",
+}
+
+
 @pytest.mark.parametrize("cors_origins", ["", "https://shop.example"])
 async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
     artifact: Path, cors_origins: str
 ) -> None:
     limits = {"max_batch_size": 1, "max_queue_images": 1, "max_images_per_request": 1}
-    settings: dict[str, Any] = limits | {"cors_origins": cors_origins}
+    settings: dict[str, Any] = limits | {"cors_origins": cors_origins, "api_keys": "secret"}
     async with served(artifact, open_session=HeldSession, **settings) as running:
         session = held(running)
-        runs = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        runs = asyncio.create_task(running.client.post("/detect", content=IMAGE, headers=KEY))
         await running.until(lambda: session.batch_sizes == [1])
-        waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        waits = asyncio.create_task(running.client.post("/detect", content=IMAGE, headers=KEY))
         await running.until(lambda: running.service.queue.queue_images == 1)
         origin = {"origin": "https://shop.example"}
         refused = await running.client.post("/detect", content=IMAGE, headers=origin)
@@ -128,10 +136,17 @@ async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["x-content-type-options"] == "nosniff"
         assert ("access-control-allow-origin" in refused.headers) == bool(cors_origins)
+        # Before its key is looked at, which a refusal behind the route would be.
+        for path, template in REFUSED_EARLY.items():
+            early = await running.client.post(path, content=IMAGE, headers=origin)
+            assert (early.status_code, "retry-after" in early.headers) == (503, True)
+            assert ("access-control-allow-origin" in early.headers) == bool(cors_origins)
+            text = (await running.client.get("/metrics")).text
+            assert f'detector_requests_total{{route="{template}",status="503"}} 1.0' in text
         assert (await running.client.get("/detect")).status_code == 405
         text = (await running.client.get("/metrics")).text
         assert 'detector_requests_total{route="/detect",status="503"} 1.0' in text
-        assert 'detector_rejected_total{reason="queue_full"} 1.0' in text
+        assert 'detector_rejected_total{reason="queue_full"} 4.0' in text
         session.gate.set()
         assert [(await each).status_code for each in (runs, waits)] == [200, 200]
 

@@ -1,7 +1,8 @@
 import base64
 import json
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -366,3 +367,35 @@ def _multipart(body: bytes) -> None:
     reader = MultipartReader(HEAD, on_file=LIMITS.check_images)
     reader.feed(body)
     reader.finish()
+
+
+class CountingPool(ThreadPoolExecutor):
+    """Remembers what it ran, and on which thread the memory for it was taken."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.ran: list[str] = []
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.ran.append(work.__name__)
+        return super().submit(work, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        ("application/json", json.dumps({"images": ["aGVsbG8="]}).encode(), "parse_json"),
+        ("image/jpeg", b"hello", "_raw"),
+        (HEAD, multipart(file_part(b"hello")), "_form_of"),
+    ],
+    ids=["json", "raw", "multipart"],
+)
+async def test_whatever_walks_or_copies_a_whole_body_is_not_on_the_event_loop(
+    content_type: str, body: bytes, expected: str
+) -> None:
+    with CountingPool() as pool:
+        headers = httpx.Headers({"content-type": content_type})
+        share = ByteBudget(10_000).share()
+        form = await read_form(headers, aiter(Stream(body)), LIMITS, share, pool)
+    assert [image.data for image in form.images] == [b"hello"]
+    assert pool.ran == ["json_copies"] * (expected == "parse_json") + [expected]
