@@ -160,9 +160,7 @@ class Fronts:
                 logger.info("http_process_started", name=name, pid=process.pid)
                 code = await process.wait()
             finally:
-                _kill(process)
-                self._distributor.remove(intake)
-                link.line.close()
+                link.end()
                 self._processes.discard(process)
         if link.unfit is not None:
             raise DeploymentError(link.unfit)

@@ -5,7 +5,7 @@ import gc
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.engine import Engine
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
+from server.fronts.connections import Distributor, _received, intake_pair
 from server.fronts.front_link import QUIET_BEATS, FrontLink
 from server.fronts.hub import Hub
 from server.fronts.messages import Message, Release, Reserve, Sampled, Submit
@@ -77,7 +78,9 @@ def value_of(both: Joined, name: str) -> float | None:
 
 
 @asynccontextmanager
-async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIterator[Joined]:
+async def joined(
+    artifact: Path, *, held: bool = False, up: bool = True, **given: Any
+) -> AsyncIterator[Joined]:
     chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_processes": 2}
     settings = Settings.model_validate(chosen | given)
     sessions: list[HeldSession] = []
@@ -123,9 +126,10 @@ async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIt
     async with hub.running(), model.running(), front.running():
         await loop.create_unix_connection(lambda: link.line, sock=ours)
         hub.connected(link)
-        front.tell_up()
+        if up:
+            front.tell_up()
         both = Joined(hub, link, front, sessions, lost, takes)
-        await both.until(lambda: front.state == "ready" and link.up)
+        await both.until(lambda: front.state == "ready" and link.up == up)
         try:
             yield both
         finally:
@@ -273,6 +277,72 @@ async def test_a_front_that_does_not_answer_gets_no_connections_until_it_does(
         link.beat(link.heard)
         assert both.takes == [True, False, True]
         assert value_of(both, "detector_http_processes") == 1
+
+
+async def test_a_front_that_starts_slowly_is_counted_and_gets_connections_once(
+    artifact: Path,
+) -> None:
+    async with joined(artifact, up=False) as both:
+        link = both.link
+        for _ in range(QUIET_BEATS):
+            link.beat(link.heard + 1)
+        both.model.tell_up()
+        await both.until(lambda: link.up)
+        assert value_of(both, "detector_http_processes") == 1
+        link.beat(link.heard)
+        assert both.takes == [True]
+
+
+async def test_a_front_that_is_ended_gets_no_connections_whatever_it_says_then(
+    artifact: Path,
+) -> None:
+    async with joined(artifact) as both:
+        link = both.link
+        for _ in range(QUIET_BEATS):
+            link.beat(link.heard + 1)
+        link.end()
+        link.beat(link.heard)  # before the line's end is seen
+        assert both.takes[-1] is False
+        assert not link.up
+
+
+def connections_of(intakes: Sequence[socket.socket]) -> list[int]:
+    """How many connections wait at the fronts' ends; they are taken."""
+    counts = []
+    for intake in intakes:
+        taken = list(iter(lambda: _received(intake), None))  # noqa: B023  # used up at once
+        counts.append(len(taken))
+        for each in taken:
+            each.close()
+    return counts
+
+
+async def test_a_front_that_is_added_twice_has_one_share_and_none_once_it_is_removed() -> None:
+    (ours, theirs), (other_ours, other_theirs) = intake_pair(), intake_pair()
+    with ExitStack() as stack:
+        for each in (ours, theirs, other_ours, other_theirs):
+            stack.enter_context(each)
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = listener.getsockname()
+        distributor = Distributor(listener)
+        stack.callback(distributor.close)
+        for intake in (ours, other_ours, ours):
+            distributor.add(intake)
+
+        async def hand_out(connections: int) -> list[int]:
+            counts = [0, 0]
+            for _ in range(connections):
+                stack.enter_context(socket.create_connection(address, LIMIT_S))
+            async with asyncio.timeout(LIMIT_S):
+                while sum(counts) < connections:
+                    await asyncio.sleep(0)
+                    came = connections_of([theirs, other_theirs])
+                    counts = [had + new for had, new in zip(counts, came, strict=True)]
+            return counts
+
+        assert await hand_out(6) == [3, 3]
+        distributor.remove(ours)
+        assert await hand_out(6) == [0, 6]
 
 
 async def test_what_a_front_counts_is_asked_for_without_a_scrape(
