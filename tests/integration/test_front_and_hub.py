@@ -188,7 +188,7 @@ async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody
 async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
     artifact: Path,
 ) -> None:
-    limits = {"max_queue_images": 2, "max_images_per_request": 2}
+    limits: dict[str, Any] = {"max_queue_images": 2, "max_images_per_request": 2}
     async with joined(artifact, held=True, **limits) as both:
         runs = asyncio.create_task(both.ask())
         await both.until(lambda: both.sessions[0].batch_sizes == [1])
