@@ -177,6 +177,9 @@ class Model(Protocol):
         Returns:
             What makes them a text in the Prometheus format, which takes milliseconds: a GPU's
             driver is asked.
+
+        Raises:
+            NotReady: a model in another process does not answer.
         """
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -17,7 +18,7 @@ from server.artifact import Artifact
 from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.engine import Engine
-from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
+from server.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull, ServerError
 from server.fronts.connections import Distributor, _received, intake_pair
 from server.fronts.front_link import QUIET_BEATS, FrontLink
 from server.fronts.hub import Hub
@@ -364,6 +365,28 @@ async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
         async with asyncio.timeout(LIMIT_S):
             with pytest.raises(ServerError, match="the log says why"):
                 await both.model.measure()
+
+
+async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def hangs() -> int:
+        asked.set()
+        return int(gate.wait(LIMIT_S))
+
+    async with joined(artifact) as both:
+        both.hub.metrics.http_processes.set_function(hangs)
+        monkeypatch.setattr("server.fronts.remote_model.MEASURED_S", 0.01)
+        with pytest.raises(NotReady, match=r"has not answered for 0\.01 s"):
+            await both.model.measure()
+        assert not both.model._asked
+        monkeypatch.undo()
+        await both.until(asked.is_set)
+        gate.set()
+        assert b"detector_http_processes 1.0" in (await both.model.measure())()
+        assert await both.ask() == [1.0]  # also after the late answer
 
 
 async def test_an_image_that_meets_a_fault_of_our_own_is_answered(artifact: Path) -> None:

@@ -299,6 +299,23 @@ def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_
         assert server.stop() == 0
 
 
+def test_a_model_process_that_hangs_leaves_no_scrape_waiting(
+    repo_dir: Path, artifact: Path
+) -> None:
+    with several(repo_dir, artifact) as (server, client):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            told = client.get("/metrics")
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert (told.status_code, told.json()["code"]) == (503, "not_ready")
+        assert "model process" in told.json()["detail"]
+        assert int(told.headers["retry-after"]) >= 1
+        until(lambda: client.get("/metrics").status_code == 200)
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        assert server.stop() == 0
+
+
 def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
     repo_dir: Path, artifact: Path
 ) -> None:
