@@ -20,7 +20,7 @@ ServerError
 ├── DeadlineExceeded         the request's time was over before its images were inferred
 ├── InferenceFailed          the server took the images and failed
 ├── SessionLost              no batch can succeed any more; ends the process
-└── DeploymentError          stops start-up; for the person who runs the server
+└── DeploymentError          stops start-up or a reload; for the person who runs the server
     ├── ArtifactInvalid
     ├── ProviderUnavailable
     └── SettingsInvalid
@@ -133,7 +133,7 @@ class UploadsFull(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The model is not loaded and warmed up yet, or has failed for good."""
+    """The model is not loaded and warmed up yet, hangs, or has failed for good."""
 
     code = "not_ready"
 
@@ -169,7 +169,7 @@ class SessionLost(ServerError):
 
 
 class DeploymentError(ServerError):
-    """The server cannot start as it was deployed; never raised after start-up."""
+    """The server cannot start as it was deployed; at a reload the cause of a `ReloadFailed`."""
 
     code = "deployment_error"
 
