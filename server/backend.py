@@ -168,7 +168,8 @@ class Model(Protocol):
 
         Raises:
             NotReady, Draining: requests are not taken now.
-            ReloadFailed: the files can't be served; the old model goes on serving.
+            ReloadFailed: the files can't be served, or something else went wrong, which the log
+                has; the old model goes on serving.
         """
 
     async def measure(self) -> Callable[[], bytes]:

@@ -16,7 +16,7 @@ ServerError
 │   ├── UploadsFull
 │   ├── NotReady
 │   └── Draining
-├── ReloadFailed             the new model files can't be served; the old ones go on
+├── ReloadFailed             a reload went wrong; what was served before goes on
 ├── DeadlineExceeded         the request's time was over before its images were inferred
 ├── InferenceFailed          the server took the images and failed
 ├── SessionLost              no batch can succeed any more; ends the process
@@ -145,7 +145,7 @@ class Draining(Unavailable):
 
 
 class ReloadFailed(ServerError):
-    """The model files as they are now can't be served; what was served before goes on."""
+    """The files as they are now can't be served, or loading failed; the old model goes on."""
 
     code = "reload_failed"
 

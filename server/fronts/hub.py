@@ -66,6 +66,7 @@ class Hub:
         self._heard = asyncio.Event()
         self._to_publish = False
         model.changed = self.tell
+        model.prepare = self._make_room
         model.queue.noted = self.publish_soon
         metrics.http_processes.set_function(
             lambda: sum(each.up and not each.quiet for each in list(self.links))
@@ -141,7 +142,6 @@ class Hub:
         engine = self.model.engine
         known = self._engines.get(self._generation)
         if engine is not None and (known is None or known[0] is not engine):
-            self._make_room(engine)
             self._forget_unless_held(self._generation)
             self._generation += 1
             self._engines[self._generation] = (engine, set())

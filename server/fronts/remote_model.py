@@ -41,7 +41,7 @@ from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
 
-# Longer than the model process waits for the fronts, and shorter than Prometheus' 10 s for a scrape.
+# Longer than the model process waits for the fronts, shorter than the 10 s of a Prometheus scrape.
 MEASURED_S = 5.0
 _RELOAD_ERRORS = {each.code: each for each in (ReloadFailed, NotReady, Draining)}
 

@@ -18,13 +18,20 @@ from server.artifact import Artifact
 from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.engine import Engine
-from server.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull, ServerError
+from server.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    NotReady,
+    QueueFull,
+    ReloadFailed,
+    ServerError,
+)
 from server.fronts.connections import Distributor, _received, intake_pair
 from server.fronts.front_link import QUIET_BEATS, FrontLink
 from server.fronts.hub import Hub
 from server.fronts.messages import Message, Release, Reserve, Sampled, Submit
 from server.fronts.remote_model import RemoteModel
-from server.fronts.shared_memory import SharedFile
+from server.fronts.shared_memory import Room, SharedFile
 from server.keys import Keys
 from server.loading import Loader
 from server.own_model import OwnModel
@@ -228,6 +235,29 @@ async def test_a_replaced_model_stays_for_the_requests_that_began_with_it(tmp_pa
         await both.until(lambda: gc.collect() is not None and old() is None)
         with pytest.raises(KeyError):
             both.hub.engine(1)
+
+
+async def test_a_model_that_shared_memory_has_no_room_for_fails_the_reload(
+    tmp_path: Path,
+) -> None:
+    def full(room: Room, count: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    model = tiny_artifact(tmp_path / "model.onnx", name="before")
+    async with joined(model) as both:
+        fit = both.hub.slots.fit
+        both.hub.slots.fit = full  # type: ignore[method-assign]
+        tiny_artifact(tmp_path / "next.onnx", name="after").rename(model)
+        with pytest.raises(ReloadFailed, match="Cannot allocate memory; the model of before goes"):
+            await both.model.reload()
+        reloads = both.hub.metrics.registry.get_sample_value
+        assert reloads("detector_reloads_total", {"outcome": "failed"}) == 1
+        assert reloads("detector_reloads_total", {"outcome": "ok"}) == 0
+        assert both.model.name == "before"
+        both.hub.slots.fit = fit  # type: ignore[method-assign]
+        assert await both.ask() == [1.0]
+        await both.model.reload()
+        assert both.model.name == "after"
 
 
 async def test_a_front_that_is_gone_leaves_no_model_no_slot_and_no_place(artifact: Path) -> None:

@@ -394,9 +394,11 @@ def breaking(self, number):
     beat(self, number)
 FrontLink.beat = breaking
 {GATED}"""
-    variables = {"GATE": str(gate), "BROKEN": str(broken)}
     with (
-        several(repo_dir, artifact, program=program, **variables) as (server, client),
+        several(repo_dir, artifact, program=program, GATE=str(gate), BROKEN=str(broken)) as (
+            server,
+            client,
+        ),
         each_front(client) as clients,
         ThreadPoolExecutor(2) as threads,
     ):
