@@ -52,7 +52,7 @@ ADVICE: Mapping[str, str] = {
     "not_implemented": "Send the body with a Content-Length, or chunked.",
     "not_ready": "Come again; `/health` says what the server waits for.",
     "queue_full": "Come again after Retry-After, with fewer requests at a time.",
-    "reload_failed": "Repair the file that the detail names, and reload; the old model serves on.",
+    "reload_failed": "Repair what the detail or log names, and reload; the old model serves on.",
     "request_timeout": "Send the head at once; look for a slow or broken network.",
     "too_large": "Stay below the limit that the detail names.",
     "too_many_connections": "Keep connections and use them again; come again later.",

@@ -6,7 +6,9 @@ package nor a session is needed, and a wrong file is refused in milliseconds.
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -107,22 +109,33 @@ class Artifact:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """Reads, checks and names a model file.
+    """Reads, checks and names a model file, which is opened once: it may be replaced meanwhile.
 
     Raises:
         ArtifactInvalid: as `read_metadata` does, or its certificate says that it was never
             verified.
     """
-    metadata = read_metadata(path)
+    with _opened(path) as data:
+        metadata = _metadata_of(path, data)
+        version = _version_of(data)
     if metadata.certificate.verdict == "draft":
         raise ArtifactInvalid(f"{path}: it was never verified against its source: a draft")
-    return Artifact(path, metadata, file_version(path))
+    return Artifact(path, metadata, version)
 
 
-def file_version(path: Path) -> str:
-    """First 12 hex digits of the file's sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+def refuse_if_replaced(artifact: Artifact) -> None:
+    """Makes sure that what was loaded from an artifact's path is what was checked before.
+
+    Raises:
+        ArtifactInvalid: another file is there now, or none.
+    """
+    with _opened(artifact.path) as data:
+        version = _version_of(data)
+    if version != artifact.version:
+        raise ArtifactInvalid(
+            f"{artifact.path}: the file was replaced while it was loaded: it is {version}, and was "
+            f"{artifact.version}; load it again"
+        )
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -132,13 +145,24 @@ def read_metadata(path: Path) -> Metadata:
         ArtifactInvalid: the file is missing, is no ONNX file, was not made by our export, is
             of another schema version, or its graph was changed after it was verified.
     """
+    with _opened(path) as data:
+        return _metadata_of(path, data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
     try:
-        if path.stat().st_size == 0:  # which mmap refuses
-            raise ArtifactInvalid(f"{path}: the file is empty")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _metadata_of(path, data)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
+                raise ArtifactInvalid(f"{path}: the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                yield data
     except OSError as error:
         raise ArtifactInvalid(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _version_of(data: mmap.mmap) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:

@@ -169,7 +169,8 @@ class Model(Protocol):
 
         Raises:
             NotReady, Draining: requests are not taken now.
-            ReloadFailed: the files can't be served; the old model goes on serving.
+            ReloadFailed: the files can't be served, or something else went wrong, which the log
+                has; the old model goes on serving.
         """
 
     async def measure(self) -> Callable[[], bytes]:
@@ -178,6 +179,9 @@ class Model(Protocol):
         Returns:
             What makes them a text in the Prometheus format, which takes milliseconds: a GPU's
             driver is asked.
+
+        Raises:
+            NotReady: a model in another process does not answer.
         """
 
 

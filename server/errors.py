@@ -16,11 +16,11 @@ ServerError
 │   ├── UploadsFull
 │   ├── NotReady
 │   └── Draining
-├── ReloadFailed             the new model files can't be served; the old ones go on
+├── ReloadFailed             a reload went wrong; what was served before goes on
 ├── DeadlineExceeded         the request's time was over before its images were inferred
 ├── InferenceFailed          the server took the images and failed
 ├── SessionLost              no batch can succeed any more; ends the process
-└── DeploymentError          stops start-up; for the person who runs the server
+└── DeploymentError          stops start-up or a reload; for the person who runs the server
     ├── ArtifactInvalid
     ├── ProviderUnavailable
     └── SettingsInvalid
@@ -140,7 +140,7 @@ class UploadsFull(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The model is not loaded and warmed up yet, or has failed for good."""
+    """The model is not loaded and warmed up yet, hangs, or has failed for good."""
 
     code = "not_ready"
 
@@ -152,7 +152,7 @@ class Draining(Unavailable):
 
 
 class ReloadFailed(ServerError):
-    """The model files as they are now can't be served; what was served before goes on."""
+    """The files as they are now can't be served, or loading failed; the old model goes on."""
 
     code = "reload_failed"
 
@@ -176,7 +176,7 @@ class SessionLost(ServerError):
 
 
 class DeploymentError(ServerError):
-    """The server cannot start as it was deployed; never raised after start-up."""
+    """The server cannot start as it was deployed; at a reload the cause of a `ReloadFailed`."""
 
     code = "deployment_error"
 

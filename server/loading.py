@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from server import suppression
-from server.artifact import Artifact
+from server.artifact import Artifact, refuse_if_replaced
 from server.choice import load_model
 from server.engine import Engine
 from server.memory import return_freed_memory
@@ -20,8 +20,8 @@ class Loading:
 
     Attributes:
         artifacts: the files, read and checked; fails with `ArtifactInvalid`.
-        engine: the best of them, open and warm; fails as that did, or as `Engine.open` and
-            `Engine.warm_up` do.
+        engine: the best of them, open and warm; fails as that did, as `Engine.open` and
+            `Engine.warm_up` do, or with `ArtifactInvalid` where the file was replaced meanwhile.
         started: when it began, in seconds of `time.perf_counter`.
     """
 
@@ -70,6 +70,7 @@ class Loader:
         return_freed_memory()
         engine = self._open_engine(read, self._settings)
         engine.warm_up()
+        refuse_if_replaced(engine.artifact)
         return engine
 
 

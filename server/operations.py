@@ -76,9 +76,9 @@ def routes(
             max_queue_images=service.settings.max_queue_images,
         )
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=Response, responses=problem_responses(503))
     async def metrics() -> Response:
-        """Prometheus metrics in the text format."""
+        """Prometheus metrics in the text format; 503 where the process that has them hangs."""
         return Response(await service.exposition(), media_type=CONTENT_TYPE)
 
     return router

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from server.backend import State, refuse_unless_ready
 from server.engine import Engine
-from server.errors import DeploymentError, ReloadFailed
+from server.errors import DeploymentError, ReloadFailed, Unavailable
 from server.letterbox import full_size
 from server.loading import Loader, Loading
 from server.logs import get_logger
@@ -29,6 +29,7 @@ class OwnModel:
     Attributes:
         queue: before the model.
         state, failure, engine, changed: as `server.backend.Model` has them.
+        prepare: called before an engine serves; where it raises, the engine does not.
 
     Raises:
         ArtifactInvalid: the model is not one that this server can serve.
@@ -42,6 +43,7 @@ class OwnModel:
         self.failure: BaseException | None = None
         self.engine: Engine | None = None
         self.changed: Callable[[], None] = lambda: None
+        self.prepare: Callable[[Engine], None] = lambda _: None
         self._settings = settings
         self._metrics = metrics
         self._loader = loader
@@ -101,7 +103,8 @@ class OwnModel:
 
         Raises:
             NotReady, Draining: requests are not taken now.
-            ReloadFailed: the files can't be served; the old model goes on serving.
+            ReloadFailed: the files can't be served, or something else went wrong, which the log
+                has; the old model goes on serving.
         """
         async with self._reloading:
             self.refuse_unless_ready()
@@ -110,11 +113,12 @@ class OwnModel:
                 self.refuse_unless_ready()
                 loading = self._loader.begin()
                 engine = await asyncio.wrap_future(loading.engine)
-            except DeploymentError as error:
-                logger.error("reload_failed", reason=str(error))
-                self._metrics.reloads.labels("failed").inc()
-                raise ReloadFailed(f"{error}; the model of before goes on serving") from error
-            self.refuse_unless_ready()  # a signal may have come meanwhile
+                self.refuse_unless_ready()  # a signal may have come meanwhile
+                self.prepare(engine)
+            except Unavailable:
+                raise
+            except Exception as error:  # whatever it is, nothing has been replaced yet
+                raise self._reload_failed(error) from error
             self._serve_with(engine, "reloaded", loading)
             self._loader.return_memory()
             self._metrics.reloads.labels("ok").inc()
@@ -127,6 +131,16 @@ class OwnModel:
     async def measure(self) -> Callable[[], bytes]:
         """What makes the text of all metrics, on a thread."""
         return self._metrics.exposition
+
+    def _reload_failed(self, error: Exception) -> ReloadFailed:
+        # A deployment error speaks for itself; anything else needs its traceback.
+        expected = isinstance(error, DeploymentError)
+        logger.error("reload_failed", reason=str(error), exc_info=None if expected else error)
+        self._metrics.reloads.labels("failed").inc()
+        # What it is of the system, such as a full disk, is the deployer's to know.
+        tellable = expected or isinstance(error, OSError)
+        reason = str(error) if tellable else "the server failed; its log has the reason"
+        return ReloadFailed(f"{reason}; the model of before goes on serving")
 
     async def _live(self) -> None:
         try:
@@ -141,6 +155,7 @@ class OwnModel:
         loading, self._loader.first = self._loader.first, None
         assert loading is not None
         engine = await asyncio.wrap_future(loading.engine)
+        self.prepare(engine)
         self._serve_with(engine, "ready", loading)
         if self.state == "starting":  # not when a signal came meanwhile
             self.state = "ready"

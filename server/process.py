@@ -104,12 +104,15 @@ def spare_the_collector() -> None:
 def listen(host: str, port: int) -> socket.socket:
     """Opens the port before the model is loaded, so that a taken one is known at once.
 
+    "::" is all addresses, those of IPv4 too where the system can listen on both with one socket.
+
     Raises:
         DeploymentError: the address is taken, not ours, or unknown.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         # create_server repeats the address. Not os.strerror: it knows no error of name resolution.
         reason = (error.strerror or str(error)).partition(" (while attempting")[0]

@@ -44,7 +44,11 @@ class Settings(BaseSettings):
         description="Folder for what TensorRT builds, in minutes; unset: in the user's cache, "
         "where that can be written.",
     )
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 is all of IPv4, :: all of IPv6 and IPv4.",
+    )
     port: int = Field(
         8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
     )

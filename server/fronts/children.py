@@ -89,9 +89,8 @@ class Fronts:
     async def run(self) -> None:
         """Keeps them running until the hub is ending, and then until all have ended.
 
-        Raises:
-            TooManyDeaths: they don't live.
-            DeploymentError: they can't start as the server was deployed.
+        A front that does not live, or can't start as the server was deployed, is a fault of the
+        hub, which ends with a drain: its siblings answer what they have accepted.
         """
         async with asyncio.TaskGroup() as group:
             for number in range(1, self._hub.settings.http_processes + 1):
@@ -103,6 +102,18 @@ class Fronts:
             _kill(process)
 
     async def _keep(self, name: str) -> None:
+        try:
+            await self._start_anew(name)
+        except Exception as error:  # in the task group, it would kill the siblings
+            self._hub.fail(error)
+
+    async def _start_anew(self, name: str) -> None:
+        """One process after the other.
+
+        Raises:
+            TooManyDeaths: they don't live.
+            DeploymentError: they can't start as the server was deployed.
+        """
         deaths: deque[float] = deque()
         loop = asyncio.get_running_loop()
         ending = self._hub.ending
@@ -160,9 +171,7 @@ class Fronts:
                 logger.info("http_process_started", name=name, pid=process.pid)
                 code = await process.wait()
             finally:
-                _kill(process)
-                self._distributor.remove(intake)
-                link.line.close()
+                link.end()
                 self._processes.discard(process)
         if link.unfit is not None:
             raise DeploymentError(link.unfit)

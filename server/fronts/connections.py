@@ -47,12 +47,13 @@ class Distributor:
         listener.setblocking(False)
 
     def add(self, intake: socket.socket) -> None:
-        """A front takes connections at the other end."""
-        self._fronts.append(intake)
+        """A front takes connections at the other end; nothing when it is known to."""
+        if intake not in self._fronts:
+            self._fronts.append(intake)
         self._listen()
 
     def remove(self, intake: socket.socket) -> None:
-        """A front is gone."""
+        """A front is gone, or does not answer; nothing when it has no connections anyway."""
         if intake in self._fronts:
             self._fronts.remove(intake)
         if not self._fronts:

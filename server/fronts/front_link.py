@@ -69,7 +69,8 @@ class FrontLink:
         name: such as "http-1".
         hub: what it talks to.
         takes: called when it takes connections, also again.
-        takes_none: called when it does not answer, and others had better have them.
+        takes_none: called when it does not answer, and others had better have them; and when it
+            is gone.
         kill: ends the process.
 
     Attributes:
@@ -123,7 +124,9 @@ class FrontLink:
             (self._takes_none if self.quiet else self._takes)()
 
     def end(self) -> None:
-        """Ends the front at once."""
+        """Ends the front at once; it gets no more connections, whatever it said before."""
+        self.up = False
+        self._takes_none()
         self.line.close()
         self._kill()
 
@@ -149,6 +152,7 @@ class FrontLink:
                 self._hub.dropped(self, message.generation)
             case Up():
                 self.up = True
+                self.silent_beats = 0  # it starts slowly, and this is its sign of life
                 self._takes()
             case Unfit():
                 self.unfit = message.reason
@@ -239,5 +243,6 @@ class FrontLink:
         for slot in [*self._images]:
             self._release(slot)
         self.up = False
+        self._takes_none()
         self._hub.lost(self)
         self._kill()  # it ends by itself when it sees the line's end, unless it hangs

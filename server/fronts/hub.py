@@ -45,6 +45,7 @@ class Hub:
         slots: of the shared memory.
         links: the fronts that are connected.
         ending: set when the server is to end: it drains, or has failed.
+        fault: why it ends, where that is neither a signal nor the model.
     """
 
     def __init__(self, settings: Settings, model: OwnModel, metrics: Metrics, keys: Keys) -> None:
@@ -54,6 +55,7 @@ class Hub:
         self.slots = Slots()
         self.links: set[FrontLink] = set()
         self.ending = asyncio.Event()
+        self.fault: BaseException | None = None
         self._keys = keys
         self._number = 0
         self._told: Told | None = None
@@ -64,6 +66,7 @@ class Hub:
         self._heard = asyncio.Event()
         self._to_publish = False
         model.changed = self.tell
+        model.prepare = self._make_room
         model.queue.noted = self.publish_soon
         metrics.http_processes.set_function(
             lambda: sum(each.up and not each.quiet for each in list(self.links))
@@ -93,12 +96,28 @@ class Hub:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keeps the board fresh, and an eye on the fronts."""
-        beating = asyncio.create_task(self._beat())
+        beating = asyncio.create_task(self._keep_beating())
         try:
             yield
         finally:
             beating.cancel()
             await asyncio.wait([beating])
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the server because of a fault beside the model.
+
+        The model works, so it drains: what the fronts have accepted is answered.
+        """
+        if self.fault is not None:
+            return
+        self.fault = error
+        # A deployment error speaks for itself; anything else needs its traceback.
+        expected = isinstance(error, DeploymentError)
+        logger.critical("service_failed", reason=str(error), exc_info=None if expected else error)
+        try:
+            self.model.begin_drain()
+        finally:  # whatever the fault has broken, too
+            self.ending.set()
 
     def publish_soon(self) -> None:
         """Writes on the board what has changed, once in a turn of the event loop."""
@@ -123,7 +142,6 @@ class Hub:
         engine = self.model.engine
         known = self._engines.get(self._generation)
         if engine is not None and (known is None or known[0] is not engine):
-            self._make_room(engine)
             self._forget_unless_held(self._generation)
             self._generation += 1
             self._engines[self._generation] = (engine, set())
@@ -241,6 +259,12 @@ class Hub:
     def _read_keys(self) -> None:
         self._keys.reload()
         logger.info("keys_read", keys=self._keys.count)
+
+    async def _keep_beating(self) -> None:
+        try:
+            await self._beat()
+        except Exception as error:  # without it, a front that hangs would not be noticed
+            self.fail(error)
 
     async def _beat(self) -> None:
         beats = 0

@@ -68,9 +68,10 @@ def serve_with_fronts(settings: Settings, loader: Loader) -> int:
     with listen(settings.host, settings.port) as listener:
         spare_the_collector()
         log_listening(listener, settings)
+        hub = Hub(settings, model, metrics, keys)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(Hub(settings, model, metrics, keys), Distributor(listener)))
-    return exit_code(model.failure)
+            runner.run(_run(hub, Distributor(listener)))
+    return exit_code(model.failure or hub.fault)
 
 
 async def _run(hub: Hub, distributor: Distributor) -> None:
@@ -85,7 +86,6 @@ async def _run(hub: Hub, distributor: Distributor) -> None:
 
     async with hub.running(), model.running():
         keeping = asyncio.create_task(fronts.run())
-        keeping.add_done_callback(lambda _: hub.ending.set())
         with _leaving(hub, now), reloading_at_sighup(hub.reload, hang_up):
             await hub.ending.wait()
             distributor.close()
@@ -96,8 +96,6 @@ async def _run(hub: Hub, distributor: Distributor) -> None:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             waiting[1].cancel()
-        if keeping.done():
-            _note_failure(keeping, model)
         fronts.kill()
         await asyncio.wait([keeping])
     hub.slots.close()
@@ -125,11 +123,3 @@ def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _note_failure(keeping: asyncio.Task[None], model: OwnModel) -> None:
-    error = keeping.exception()
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if error is not None:
-        model.fail(error)

@@ -41,6 +41,8 @@ from server.keys import Keys
 from server.metrics import Metrics
 from server.settings import Settings
 
+# Longer than the model process waits for the fronts, shorter than the 10 s of a Prometheus scrape.
+MEASURED_S = 5.0
 _RELOAD_ERRORS = {each.code: each for each in (ReloadFailed, NotReady, Draining)}
 
 
@@ -110,8 +112,22 @@ class RemoteModel:
             raise _RELOAD_ERRORS.get(answer.code, ServerError)(answer.reason)
 
     async def measure(self) -> Callable[[], bytes]:
-        """Asks for the metrics of all processes."""
-        answer = await self._ask(Measure)
+        """Asks for the metrics of all processes.
+
+        Where they can't be had there are none, and not this process' own: counters would fall to
+        its share and rise again, which Prometheus takes for requests that never were.
+
+        Raises:
+            NotReady: the model process has not answered for `MEASURED_S`.
+        """
+        try:
+            async with asyncio.timeout(MEASURED_S):
+                answer = await self._ask(Measure)
+        except TimeoutError:
+            raise NotReady(
+                "the model process, which has the metrics of all, has not answered for "
+                f"{MEASURED_S:g} s"
+            ) from None
         assert isinstance(answer, Measured)
         if not answer.own:
             raise ServerError("the metrics can't be had; the log says why")
@@ -122,7 +138,10 @@ class RemoteModel:
         answered: asyncio.Future[Reloaded | Measured] = self._loop.create_future()
         self._asked[request] = answered
         self._line.send(question(request))
-        return await answered
+        try:
+            return await answered
+        finally:
+            self._asked.pop(request, None)
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -132,8 +151,8 @@ class RemoteModel:
             case Ping():
                 self._line.send(Heard(message.number))
             case Reloaded() | Measured():
-                answered = self._asked.pop(message.request)
-                if not answered.done():
+                answered = self._asked.get(message.request)
+                if answered is not None and not answered.done():  # else nobody waits any more
                     answered.set_result(message)
             case Sample():
                 own = front_part(snapshot(self._metrics.registry))

@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import socket
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,20 @@ from server.artifact import Artifact
 from server.backend import measured
 from server.byte_budget import ByteBudget
 from server.engine import Engine
-from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
+from server.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    NotReady,
+    QueueFull,
+    ReloadFailed,
+    ServerError,
+)
+from server.fronts.connections import Distributor, _received, intake_pair
 from server.fronts.front_link import QUIET_BEATS, FrontLink
 from server.fronts.hub import Hub
 from server.fronts.messages import Message, Release, Reserve, Sampled, Submit
 from server.fronts.remote_model import RemoteModel
-from server.fronts.shared_memory import SharedFile
+from server.fronts.shared_memory import Room, SharedFile
 from server.keys import Keys
 from server.loading import Loader
 from server.own_model import OwnModel
@@ -77,7 +86,9 @@ def value_of(both: Joined, name: str) -> float | None:
 
 
 @asynccontextmanager
-async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIterator[Joined]:
+async def joined(
+    artifact: Path, *, held: bool = False, up: bool = True, **given: Any
+) -> AsyncIterator[Joined]:
     chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_processes": 2}
     settings = Settings.model_validate(chosen | given)
     sessions: list[HeldSession] = []
@@ -123,9 +134,10 @@ async def joined(artifact: Path, *, held: bool = False, **given: Any) -> AsyncIt
     async with hub.running(), model.running(), front.running():
         await loop.create_unix_connection(lambda: link.line, sock=ours)
         hub.connected(link)
-        front.tell_up()
+        if up:
+            front.tell_up()
         both = Joined(hub, link, front, sessions, lost, takes)
-        await both.until(lambda: front.state == "ready" and link.up)
+        await both.until(lambda: front.state == "ready" and link.up == up)
         try:
             yield both
         finally:
@@ -184,7 +196,7 @@ async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody
 async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
     artifact: Path,
 ) -> None:
-    limits = {"max_queue_images": 2, "max_images_per_request": 2}
+    limits: dict[str, Any] = {"max_queue_images": 2, "max_images_per_request": 2}
     async with joined(artifact, held=True, **limits) as both:
         runs = asyncio.create_task(both.ask())
         await both.until(lambda: both.sessions[0].batch_sizes == [1])
@@ -223,6 +235,29 @@ async def test_a_replaced_model_stays_for_the_requests_that_began_with_it(tmp_pa
         await both.until(lambda: gc.collect() is not None and old() is None)
         with pytest.raises(KeyError):
             both.hub.engine(1)
+
+
+async def test_a_model_that_shared_memory_has_no_room_for_fails_the_reload(
+    tmp_path: Path,
+) -> None:
+    def full(room: Room, count: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    model = tiny_artifact(tmp_path / "model.onnx", name="before")
+    async with joined(model) as both:
+        fit = both.hub.slots.fit
+        both.hub.slots.fit = full  # type: ignore[method-assign]
+        tiny_artifact(tmp_path / "next.onnx", name="after").rename(model)
+        with pytest.raises(ReloadFailed, match="Cannot allocate memory; the model of before goes"):
+            await both.model.reload()
+        reloads = both.hub.metrics.registry.get_sample_value
+        assert reloads("detector_reloads_total", {"outcome": "failed"}) == 1
+        assert reloads("detector_reloads_total", {"outcome": "ok"}) == 0
+        assert both.model.name == "before"
+        both.hub.slots.fit = fit  # type: ignore[method-assign]
+        assert await both.ask() == [1.0]
+        await both.model.reload()
+        assert both.model.name == "after"
 
 
 async def test_a_front_that_is_gone_leaves_no_model_no_slot_and_no_place(artifact: Path) -> None:
@@ -275,6 +310,72 @@ async def test_a_front_that_does_not_answer_gets_no_connections_until_it_does(
         assert value_of(both, "detector_http_processes") == 1
 
 
+async def test_a_front_that_starts_slowly_is_counted_and_gets_connections_once(
+    artifact: Path,
+) -> None:
+    async with joined(artifact, up=False) as both:
+        link = both.link
+        for _ in range(QUIET_BEATS):
+            link.beat(link.heard + 1)
+        both.model.tell_up()
+        await both.until(lambda: link.up)
+        assert value_of(both, "detector_http_processes") == 1
+        link.beat(link.heard)
+        assert both.takes == [True]
+
+
+async def test_a_front_that_is_ended_gets_no_connections_whatever_it_says_then(
+    artifact: Path,
+) -> None:
+    async with joined(artifact) as both:
+        link = both.link
+        for _ in range(QUIET_BEATS):
+            link.beat(link.heard + 1)
+        link.end()
+        link.beat(link.heard)  # before the line's end is seen
+        assert both.takes[-1] is False
+        assert not link.up
+
+
+def connections_of(intakes: Sequence[socket.socket]) -> list[int]:
+    """How many connections wait at the fronts' ends; they are taken."""
+    counts = []
+    for intake in intakes:
+        taken = list(iter(lambda: _received(intake), None))  # noqa: B023  # used up at once
+        counts.append(len(taken))
+        for each in taken:
+            each.close()
+    return counts
+
+
+async def test_a_front_that_is_added_twice_has_one_share_and_none_once_it_is_removed() -> None:
+    (ours, theirs), (other_ours, other_theirs) = intake_pair(), intake_pair()
+    with ExitStack() as stack:
+        for each in (ours, theirs, other_ours, other_theirs):
+            stack.enter_context(each)
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = listener.getsockname()
+        distributor = Distributor(listener)
+        stack.callback(distributor.close)
+        for intake in (ours, other_ours, ours):
+            distributor.add(intake)
+
+        async def hand_out(connections: int) -> list[int]:
+            counts = [0, 0]
+            for _ in range(connections):
+                stack.enter_context(socket.create_connection(address, LIMIT_S))
+            async with asyncio.timeout(LIMIT_S):
+                while sum(counts) < connections:
+                    await asyncio.sleep(0)
+                    came = connections_of([theirs, other_theirs])
+                    counts = [had + new for had, new in zip(counts, came, strict=True)]
+            return counts
+
+        assert await hand_out(6) == [3, 3]
+        distributor.remove(ours)
+        assert await hand_out(6) == [0, 6]
+
+
 async def test_what_a_front_counts_is_asked_for_without_a_scrape(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +395,28 @@ async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
         async with asyncio.timeout(LIMIT_S):
             with pytest.raises(ServerError, match="the log says why"):
                 await both.model.measure()
+
+
+async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def hangs() -> int:
+        asked.set()
+        return int(gate.wait(LIMIT_S))
+
+    async with joined(artifact) as both:
+        both.hub.metrics.http_processes.set_function(hangs)
+        monkeypatch.setattr("server.fronts.remote_model.MEASURED_S", 0.01)
+        with pytest.raises(NotReady, match=r"has not answered for 0\.01 s"):
+            await both.model.measure()
+        assert not both.model._asked
+        monkeypatch.undo()
+        await both.until(asked.is_set)
+        gate.set()
+        assert b"detector_http_processes 1.0" in (await both.model.measure())()
+        assert await both.ask() == [1.0]  # also after the late answer
 
 
 async def test_an_image_that_meets_a_fault_of_our_own_is_answered(artifact: Path) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from server.artifact import load_artifact
+from server.fronts.children import MAX_DEATHS
 from tests.artifacts import CELL, endless_artifact, paint, tiny_artifact
 from tests.processes import LIMIT_S, ServerProcess, ready, run_to_the_end, started
 from tests.serving import RED, encode, one_cell
@@ -315,6 +316,23 @@ def test_a_front_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artif
         assert server.process.wait(0.1 + 2 + 2) == 0
 
 
+def test_a_model_process_that_hangs_leaves_no_scrape_waiting(
+    repo_dir: Path, artifact: Path
+) -> None:
+    with several(repo_dir, artifact) as (server, client):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            told = client.get("/metrics")
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert (told.status_code, told.json()["code"]) == (503, "not_ready")
+        assert "model process" in told.json()["detail"]
+        assert int(told.headers["retry-after"]) >= 1
+        until(lambda: client.get("/metrics").status_code == 200)
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        assert server.stop() == 0
+
+
 def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
     repo_dir: Path, artifact: Path
 ) -> None:
@@ -348,6 +366,68 @@ def test_fronts_that_always_die_end_the_server(repo_dir: Path, artifact: Path) -
         assert server.process.wait(LIMIT_S) == 1
     (failed,) = server.events("service_failed")
     assert re.search(r"http-\d died 6 times in 60 s", failed["reason"])
+
+
+def test_a_front_that_always_dies_ends_the_server_and_its_siblings_answer_first(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    program = f"from server.fronts import children; children.BACKOFF_S = 0.001\n{GATED}"
+    with (
+        several(repo_dir, artifact, program=program, GATE=str(gate)) as (server, client),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        assert client.get("/model").status_code == 200
+        answers = server.wait_for("request")["process"]
+        runs = threads.submit(client.post, "/detect", content=one_cell())
+        until(lambda: value(client, "detector_busy_shared_slots") == 1)
+
+        def starts() -> list[int]:
+            events = server.events("http_process_started")
+            return [event["pid"] for event in events if event["name"] != answers]
+
+        for deaths in range(MAX_DEATHS + 1):
+            until(lambda deaths=deaths: len(starts()) > deaths)  # type: ignore[misc]
+            os.kill(starts()[deaths], signal.SIGKILL)
+        failed = server.wait_for("service_failed")
+        assert "died 6 times in 60 s" in failed["reason"]
+        gate.touch()
+        assert runs.result().status_code == 200
+        assert server.process.wait(LIMIT_S) == 1
+
+
+def test_a_heartbeat_that_fails_ends_the_server_with_the_reason_and_a_drain(
+    repo_dir: Path, artifact: Path, tmp_path: Path
+) -> None:
+    gate, broken = tmp_path / "gate", tmp_path / "broken"
+    program = f"""
+import os
+from pathlib import Path
+from server.fronts.front_link import FrontLink
+beat = FrontLink.beat
+def breaking(self, number):
+    if Path(os.environ["BROKEN"]).exists():
+        raise RuntimeError("planted")
+    beat(self, number)
+FrontLink.beat = breaking
+{GATED}"""
+    with (
+        several(repo_dir, artifact, program=program, GATE=str(gate), BROKEN=str(broken)) as (
+            server,
+            client,
+        ),
+        each_front(client) as clients,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        asking = [threads.submit(each.post, "/detect", content=one_cell()) for each in clients]
+        until(lambda: value(client, "detector_busy_shared_slots") == 2)
+        broken.touch()
+        assert server.wait_for("service_failed")["reason"] == "planted"
+        gate.touch()
+        assert [each.result().status_code for each in asking] == [200, 200]
+        assert server.process.wait(LIMIT_S) == 1
+    (failed,) = server.events("service_failed")
+    assert "RuntimeError: planted" in failed["exception"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])

@@ -264,6 +264,19 @@ def test_what_is_wrong_at_the_start_is_said_in_one_line(
     assert re.search(message, line), line
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket of both IPv4 and IPv6")
+@pytest.mark.parametrize("flags", [(), ("--http-processes=2",)], ids=["one", "several"])
+def test_the_address_of_all_is_that_of_ipv4_too(
+    repo_dir: Path, artifact: Path, flags: tuple[str, ...]
+) -> None:
+    with ready(repo_dir, artifact, "--host=::", *flags) as (server, client):
+        assert client.base_url.host == "::"
+        for host in ("127.0.0.1", "[::1]"):
+            url = f"http://{host}:{client.base_url.port}/detect"
+            assert httpx.post(url, content=one_cell(), timeout=LIMIT_S).status_code == 200
+        assert server.stop() == 0
+
+
 def test_a_port_that_is_taken_is_said_in_one_line(repo_dir: Path, artifact: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -107,6 +107,41 @@ async def test_a_model_that_cannot_warm_up_is_refused(model: Path) -> None:
         assert await version_of(running) == load_artifact(model).version
 
 
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [
+        (
+            OSError(28, "No space left on device", "/cache"),
+            "No space left on device: '/cache'; the",
+        ),
+        (RuntimeError("planted"), "the server failed; its log has the reason; the"),
+    ],
+    ids=["system", "own"],
+)
+async def test_a_fault_that_nobody_expected_fails_the_reload_and_nothing_else(
+    model: Path, fault: Exception, detail: str
+) -> None:
+    opened = 0
+
+    def open_session(artifact: Artifact, settings: Settings) -> HeldSession:
+        nonlocal opened
+        opened += 1
+        if opened > 1:
+            raise fault
+        return HeldSession(artifact, settings)
+
+    async with served(model, open_session=open_session, api_keys="secret") as running:
+        held(running).gate.set()
+        response = await running.client.post("/model/reload", headers=KEY)
+        assert (response.status_code, response.json()["code"]) == (409, "reload_failed")
+        assert detail in response.json()["detail"]
+        assert "planted" not in response.text
+        assert await version_of(running) == load_artifact(model).version
+        metrics = (await running.client.get("/metrics")).text
+        assert 'detector_reloads_total{outcome="failed"} 1.0' in metrics
+        assert 'detector_reloads_total{outcome="ok"} 0.0' in metrics
+
+
 async def test_a_request_is_finished_by_the_model_that_it_began_with(model: Path) -> None:
     async with served(model, open_session=HeldSession, api_keys="secret") as running:
         old = held(running)

@@ -66,6 +66,20 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_artifact(tmp_path / "none.onnx")
 
 
+def test_a_file_that_is_replaced_while_it_is_read_has_the_version_of_what_was_read(
+    path: Path, tmp_path: Path
+) -> None:
+    class Replaced(type(path)):  # type: ignore[misc]
+        def open(self, *args: Any, **kwargs: Any) -> Any:
+            opened = super().open(*args, **kwargs)
+            tiny_artifact(tmp_path / "other.onnx", name="other").rename(self)
+            return opened
+
+    before = load_artifact(path)
+    read = load_artifact(Replaced(path))
+    assert (read.metadata, read.version) == (before.metadata, before.version)
+
+
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactInvalid, match="cannot be read"):
         load_artifact(tmp_path)

@@ -65,6 +65,20 @@ def test_each_loading_reads_the_files_as_they_are_then(model: Path) -> None:
     loader.shut_down()
 
 
+def test_a_file_that_is_replaced_while_it_is_loaded_is_refused(model: Path, tmp_path: Path) -> None:
+    """Its description would be that of another model."""
+
+    def replaced(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+        tiny_artifact(tmp_path / "other.onnx", max_candidates=3).rename(model)
+        return open_onnx_engine(artifacts, settings)
+
+    loader = Loader(settings(model), replaced)
+    assert loader.first is not None
+    with pytest.raises(ArtifactInvalid, match="was replaced while it was loaded"):
+        loader.first.engine.result(LIMIT_S)
+    loader.shut_down()
+
+
 def test_an_engine_that_was_taken_is_not_kept(model: Path) -> None:
     loader = Loader(settings(model))
     loading, loader.first = loader.first, None
