@@ -145,7 +145,7 @@ def pictures_of(content_type: str, body: bytes) -> list[bytes]:
         return [body]
     reader = MultipartReader(content_type, on_file=lambda _: None)
     reader.feed(body)
-    return [part.data for part in reader.finish()]
+    return [bytes(part.data) for part in reader.finish()]
 
 
 def found_in(pictures: list[bytes]) -> dict[str, object]:
