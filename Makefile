@@ -31,7 +31,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast check format docs reference train export env serve-env image image-export \
+.PHONY: help serve test test-fast test-tools check format docs reference train export env serve-env image image-export \
 	test-gpu test-container test-container-gpu audit release pins clean
 
 help: ## list the targets
@@ -40,11 +40,14 @@ help: ## list the targets
 serve: $(SERVE_READY) ## answer on http://127.0.0.1:8000, in an environment without torch
 	@exec $(SERVE_VENV)/bin/python -m server $(ARGS)
 
-test: $(READY) ## run all tests
+test: $(READY) ## run all tests, but for those of the tools
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 test-fast: $(READY) ## run the tests that take seconds
 	@$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test-tools: $(READY) ## run the tests of benchmarks and of what .ci holds
+	@$(VENV)/bin/python -m pytest tests/tools $(ARGS)
 
 test-container: $(READY) ## build the CPU image, run it hardened and test it (podman is installed where root may)
 	@$(VENV)/bin/python -m pytest tests/container --ignore=tests/container/test_gpu_image.py $(ARGS)
@@ -70,7 +73,7 @@ docs: $(READY) ## build the documentation into build/site; opens without a netwo
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 reference: $(READY) ## write the tables of docs/reference from the code
-	@$(VENV)/bin/python .ci/reference.py
+	@$(VENV)/bin/python docs/_hooks/reference.py
 
 # ultralytics would otherwise install packages by itself when it misses one.
 train export: export YOLO_AUTOINSTALL = false
@@ -112,7 +115,7 @@ pins: $(READY) ## write constraints.txt anew, with the newest versions
 
 clean: ## remove both environments, dist/, what tools left, and build/ with the images that make image keeps there
 	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find server model export deploy benchmarks samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find server model export benchmarks docs samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Small, so made anew whenever a requirement changes; nothing left over can hide a missing one.
 $(SERVE_READY): pyproject.toml constraints.txt

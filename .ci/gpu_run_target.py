@@ -41,8 +41,8 @@ import json, sys
 from importlib.metadata import distributions
 from pathlib import Path
 import onnxruntime
-from server.choice import load_model
-from server.session import Session
+from server.inference.repository import load_model
+from server.inference.session import Session
 
 print(*sorted(f"{each.name}=={each.version}" for each in distributions()))
 print("onnxruntime", onnxruntime.__version__, onnxruntime.get_available_providers())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.evidence.figures_file import write_figures
 from model.environment import contain_ultralytics
-from server.cpus import available_cpus
+from server.host import available_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("yolov8n", "yolov8n-fla", "yolov8n-c2f-fla")  # the first is the baseline

@@ -18,10 +18,10 @@ from export.verification.yolo_dataset import read_dataset
 from model.info import gflops
 from model.registration import architecture, register
 from model.train import train
-from server.artifact import Artifact
-from server.detector import prepare_image
-from server.image import decode
-from server.session import Session
+from server.inference.artifact import Artifact
+from server.inference.detector import prepare_image
+from server.inference.session import Session
+from server.vision.decode import decode
 
 WARM_UP_RUNS = 5
 

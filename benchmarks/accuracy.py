@@ -35,11 +35,11 @@ from export.verification.coco_figures import (
     recall_at,
 )
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
-from server.artifact import load_artifact
-from server.detector import finish, prepare_encoded
 from server.errors import ServerError
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.inference.artifact import load_artifact
+from server.inference.detector import finish, prepare_encoded
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
 
 MAX_TRIES = 5
 

@@ -26,10 +26,10 @@ from PIL import Image
 
 from benchmarks.fuzz_images import small_metadata
 from benchmarks.fuzz_seeds import png_chunk
-from server.detector import prepare_encoded
-from server.image import quiet_codecs
-from server.memory import return_large_blocks
+from server.host import return_large_blocks
+from server.inference.detector import prepare_encoded
 from server.settings import Settings
+from server.vision.decode import quiet_codecs
 
 LIMITS = Settings.model_fields
 MAX_PIXELS: int = LIMITS["max_image_pixels"].default

@@ -17,15 +17,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from server.answers import detections_json
-from server.body import Upload
-from server.choice import DEFAULT_MODEL, choose, load_model
-from server.cpus import available_cpus
-from server.detector import finish, prepare_encoded
+from server.api.body import Upload
+from server.api.responses import detections_json
 from server.errors import BadInput
-from server.pipeline import Found
-from server.postprocess import DetectParameters, nms
-from server.session import Session
+from server.host import available_cpus
+from server.inference.detector import finish, prepare_encoded
+from server.inference.repository import DEFAULT_MODEL, choose, load_model
+from server.inference.session import Session
+from server.serving.pipeline import Found
+from server.vision.nms import DetectParameters, nms
 
 PICTURE = Path(__file__).resolve().parent.parent / "samples" / "smear_1.jpg"
 SIZES = ((640, 480), (1280, 720), (4000, 3000))

@@ -25,11 +25,11 @@ import cv2
 
 from benchmarks.fuzz_mutations import damaged
 from benchmarks.fuzz_seeds import seeds
-from server.artifact import Metadata, read_metadata
-from server.choice import DEFAULT_MODEL
-from server.detector import prepare_encoded
 from server.errors import BadInput
-from server.image import quiet_codecs, read_header
+from server.inference.artifact import Metadata, read_metadata
+from server.inference.detector import prepare_encoded
+from server.inference.repository import DEFAULT_MODEL
+from server.vision.decode import quiet_codecs, read_header
 
 MAX_PIXELS = 1_000_000
 # The dearest form (16-bit TIFF with alpha) takes 16 bytes a pixel; the rest is allocator.

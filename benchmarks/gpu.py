@@ -41,9 +41,9 @@ from benchmarks.gpu_record import (
     read_record,
     write_record,
 )
-from server.cpus import available_cpus
 from server.errors import SettingsInvalid
-from server.gpu_options import CudaOptions
+from server.host import available_cpus
+from server.inference.cuda.options import CudaOptions
 
 MACHINE_S = 60.0
 RESERVE_S = 10.0  # of the whole, for the starts and ends of processes

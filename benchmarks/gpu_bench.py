@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_manifest import Inputs, read_inputs
 from benchmarks.gpu_rounds import Deadline
-from server.artifact import Artifact, load_artifact
-from server.cpus import available_cpus
-from server.detector import prepare_encoded, stacked
-from server.gpu_options import CudaOptions
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.host import available_cpus
+from server.inference.artifact import Artifact, load_artifact
+from server.inference.cuda.options import CudaOptions
+from server.inference.detector import prepare_encoded, stacked
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
 
 Figures = dict[str, Any]
 MAX_PIXELS = 50_000_000

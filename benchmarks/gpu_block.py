@@ -9,11 +9,11 @@ from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_manifest import BlockFile
 from benchmarks.gpu_raw import reason
 from benchmarks.gpu_rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
-from server.cpus import available_cpus
-from server.devices import CPU
-from server.gpu_options import cuda_providers
-from server.onnx_model import session_options
-from server.runtime import onnxruntime
+from server.host import available_cpus
+from server.inference.cuda.options import cuda_providers
+from server.inference.devices import CPU
+from server.inference.onnx_session import session_options
+from server.ort import onnxruntime
 
 GRAPHS = (False, True)  # launched one by one, and as one CUDA graph
 

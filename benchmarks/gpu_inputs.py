@@ -170,8 +170,8 @@ def write_pictures(folder: Path) -> list[str]:
 def write_expected(folder: Path, model: str, pictures: Sequence[bytes]) -> None:
     """What the float32 model finds on a CPU."""
     from benchmarks.gpu_parity import detections, write_found
-    from server.artifact import load_artifact
-    from server.session import Session
+    from server.inference.artifact import load_artifact
+    from server.inference.session import Session
 
     artifact = load_artifact(folder / model)
     session = Session.open(artifact, device="cpu")

@@ -15,11 +15,11 @@ from typing import Any
 
 from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_raw import reason
-from server.cpus import available_cpus
-from server.devices import CPU, CUDA
-from server.gpu_options import cuda_providers
-from server.onnx_model import session_options
-from server.runtime import onnxruntime
+from server.host import available_cpus
+from server.inference.cuda.options import cuda_providers
+from server.inference.devices import CPU, CUDA
+from server.inference.onnx_session import session_options
+from server.ort import onnxruntime
 
 BATCHES = (16, 1)
 WARM, RUNS = 3, 20

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.gpu_bench import Bench, Figures
-from server.cpus import available_cpus, cpu_name
-from server.devices import CUDA
-from server.gpu_metrics import open_nvml
-from server.runtime import onnxruntime
+from server.host import available_cpus, cpu_name
+from server.inference.devices import CUDA
+from server.observability.gpu_metrics import open_nvml
+from server.ort import onnxruntime
 
 QUERY = {
     "name": "name",

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_bench import MAX_PIXELS, PARAMETERS, Bench, Figures
-from server.artifact import Artifact
-from server.detector import finish, prepare_encoded
-from server.engine import OpenSession
+from server.inference.artifact import Artifact
+from server.inference.detector import finish, prepare_encoded
+from server.inference.engine import OpenSession
 
 SAME_IOU = 0.5  # boxes of one class that overlap more are the same detection
 

@@ -9,10 +9,10 @@ from benchmarks.gpu_bench import PARAMETERS, Bench, Figures
 from benchmarks.gpu_raw import reason
 from benchmarks.gpu_rounds import AT_LEAST, Round, Window, spread, turns
 from benchmarks.serving.limit import LimitArrangement, Pipeline
-from server.artifact import Metadata
-from server.cpus import available_cpus
-from server.engine import OpenSession, SideBySide
 from server.errors import ServerError
+from server.host import available_cpus
+from server.inference.artifact import Metadata
+from server.inference.engine import OpenSession, SideBySide
 
 FINALISTS = 3
 TRIALS_SHARE = 0.45  # of the time

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
-from server.session import Session
+from server.inference.session import Session
 
 # Beside what the job was told, the last step of `CudaOptions.calls`: what a GPU can give.
 VARIANTS: dict[str, Mapping[str, Any]] = {"as told": {}, "captured": {"calls": "captured"}}

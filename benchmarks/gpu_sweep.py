@@ -13,7 +13,7 @@ from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_raw import note_graphs, reason
 from benchmarks.gpu_rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
-from server.session import Session
+from server.inference.session import Session
 
 DEFAULT = "as told"
 BATCHES = (1, 16)

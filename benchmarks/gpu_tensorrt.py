@@ -9,7 +9,7 @@ from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_raw import name_of, reason, summary
 from benchmarks.gpu_rounds import Contender, contest, window_s
 from server.errors import ServerError
-from server.session import Session
+from server.inference.session import Session
 
 PRECISIONS = ("fp16", "int8", "fp32")  # engines take long to build: the most wanted first
 

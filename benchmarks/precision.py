@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.verification.latency import WARM_UP_BATCH
-from server.artifact import Artifact, load_artifact
-from server.cpus import available_cpus, cpu_name
 from server.errors import ServerError
-from server.session import Session
+from server.host import available_cpus, cpu_name
+from server.inference.artifact import Artifact, load_artifact
+from server.inference.session import Session
 
 
 def shared_bucket(artifacts: Sequence[Artifact], wanted: str | None) -> tuple[int, int]:

@@ -23,13 +23,13 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from benchmarks.ray_nodes import TwoNodes, two_nodes
-from deploy.ray.detect_folder.detecting import Detecting, Limits
-from deploy.ray.detect_folder.folders import LocalFolder
-from server.artifact import Artifact
-from server.choice import DEFAULT_MODEL, choose, load_model
-from server.cpus import available_cpus
-from server.engine import Engine
-from server.postprocess import DetectParameters
+from server.host import available_cpus
+from server.inference.artifact import Artifact
+from server.inference.engine import Engine
+from server.inference.repository import DEFAULT_MODEL, choose, load_model
+from server.ray.detect_folder.detecting import Detecting, Limits
+from server.ray.detect_folder.folders import LocalFolder
+from server.vision.nms import DetectParameters
 
 LIMITS = Limits(bytes=64 * 2**20, pixels=50_000_000, reduced=True)
 LOOK_S = 0.2
@@ -112,7 +112,7 @@ def with_ray(
 ) -> dict[str, Any]:
     """Runs the job; the clock starts with its first result, as workers take seconds to start."""
     command = [
-        *(sys.executable, "-m", "deploy.ray.detect_folder", str(folder), str(out)),
+        *(sys.executable, "-m", "server.ray.detect_folder", str(folder), str(out)),
         *("--address", nodes.address, "--device", "cpu", "--model", str(options.model)),
         *("--cpus-per-worker", str(options.cpus_per_node)),
     ]

@@ -195,7 +195,7 @@ def run_export(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
 def run_inspect(arguments: argparse.Namespace, _: Interrupt) -> None:
     """Prints what an artifact says of itself, once its graph was found to be the one verified."""
     from export.table import certificate_rows, model_rows, table
-    from server.artifact import load_artifact
+    from server.inference.artifact import load_artifact
 
     artifact = load_artifact(arguments.file)
     if arguments.json:

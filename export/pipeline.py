@@ -29,8 +29,8 @@ from export.verification.latency import measure_latency
 from export.verification.pictures import calibration_canvases, in_words
 from export.verification.verify import verify
 from model.registration import register
-from server.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
-from server.certificate import Precision
+from server.inference.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
+from server.inference.certificate import Precision
 
 DEFAULT_IMGSZ = 640
 CALIBRATION_IMAGES = 64

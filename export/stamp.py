@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from export.errors import OutputExists
-from server.artifact import METADATA_KEY, Artifact, Metadata, load_artifact
+from server.inference.artifact import METADATA_KEY, Artifact, Metadata, load_artifact
 
 
 def write(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> None:

@@ -3,12 +3,12 @@
     python -m export.suppression_graph
 
 One node, because that is all of ONNX that a request's own thresholds need: see
-`server.suppression`.
+`server.vision.nms`.
 """
 
 from onnx import TensorProto, ValueInfoProto, checker, helper
 
-from server.suppression import GRAPH
+from server.vision.nms import GRAPH
 
 _OPSET, _IR_VERSION = 17, 8  # those of artifacts
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from server.artifact import Artifact, Metadata
-from server.certificate import Certificate, Verdict
+from server.inference.artifact import Artifact, Metadata
+from server.inference.certificate import Certificate, Verdict
 
 VERDICTS: Mapping[Verdict, str] = {
     "draft": "NOT VERIFIED",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 
 from server.errors import DeploymentError
-from server.log_output import LogOutput, process_log
+from server.observability.log_output import LogOutput, process_log
 
 EXIT_DEPLOYMENT = 2  # the server could not start as it was deployed
 
@@ -62,7 +62,7 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     # numpy's and OpenCV's: a thread for each CPU, which begin with waiting busily. No matrix is
     # multiplied there.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from server.logs import configure_logging
+    from server.observability.logs import configure_logging
     from server.settings import Settings
 
     settings = Settings.load(arguments, os.environ)
@@ -71,18 +71,18 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
 
     import cv2
 
-    from server.image import quiet_codecs
-    from server.loading import Loader
+    from server.serving.local_model import Loader
+    from server.vision.decode import quiet_codecs
 
     cv2.setNumThreads(1)  # images are decoded side by side, one thread each
     quiet_codecs()
     loader = Loader(settings)
 
     if several:
-        from server.fronts.parent import serve_with_fronts
+        from server.workers.engine_process import serve_with_fronts
 
         return serve_with_fronts(settings, loader)
-    from server.process import serve
+    from server.run import serve
 
     return serve(settings, loader)
 

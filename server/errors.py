@@ -25,7 +25,7 @@ ServerError
     ├── ProviderUnavailable
     └── SettingsInvalid
 
-This module knows nothing of HTTP; `server.problems` maps each class to one status.
+This module knows nothing of HTTP; `server.http.errors` maps each class to one status.
 """
 
 from typing import ClassVar

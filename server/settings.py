@@ -11,8 +11,8 @@ from typing import Annotated, Literal, NoReturn, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from server.choice import DEFAULT_MODEL
 from server.errors import SettingsInvalid
+from server.inference.repository import DEFAULT_MODEL
 from server.version import this_build
 
 ENV_PREFIX = "YOLO_FLA_"

@@ -22,7 +22,7 @@ from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
 from benchmarks.serving.load import summarize
 from benchmarks.serving.pictures import read_pictures
 from benchmarks.serving.process import DidNotStart
-from server.gpu_metrics import open_nvml
+from server.observability.gpu_metrics import open_nvml
 
 MOST_SHOWN = 6  # series of an answer
 GPU = "detector_gpu_"

@@ -31,8 +31,8 @@ from benchmarks.endurance.reloads import reloads
 from benchmarks.endurance.verdict import Criterion, Report, as_json, table
 from benchmarks.serving.envs import ROOT
 from benchmarks.serving.process import DidNotStart
-from server.cpus import available_cpus, cpu_name
 from server.errors import SettingsInvalid
+from server.host import available_cpus, cpu_name
 from server.settings import ENV_PREFIX, Settings
 
 SCENARIOS: dict[str, Callable[[Plan], Coroutine[Any, Any, Report]]] = {

@@ -13,7 +13,7 @@ from benchmarks.endurance.process import Server, answered
 from benchmarks.endurance.shots import loaded
 from benchmarks.serving.http_client import Request, request_wire
 from benchmarks.serving.load import Outcome
-from server.artifact import load_artifact
+from server.inference.artifact import load_artifact
 
 KEY = "endurance"
 KEY_HEADER = {"X-API-Key": KEY}

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.fla_block import traced
 from export.rewrite import ChannelFirstFLA, constant, pointwise, projections
 from model.focused_linear_attention import FocusedLinearAttention
-from server.cpus import cpu_name
+from server.host import cpu_name
 
 SIDES = (10, 14, 20, 28, 40, 56, 80, 112, 160)  # of square maps: 100 to 25,600 tokens
 ENCODED_HW = (20, 20)  # of the positional encoding, as in yolov8n-fla; interpolated at other sizes

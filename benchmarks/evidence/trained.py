@@ -15,8 +15,8 @@ from export.sources.checkpoint import load_checkpoint
 from export.verification.pictures import MAX_PIXELS
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import register
-from server.image import decode
-from server.letterbox import Letterbox, choose_bucket, full_size, letterbox
+from server.vision.decode import decode
+from server.vision.letterbox import Letterbox, choose_bucket, full_size, letterbox
 
 GAUSSIAN_HW, GAUSSIAN_CHANNELS, GAUSSIAN_HEADS = (12, 15), 256, 8
 

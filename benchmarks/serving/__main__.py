@@ -34,8 +34,8 @@ from benchmarks.serving.pictures import read_pictures, widened
 from benchmarks.serving.plot import draw
 from benchmarks.serving.report import by_round, claims, claims_table, page
 from export.stamp import write
-from server.artifact import read_metadata
-from server.cpus import available_cpus, cpu_name
+from server.host import available_cpus, cpu_name
+from server.inference.artifact import read_metadata
 
 CURVE = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # of the saturated rate
 WEIGHTS = ROOT / "weights"

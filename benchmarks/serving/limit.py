@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 
 from benchmarks.serving.load import percentile
-from server.artifact import Metadata, load_artifact
-from server.cpus import available_cpus
-from server.detector import Prepared, finish, prepare_encoded
-from server.engine import OpenSession
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.host import available_cpus
+from server.inference.artifact import Metadata, load_artifact
+from server.inference.detector import Prepared, finish, prepare_encoded
+from server.inference.engine import OpenSession
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
 
 MAX_PIXELS = 50_000_000
 

@@ -27,9 +27,9 @@ from benchmarks.serving.load import (
 )
 from benchmarks.serving.pictures import Picture, box_counts, requests
 from benchmarks.serving.process import DidNotStart, free_port, running
-from server.artifact import read_metadata
-from server.cpus import available_cpus
-from server.letterbox import choose_bucket
+from server.host import available_cpus
+from server.inference.artifact import read_metadata
+from server.vision.letterbox import choose_bucket
 
 Row = dict[str, Any]
 FINALISTS = 2  # arrangements of the limit that run in every round

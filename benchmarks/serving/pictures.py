@@ -9,11 +9,11 @@ import numpy as np
 
 from benchmarks.serving.contestants import Thresholds
 from benchmarks.serving.http_client import Answer, Request, image_request
-from server.artifact import load_artifact
-from server.detector import finish, prepare_encoded
-from server.image import decode
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.inference.artifact import load_artifact
+from server.inference.detector import finish, prepare_encoded
+from server.inference.session import Session
+from server.vision.decode import decode
+from server.vision.nms import DetectParameters
 
 JPEG_QUALITY = 90
 WIDE = 16 / 9

@@ -11,7 +11,7 @@ from onnx import AttributeProto, ModelProto, TensorProto
 
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.onnx_graft import tensors
-from server.artifact import METADATA_KEY
+from server.inference.artifact import METADATA_KEY
 
 AGAIN = "export it again from its checkpoint"
 MAX_PIXELS = 2**27  # of a fixed input, all pictures together: 1.5 GB

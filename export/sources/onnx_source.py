@@ -12,7 +12,7 @@ from onnx import ModelProto
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.onnx_file import AGAIN, OnnxFile, read_onnx
 from export.sources.onnx_graft import at_served_opset, batch_freed, grafted, has_half, widened
-from server.cpus import available_cpus
+from server.host import available_cpus
 
 # For nine of ten anchor points of a random picture. Boxes as a share of the input's longer side.
 HALF_BOX_LIMIT, HALF_SCORE_LIMIT = 1e-2, 1e-2

@@ -21,7 +21,7 @@ from export.verification.compare import (
 )
 from export.verification.pictures import Image
 from export.verification.reference import Case, reference_detections
-from server.artifact import Artifact
+from server.inference.artifact import Artifact
 
 
 def measure_agreement(

@@ -10,10 +10,10 @@ from export.errors import VerificationFailed
 from export.sources.source import Source
 from export.verification.pictures import Image
 from export.verification.reference import BATCH_SIZES, Case, make_cases
-from server.artifact import Artifact, Metadata
-from server.detector import ImageDetections, finish
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.inference.artifact import Artifact, Metadata
+from server.inference.detector import ImageDetections, finish
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
 
 FEW = 20  # candidates above the default threshold, below which it is lowered to see more
 

@@ -17,8 +17,8 @@ from export.verification.evaluation import Labelled, compare_accuracy, read_labe
 from export.verification.pictures import Image, pictures
 from export.verification.reference import BATCH_SIZES
 from export.verification.verify import verify
-from server.artifact import Artifact
-from server.certificate import Accuracy, Certificate, Precision, Verdict
+from server.inference.artifact import Artifact
+from server.inference.certificate import Accuracy, Certificate, Precision, Verdict
 
 # Largest loss of mAP50-95 that a precision may cost.
 GATES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}

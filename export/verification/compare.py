@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from ultralytics.utils.ops import xywh2xyxy
 
 from export.verification.coco_figures import MATCH_IOU, iou
-from server.detector import ImageDetections
+from server.inference.detector import ImageDetections
 
 OTHER_ANCHOR_PX = 1e-2  # boxes that are further apart may belong to different anchor points
 NOTABLE_SCORE = 0.05  # below, a reduced precision may choose other anchor points

@@ -14,13 +14,13 @@ from export.verification.coco_figures import coco_accuracy
 from export.verification.pictures import MAX_PIXELS, Image, in_words
 from export.verification.reference import make_case, reference_detections
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
-from server.artifact import Artifact
-from server.certificate import Accuracy
-from server.detector import Detector
 from server.errors import BadInput
-from server.image import decode
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.inference.artifact import Artifact
+from server.inference.certificate import Accuracy
+from server.inference.detector import Detector
+from server.inference.session import Session
+from server.vision.decode import decode
+from server.vision.nms import DetectParameters
 
 MOST_IMAGES = 500  # enough to see a tenth of a point of the same network in two precisions
 PARAMETERS = DetectParameters(conf=0.001, iou=0.7, max_det=300)  # ultralytics' `val`

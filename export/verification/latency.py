@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
-from server.artifact import Artifact
-from server.certificate import Latency
-from server.cpus import available_cpus, cpu_name
-from server.session import Session
+from server.host import available_cpus, cpu_name
+from server.inference.artifact import Artifact
+from server.inference.certificate import Latency
+from server.inference.session import Session
 
 ROUNDS = 15
 # A server has run batches before. Until it has, glibc gives memory back to the kernel after every

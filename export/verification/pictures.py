@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from export.errors import DatasetInvalid
 from export.verification.yolo_dataset import IMAGE_SUFFIXES, evenly, split_images
-from server.artifact import Metadata
-from server.detector import prepare_image
 from server.errors import BadInput
-from server.image import decode
+from server.inference.artifact import Metadata
+from server.inference.detector import prepare_image
+from server.vision.decode import decode
 
 Image = NDArray[np.uint8]
 MOST = 8  # as many as the largest batch that is verified

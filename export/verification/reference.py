@@ -16,9 +16,9 @@ from ultralytics.utils.ops import scale_boxes
 from export.errors import VerificationFailed
 from export.sources.source import Source
 from export.verification.pictures import Image, cropped_to
-from server.artifact import Metadata
-from server.detector import Prepared, prepare_image
-from server.postprocess import DetectParameters
+from server.inference.artifact import Metadata
+from server.inference.detector import Prepared, prepare_image
+from server.vision.nms import DetectParameters
 
 BATCH_SIZES = (1, 2, 3, 8)
 PADDED = 0.92  # share of its side that a picture fills where it is to be padded

@@ -7,8 +7,8 @@ from export.errors import VerificationFailed
 from export.sources.source import Origin, load_source
 from export.verification.certify import certify, gather
 from model.registration import register
-from server.artifact import load_artifact
-from server.certificate import Certificate
+from server.inference.artifact import load_artifact
+from server.inference.certificate import Certificate
 
 # Of the share of detections that both have: other pictures, or another CPU's kernels.
 AGREEMENT_SLACK = 0.05

@@ -19,9 +19,9 @@ from export.verification.compare import (
 )
 from export.verification.pictures import Image
 from export.verification.reference import BATCH_SIZES, Case, reference_detections
-from server.artifact import Artifact
-from server.detector import ImageDetections
-from server.postprocess import DetectParameters
+from server.inference.artifact import Artifact
+from server.inference.detector import ImageDetections
+from server.vision.nms import DetectParameters
 
 # Of nine in ten candidates of a picture; boxes for an input of up to 320 px, in proportion above.
 MOST_BOX_LIMIT_PX, MOST_SCORE_LIMIT = 1e-2, 5e-5

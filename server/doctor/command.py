@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from server.cgroup import cpu_quota, memory_limit
-from server.devices import gpu_visible
 from server.doctor.gpu import check_gpu
 from server.doctor.gpu_facts import (
     CUDA_LIBRARIES,
@@ -17,7 +15,9 @@ from server.doctor.model import check_model
 from server.doctor.report import Check, Report
 from server.doctor.start import check_settings
 from server.errors import SettingsInvalid
-from server.gpu_metrics import open_nvml
+from server.host import cpu_quota, memory_limit
+from server.inference.devices import gpu_visible
+from server.observability.gpu_metrics import open_nvml
 from server.settings import Settings
 
 

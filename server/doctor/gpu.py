@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from server.devices import CUDA, GPU_BY_MAKE, GPU_BY_PIP, TENSORRT
 from server.doctor.gpu_facts import TENSORRT_LIBRARIES, Build, Driver, Library
 from server.doctor.report import Check, Mark
+from server.inference.devices import CUDA, GPU_BY_MAKE, GPU_BY_PIP, TENSORRT
 
 # Of onnxruntime-gpu 1.31, which is built for CUDA 13.
 OLDEST_DRIVER = 580
@@ -35,7 +35,7 @@ def check_gpu(
 
     Args:
         device: the setting.
-        visible: as `server.devices.gpu_visible` says.
+        visible: as `server.inference.devices.gpu_visible` says.
         build: of ONNX Runtime.
         driver: what could be read of it.
         libraries: looks for them; only called where that matters.

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from server.runtime import onnxruntime
-from server.tensorrt import LIBRARIES
+from server.inference.cuda.tensorrt import LIBRARIES
+from server.ort import onnxruntime
 
 # What CUDAExecutionProvider of onnxruntime-gpu 1.31 needs, in the order of loading, and who brings
 # it. Not cuFFT, which is only for operators that no detector has (onnxruntime#29808).
@@ -116,7 +116,7 @@ def read_driver(
     """Asks the driver's library, else `nvidia-smi`, else the kernel.
 
     Args:
-        nvml: as `server.gpu_metrics.open_nvml` gives it.
+        nvml: as `server.observability.gpu_metrics.open_nvml` gives it.
         smi: gives what `nvidia-smi` prints, "" where it can't; by default that program.
         proc: where the kernel's module tells its version.
     """

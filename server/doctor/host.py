@@ -8,11 +8,10 @@ from importlib import metadata
 
 import cv2
 
-from server.cpus import available_cpus, cpu_name, integer_instructions
-from server.decode_memory import decoding_share, upload_share
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check
-from server.memory import machine_bytes
+from server.host import available_cpus, cpu_name, integer_instructions, machine_bytes
+from server.serving.decode_pool import decoding_share, upload_share
 from server.version import DISTRIBUTION, UNKNOWN, this_build
 
 # A test holds the server at rest below 300 MB; images and bodies come on top.
@@ -64,8 +63,8 @@ def check_machine(quota: float | None, memory_bytes: int | None) -> Iterator[Che
     """CPUs and memory.
 
     Args:
-        quota: as `server.cgroup.cpu_quota` gives it.
-        memory_bytes: as `server.cgroup.memory_limit` gives it.
+        quota: as `server.host.cpu_quota` gives it.
+        memory_bytes: as `server.host.memory_limit` gives it.
     """
     section = "Machine"
     yield Check(section, "CPU", "info", cpu_name())

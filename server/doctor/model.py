@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from server.artifact import Artifact
-from server.choice import load_model
-from server.cpus import available_cpus
-from server.devices import CPU, TENSORRT, devices_to_try
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check, Mark
-from server.engine import Engine
 from server.errors import DeploymentError, ProviderUnavailable
-from server.letterbox import PAD_VALUE
-from server.session import Session
+from server.host import available_cpus
+from server.inference.artifact import Artifact
+from server.inference.devices import CPU, TENSORRT, devices_to_try
+from server.inference.engine import Engine
+from server.inference.repository import load_model
+from server.inference.session import Session
 from server.settings import Settings
+from server.vision.letterbox import PAD_VALUE
 
 SECTION = "Model"
 TIMED_RUNS = 10

@@ -3,12 +3,12 @@
 import socket
 from collections.abc import Iterator
 
-from server.cpus import available_cpus
 from server.doctor.report import Check
 from server.errors import SettingsInvalid
-from server.keys import Keys
+from server.host import available_cpus
+from server.http.auth import Keys
+from server.observability.tracing import open_tracing
 from server.settings import Settings, variable_name
-from server.tracing import open_tracing
 
 SECTION = "Settings"
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
-from tests.artifacts import tiny_artifact
 from tests.browser.driver import LIMIT_MS, PROGRAM, chromium, chromium_path
-from tests.processes import ServerProcess, ready
+from tests.support.artifacts import tiny_artifact
+from tests.support.processes import ServerProcess, ready
 
 expect.set_options(timeout=LIMIT_MS)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from tests.serving import LIMIT_S
+from tests.support.serving import LIMIT_S
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server.app import create_app
-from server.artifact import Artifact
-from server.engine import Engine
+from server.api.app import create_app
+from server.inference.artifact import Artifact
+from server.inference.engine import Engine
 from server.settings import Settings
 from tests.browser.on_a_socket import on_a_socket
-from tests.serving import HeldSession
+from tests.support.serving import HeldSession
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from server.version import this_build
 from tests.browser.conftest import Open, Visit
-from tests.processes import ServerProcess
+from tests.support.processes import ServerProcess
 
 pytestmark = pytest.mark.slow
 DROP = """async ([files, type]) => {

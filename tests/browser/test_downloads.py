@@ -14,9 +14,9 @@ import pytest
 from playwright.sync_api import Download
 from pycocotools.coco import COCO
 
-from server.schemas import DetectResponse
+from server.api.schemas import DetectResponse
 from tests.browser.conftest import Open, Visit
-from tests.processes import ServerProcess
+from tests.support.processes import ServerProcess
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,11 @@ import httpx
 import numpy as np
 import pytest
 
-from server.palette import class_colour, text_colour
-from tests.artifacts import tiny_artifact
+from server.vision.palette import class_colour, text_colour
 from tests.browser.conftest import Open
-from tests.processes import ServerProcess, ready
-from tests.serving import encode
+from tests.support.artifacts import tiny_artifact
+from tests.support.processes import ServerProcess, ready
+from tests.support.serving import encode
 
 pytestmark = pytest.mark.slow
 CONFS = (0.01, 0.25, 0.6)

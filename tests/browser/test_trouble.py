@@ -7,13 +7,13 @@ import pytest
 from playwright.sync_api import expect
 
 from server.errors import ServerError
-from server.problems import rejection_reasons
-from tests.artifacts import tiny_artifact
+from server.http.errors import rejection_reasons
 from tests.browser.conftest import Open
 from tests.browser.proxy import Upstream, proxied
 from tests.browser.served_here import served_here
-from tests.processes import ready
-from tests.serving import one_cell
+from tests.support.artifacts import tiny_artifact
+from tests.support.processes import ready
+from tests.support.serving import one_cell
 
 pytestmark = pytest.mark.slow
 NETWORK = r"Failed to load resource"

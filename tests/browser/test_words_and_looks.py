@@ -38,7 +38,7 @@ def test_both_languages_say_the_same_things(texts: dict[str, dict[str, Any]]) ->
 def test_no_text_is_unused_and_none_is_missing(
     texts: dict[str, dict[str, Any]], repo_dir: Path
 ) -> None:
-    files = [*(repo_dir / "server/page").glob("*.js"), repo_dir / "server/page/index.html"]
+    files = [*(repo_dir / "server/ui").glob("*.js"), repo_dir / "server/ui/index.html"]
     source = "\n".join(each.read_text() for each in files if each.name not in TEXTS)
     used = set(re.findall(r'"([a-z]+(?:\.\w+)?)"', source))
     for key in texts["en"]:

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.container_engine import LIMIT_S, Container, Engine, ended, ready, started
-from tests.artifacts import CELL, tiny_artifact
-from tests.serving import one_cell
+from tests.support.artifacts import CELL, tiny_artifact
+from tests.support.serving import one_cell
 
 EXIT_DEPLOYMENT = 2
 MODELS = "/models"

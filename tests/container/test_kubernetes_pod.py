@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks.container_engine import LIMIT_S, Container, Engine
-from tests.manifests import FOLDER, build, one, pod_spec, probes, server
+from tests.support.manifests import FOLDER, build, one, pod_spec, probes, server
 
 POD = "yolov8-fla-test-pod"
 

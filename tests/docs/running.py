@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.docs.blocks import Block, has_a_server, read_blocks
 from tests.docs.checkout import Checkout
 from tests.docs.likeness import json_differences, text_differences
-from tests.processes import LIMIT_S, ServerProcess
+from tests.support.processes import LIMIT_S, ServerProcess
 
 STEP_S = 240
 READY_S = 900  # `make serve` makes an environment first, `docker build` an image

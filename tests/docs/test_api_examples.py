@@ -16,10 +16,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from server.parameters import NAMES
-from server.schemas import DetectResponse, Problem
+from server.api.parameters import NAMES
+from server.api.schemas import DetectResponse
+from server.http.errors import Problem
 from tests.docs.blocks import read_fences
-from tests.processes import ready
+from tests.support.processes import ready
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/api.md"

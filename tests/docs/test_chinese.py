@@ -184,7 +184,7 @@ def test_emphasis_ends_where_markdown_sees_it(page: str, repo_dir: Path) -> None
 
 
 def test_chinese_words_of_the_page_are_quoted_as_it_has_them(repo_dir: Path) -> None:
-    modules = sorted((repo_dir / "server/page").glob("*.js"))
+    modules = sorted((repo_dir / "server/ui").glob("*.js"))
     words = "".join(each.read_text(encoding="utf-8") for each in modules)
     page = (repo_dir / "docs/zh/troubleshooting.md").read_text(encoding="utf-8")
     (paragraph,) = re.findall(r"^在中文界面下.*$", page, re.MULTILINE)

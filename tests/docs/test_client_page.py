@@ -11,7 +11,7 @@ import pytest
 
 from client.command import parser
 from client.sync_client import Client
-from tests.processes import ready
+from tests.support.processes import ready
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/client.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

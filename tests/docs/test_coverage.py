@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts import tiny_artifact
-from tests.serving import served
+from tests.support.artifacts import tiny_artifact
+from tests.support.serving import served
 
 # Not for users: what the pages at / and /docs are made of.
 ASSETS = re.compile(r"/docs/.+|/assets?/.*|/page/.*|/samples?/.*")

@@ -49,7 +49,7 @@ def test_the_nodes_by_step_are_all_the_nodes() -> None:
 
 def test_every_test_that_is_named_is_there(repo_dir: Path) -> None:
     code = "".join(
-        path.read_text(encoding="utf-8") for path in sorted((repo_dir / "tests/unit").glob("*.py"))
+        path.read_text(encoding="utf-8") for path in sorted((repo_dir / "tests/unit").rglob("*.py"))
     )
     named = re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8"))
     assert len(named) > 8

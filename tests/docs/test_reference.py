@@ -11,14 +11,14 @@ from reference_metrics import LABEL_VALUES, all_metrics
 from reference_settings import all_settings
 
 from server.errors import ServerError
-from server.gpu_metrics import GpuCollector
-from server.problems import rejection_reasons
+from server.http.errors import rejection_reasons
+from server.observability.gpu_metrics import GpuCollector
 from server.settings import Settings
-from tests.artifacts import tiny_artifact
-from tests.nvml import Driver
-from tests.serving import served
+from tests.support.artifacts import tiny_artifact
+from tests.support.nvml import Driver
+from tests.support.serving import served
 
-COMMAND = "write it anew: python .ci/reference.py"
+COMMAND = "write it anew: python docs/_hooks/reference.py"
 
 
 def page(name: str) -> str:

@@ -92,7 +92,7 @@ def test_it_builds_without_a_network(repo_dir: Path, tmp_path: Path) -> None:
 
 def test_a_broken_link_or_anchor_fails_the_build(repo_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    for name in ("docs", ".ci", "weights", "samples"):
+    for name in ("docs", "weights", "samples"):
         shutil.copytree(repo_dir / name, copy / name)
     for name in ("mkdocs.yml", *(each.name for each in repo_dir.glob("*.md"))):
         shutil.copy(repo_dir / name, copy / name)

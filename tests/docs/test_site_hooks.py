@@ -55,7 +55,7 @@ def test_a_formula_that_cannot_be_read_is_an_error(latex: str) -> None:
         ("../README.md", "export.md", "index.md"),
         ("curve.png", "project/model-card.md", "../repository/weights/curve.png"),
         ("docs/train.md", "project/contributing.md", "../train.md"),
-        ("../server/app.py", "export.md", None),
+        ("../server/api/app.py", "export.md", None),
         ("../deploy/kubernetes", "kubernetes.md", None),
         ("https://example.org/a.md", "export.md", "https://example.org/a.md"),
         ("#below", "export.md", "#below"),
@@ -75,9 +75,9 @@ def test_a_link_to_nothing_is_an_error(repo_dir: Path) -> None:
 def test_a_file_that_the_site_does_not_hold_is_told_as_text(repo_dir: Path) -> None:
     links = OutsideLinks(repo_dir)
     links.page = "export.md"
-    made = Markdown(extensions=[links]).convert("See [the app](../server/app.py).")
+    made = Markdown(extensions=[links]).convert("See [the app](../server/api/app.py).")
     assert "href" not in made
-    assert 'title="In the repository: server/app.py"' in made
+    assert 'title="In the repository: server/api/app.py"' in made
     assert "the app" in made
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from server.metrics import Metrics
-from server.parameters import NAMES
-from tests.artifacts import tiny_artifact
-from tests.processes import run_to_the_end
-from tests.serving import served
+from server.api.parameters import NAMES
+from server.observability.metrics import Metrics
+from tests.support.artifacts import tiny_artifact
+from tests.support.processes import run_to_the_end
+from tests.support.serving import served
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = ("docs/troubleshooting.md", "docs/bring-your-checkpoint.md")
@@ -61,7 +61,7 @@ def all_messages() -> frozenset[tuple[str, ...]]:
             found.update(messages_of(ast.parse(path.read_text(encoding="utf-8"))))
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     found.update((text,) for text in re.findall(r"echo '([^']+)'", makefile))
-    page = (REPO / "server/page/english.js").read_text(encoding="utf-8")
+    page = (REPO / "server/ui/english.js").read_text(encoding="utf-8")
     found.update((text,) for text in re.findall(r'": "([^"]+)"', page))
     found.update((os.strerror(each),) for each in errno.errorcode)
     found.update((status.phrase,) for status in HTTPStatus)

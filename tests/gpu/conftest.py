@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.artifact import Artifact
-from server.choice import load_model
-from server.session import Session
-from tests.gpu_machine import Reading, missing_gpu, reading
+from server.inference.artifact import Artifact
+from server.inference.repository import load_model
+from server.inference.session import Session
+from tests.support.gpu_machine import Reading, missing_gpu, reading
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from server.artifact import Artifact
-from server.gpu_options import CudaOptions, cuda_providers
-from server.session import Session
-from tests.gpu_sessions import RecordProperty
-from tests.hard_maps import CHANNELS, adversarial, ordinary
+from server.inference.artifact import Artifact
+from server.inference.cuda.options import CudaOptions, cuda_providers
+from server.inference.session import Session
+from tests.support.gpu_sessions import RecordProperty
+from tests.support.hard_maps import CHANNELS, adversarial, ordinary
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def block(name: str, precision: str, device: str) -> Any:
     """A session of a block, with the server's options."""
     path = BLOCKS / f"{name}-{precision}.onnx"
     if not path.is_file():
-        pytest.skip(f"{path} is missing: python -m tests.hard_blocks makes it")
+        pytest.skip(f"{path} is missing: python -m tests.support.hard_blocks makes it")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     providers: list[Any] = ["CPUExecutionProvider"]

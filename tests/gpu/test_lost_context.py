@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.service import FAILED_GRACE_S
-from tests.gpu_server import ready, run_to_the_end, samples
-from tests.gpu_sessions import CALLS, Calls
+from server.serving.service import FAILED_GRACE_S
+from tests.support.gpu_server import ready, run_to_the_end, samples
+from tests.support.gpu_sessions import CALLS, Calls
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ def method(request: pytest.FixtureRequest, rehearsal: bool) -> str:
 def seen(method: str, device: str) -> dict[str, Any]:
     """What an app answers before and after."""
     flags = ("--device", device, "--model", "weights", "--max-batch-size", "2")
-    done = run_to_the_end("-m", "tests.lost_context", "app", method, *flags)
+    done = run_to_the_end("-m", "tests.support.lost_context", "app", method, *flags)
     assert "lost: " in done.stderr, "the context could not be destroyed"
     assert done.stdout, f"the process died, with exit code {done.returncode}"
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -54,7 +54,7 @@ def test_every_way_of_calls_knows_that_it_is_lost(
     device: str, rehearsal: bool, calls: Calls
 ) -> None:
     method = "rehearse" if rehearsal else "illegal-access"
-    done = run_to_the_end("-m", "tests.lost_context", "engine", method, device, calls)
+    done = run_to_the_end("-m", "tests.support.lost_context", "engine", method, device, calls)
     assert done.stdout, f"the process died, with exit code {done.returncode}"
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["before"][0] == 2
@@ -63,7 +63,7 @@ def test_every_way_of_calls_knows_that_it_is_lost(
 
 
 def test_the_process_ends_with_a_code_that_restarts_it(method: str, device: str) -> None:
-    program = ("-m", "tests.lost_context", "process", method)
+    program = ("-m", "tests.support.lost_context", "process", method)
     (_, picture), *_ = samples()
     with ready(device, program=program) as (server, client):
         assert client.post("/detect", content=picture).status_code == 200

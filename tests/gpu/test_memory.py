@@ -5,11 +5,11 @@ from itertools import count
 
 import pytest
 
-from server.artifact import Artifact
-from tests.gpu_machine import Reading
-from tests.gpu_server import ready, run_to_the_end, samples
-from tests.gpu_sessions import Calls, RecordProperty, open_session
-from tests.gpu_soak import grown
+from server.inference.artifact import Artifact
+from tests.support.gpu_machine import Reading
+from tests.support.gpu_server import ready, run_to_the_end, samples
+from tests.support.gpu_sessions import Calls, RecordProperty, open_session
+from tests.support.gpu_soak import grown
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -24,7 +24,7 @@ def test_memory_is_flat_over_ten_thousand_varied_batches(
 ) -> None:
     batches = 40 if rehearsal else BATCHES
     flags = ("--device", device, "--calls", calls, "--batches", str(batches))
-    done = run_to_the_end("-m", "tests.gpu_soak", *flags, limit_s=500)
+    done = run_to_the_end("-m", "tests.support.gpu_soak", *flags, limit_s=500)
     assert done.returncode == 0
     seen = json.loads(done.stdout.splitlines()[-1])
     for name in ("before", "warm", "after", "seconds", "images"):

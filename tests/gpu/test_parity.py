@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.artifact import Artifact
-from server.detector import Detector
-from server.postprocess import DetectParameters
-from server.session import Session
-from tests.expected_detections import FILE, rows_of
-from tests.gpu_sessions import BATCH_SIZE, CALLS, Calls, RecordProperty, open_session
-from tests.pictures import apart, batch_of, farthest, pictures, ranked_scores_apart
+from server.inference.artifact import Artifact
+from server.inference.detector import Detector
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
+from tests.support.expected_detections import FILE, rows_of
+from tests.support.gpu_sessions import BATCH_SIZE, CALLS, Calls, RecordProperty, open_session
+from tests.support.pictures import apart, batch_of, farthest, pictures, ranked_scores_apart
 
 pytestmark = pytest.mark.gpu
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from server.artifact import Artifact
-from server.gpu_options import CudaOptions, cuda_providers
-from server.session import Session
-from tests.executed import COPIES, Executed, executed
-from tests.gpu_sessions import CALLS, Calls, RecordProperty, open_session
-from tests.pictures import batch_of
+from server.inference.artifact import Artifact
+from server.inference.cuda.options import CudaOptions, cuda_providers
+from server.inference.session import Session
+from tests.support.executed import COPIES, Executed, executed
+from tests.support.gpu_sessions import CALLS, Calls, RecordProperty, open_session
+from tests.support.pictures import batch_of
 
 pytestmark = pytest.mark.gpu
 

@@ -4,7 +4,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.gpu_server import ready, run_to_the_end
+from tests.support.gpu_server import ready, run_to_the_end
 
 pytestmark = pytest.mark.gpu
 

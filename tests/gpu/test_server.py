@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.expected_detections import FILE
-from tests.gpu_server import ready, run_to_the_end, samples
-from tests.pictures import apart, farthest
+from tests.support.expected_detections import FILE
+from tests.support.gpu_server import ready, run_to_the_end, samples
+from tests.support.pictures import apart, farthest
 
 pytestmark = pytest.mark.gpu
 

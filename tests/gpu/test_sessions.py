@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.artifact import Artifact
-from server.choice import load_model
-from server.devices import open_on_first
-from server.engine import Engine
 from server.errors import ProviderUnavailable, SettingsInvalid
-from server.gpu_options import CudaOptions, padded_sizes
-from server.session import Session
-from tests.gpu_sessions import BATCH_SIZE, CALLS, Calls, open_session
-from tests.pictures import REPO, batch_of, ranked_scores_apart
+from server.inference.artifact import Artifact
+from server.inference.cuda.options import CudaOptions, padded_sizes
+from server.inference.devices import open_on_first
+from server.inference.engine import Engine
+from server.inference.repository import load_model
+from server.inference.session import Session
+from tests.support.gpu_sessions import BATCH_SIZE, CALLS, Calls, open_session
+from tests.support.pictures import REPO, batch_of, ranked_scores_apart
 
 pytestmark = pytest.mark.gpu
 

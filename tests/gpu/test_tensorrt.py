@@ -4,10 +4,10 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from server.artifact import Artifact
 from server.doctor.gpu_facts import TENSORRT_LIBRARIES, find_libraries
-from server.session import Session
-from tests.pictures import batch_of, ranked_scores_apart
+from server.inference.artifact import Artifact
+from server.inference.session import Session
+from tests.support.pictures import batch_of, ranked_scores_apart
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # engines are built, minutes each
 

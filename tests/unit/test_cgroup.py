@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cgroup import cpu_quota, memory_limit
+from server.host import cpu_quota, memory_limit
 
 V2 = "0::/system.slice/detector.service\n"
 V1 = "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/\n0::/\n"

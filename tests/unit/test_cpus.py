@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cpus import available_cpus, cpu_name, integer_instructions
+from server.host import available_cpus, cpu_name, integer_instructions
 
 AFFINITY = len(os.sched_getaffinity(0))
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from server.memory import return_freed_memory
+from server.host import return_freed_memory
 
 
 def resident_bytes() -> int:

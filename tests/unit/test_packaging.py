@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-PACKAGES = ("client", "deploy/ray", "export", "model", "server")
+PACKAGES = ("client", "export", "model", "server")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_the_revision_and_nothi
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert any(name.endswith(".yaml") for name in expected)
-    expected |= {"deploy/__init__.py", "server/revision.txt"}  # the latter by hatch_build.py
+    expected.add("server/revision.txt")  # by hatch_build.py
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted(expected)

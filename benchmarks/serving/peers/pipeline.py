@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import orjson
 
-from server.artifact import load_artifact
-from server.detector import ImageDetections, finish, prepare_encoded
-from server.postprocess import DetectParameters
-from server.session import Session
+from server.inference.artifact import load_artifact
+from server.inference.detector import ImageDetections, finish, prepare_encoded
+from server.inference.session import Session
+from server.vision.nms import DetectParameters
 
 MAX_PIXELS = 50_000_000
 

@@ -1,0 +1,1 @@
+"""Whether the dashboard's queries have answers on a server under load."""

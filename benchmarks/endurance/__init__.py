@@ -1,0 +1,1 @@
+"""Hours of load, overload, reloads and rude clients, and what they leave."""

@@ -1,1 +1,0 @@
-"""Growing out of one machine, on engines that exist."""

@@ -1,0 +1,166 @@
+"""Puts the server together: one service, the doors to it, and what surrounds every request."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+
+from server.api import deepstack, detect, openapi, operations, ui
+from server.api.body import Limits
+from server.api.kserve import routes as kserve
+from server.api.ui import read_samples
+from server.host import available_bytes
+from server.http.auth import Keys, key_check, key_schemes
+from server.http.errors import (
+    answer_errors,
+    answer_unexpected,
+    refuse_early,
+    rejection_reasons,
+    respond_in,
+)
+from server.http.middleware import DETECTION, EarlyRefusal, RequestScope
+from server.http.security_headers import allow_origins
+from server.inference.artifact import Artifact
+from server.inference.engine import Engine
+from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
+from server.observability.logs import get_logger
+from server.observability.metrics import Metrics
+from server.observability.tracing import open_tracing
+from server.serving.body_budget import ByteBudget
+from server.serving.decode_pool import upload_share
+from server.serving.interface import Model, measured
+from server.serving.local_model import Loader, OwnModel
+from server.serving.service import Service
+from server.settings import Settings
+
+logger = get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    loader: Loader | None = None,
+    open_engine: Callable[[Sequence[Artifact], Settings], Engine] | None = None,
+    open_model: Callable[[Metrics], Model] | None = None,
+    keys: Keys | None = None,
+    memory_bytes: int | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Builds the app around one model, which is loaded meanwhile.
+
+    Args:
+        settings: checked settings.
+        loader: loads the model that they name; by default one that begins now.
+        open_engine: what such a one opens the model with; ONNX Runtime by default.
+        open_model: connects to a model in another process, in place of both.
+        keys: who may ask; by default those of the settings.
+        memory_bytes: what the process may use; by default what its control groups, or else the
+            machine, leave it.
+        on_failure: called once when the service can't go on; `app.state.service.failure` says
+            why, and the process should end.
+
+    Raises:
+        ArtifactInvalid: the model is not one that this server can serve.
+        SettingsInvalid: the file of keys can't be read, or traces can't be sent.
+    """
+    keys = keys or Keys(settings.api_keys, settings.api_keys_file)
+    tracing = open_tracing(settings.otlp_endpoint)
+    memory_bytes = memory_bytes or available_bytes()
+    unset_bytes = max(settings.max_body_bytes, upload_share(memory_bytes))
+    uploads = ByteBudget(settings.max_upload_bytes or unset_bytes)
+    metrics = measured(
+        settings,
+        sorted(rejection_reasons()),
+        queue=lambda: model.queue,
+        uploads=uploads,
+        state=lambda: service.status,
+    )
+    model: Model
+    if open_model is not None:
+        model = open_model(metrics)
+    else:
+        model = OwnModel(settings, loader or Loader(settings, open_engine), metrics)
+        register_gpu_metrics(metrics.registry, open_nvml())
+    service = Service(
+        settings,
+        model,
+        metrics,
+        on_failure=on_failure,
+        uploads=uploads,
+        memory_bytes=memory_bytes,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="yolov8-fla",
+        summary="Images in, boxes out.",
+        version="1",  # of the interface, not of the model
+        lifespan=lifespan,
+        redirect_slashes=False,
+        servers=[{"url": "."}],  # beside the document, also behind a proxy with a prefix
+        openapi_url=None,  # `server.api.openapi` has it
+        docs_url=None,  # `server.api.ui` has one that needs no other host
+        redoc_url=None,
+        # FastAPI's own sends queries and errors' texts, and knows no stages:
+        # `server.observability.tracing`.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.service = service
+    app.state.tracing = tracing  # to be closed when all is over
+    respond = respond_in(
+        {
+            kserve.PREFIX: kserve.error_body,
+            deepstack.PREFIX: deepstack.error_body,
+        }
+    )
+
+    async def reload() -> None:
+        """What SIGHUP and `POST /model/reload` do."""
+        await model.reload(read_keys)
+
+    def read_keys() -> None:
+        keys.reload()
+        logger.info("keys_read", keys=keys.count)
+
+    app.state.reload = reload
+    limits = Limits(settings.max_body_bytes, settings.max_images_per_request)
+    schemes = [Depends(scheme) for scheme in key_schemes()] if keys.configured else []
+    guards = [*schemes, Depends(key_check(keys.check))]
+    strict_guards = [*schemes, Depends(key_check(keys.require))]
+    routers = [
+        detect.routes(service, limits, guards),
+        operations.routes(service, reload, guards, strict_guards),
+        ui.routes(app.title, read_samples(settings.model), guards),
+        openapi.routes(app.openapi, service.pipeline.on_thread),
+        kserve.routes(service, limits, guards),
+        deepstack.routes(service, limits, keys, schemes),
+    ]
+    for router in routers:
+        app.include_router(router)
+    answer_errors(app, service, respond)
+    # From the inside out.
+    app.add_middleware(
+        EarlyRefusal,
+        routes={
+            route.path_regex: route.path
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute) and DETECTION in route.tags
+        },
+        refuse=refuse_early(service, respond),
+    )
+    allow_origins(app, settings.cors_origins)
+    app.add_middleware(
+        RequestScope,
+        metrics=metrics,
+        uploads=uploads,
+        unexpected=answer_unexpected(respond),
+        ending=lambda: service.ending,
+        tracing=tracing,
+    )
+    return app

@@ -1,0 +1,243 @@
+"""Reading a detection request: its images and its parameters, within limits, as they stream in."""
+
+import asyncio
+import codecs
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import orjson
+
+from server.api.base64_text import read_base64
+from server.api.multipart import MultipartReader, Part
+from server.api.parameters import NAMES, shown
+from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
+from server.serving.body_budget import Share, announced_bytes
+
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+RAW = "application/octet-stream"
+Buffer = bytes | bytearray
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+# Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
+MAX_JSON_COMMAS = 10_000
+# What a JSON body takes beside its own bytes, in their multiples, while it is read: the parser's
+# copy and its texts, then the texts and the images in them. A text with one character outside
+# Latin-1 takes four bytes for each.
+JSON_COPIES = 2
+WIDE_JSON_COPIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image as it was sent: not decoded, perhaps not an image at all."""
+
+    filename: str | None
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a request's body holds.
+
+    Attributes:
+        images: in the order they were sent, at least one.
+        fields: the other parts or keys; text from a form, any JSON value from JSON.
+    """
+
+    images: list[Upload]
+    fields: list[tuple[str, object]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold at most."""
+
+    max_body_bytes: int
+    max_images: int
+
+    def check_bytes(self, body_bytes: int) -> None:
+        """Raises `TooLarge` when a body has, or will have, more bytes than allowed."""
+        if body_bytes > self.max_body_bytes:
+            raise TooLarge(
+                f"the body has at least {body_bytes} bytes; max_body_bytes is "
+                f"{self.max_body_bytes}",
+                code="body_too_large",
+            )
+
+    def check_images(self, images: int) -> None:
+        """Raises `TooLarge` when there are more images than allowed."""
+        if images > self.max_images:
+            raise TooLarge(
+                f"the request has at least {images} images; max_images_per_request is "
+                f"{self.max_images}",
+                code="too_many_images",
+            )
+
+
+async def read_form(
+    headers: Mapping[str, str],
+    stream: AsyncIterator[bytes],
+    limits: Limits,
+    share: Share,
+    pool: Executor,
+) -> Form:
+    """Reads a body in any of the three forms that are served.
+
+    Args:
+        headers: the request's, names in lower case or without regard to case.
+        stream: the body, in pieces; not read further than a limit allows.
+        limits: checked while reading, before anything is kept.
+        share: of the memory for all bodies; taken from while reading, and given back by whoever
+            made it, when the images are not needed any more.
+        pool: where what takes time for a large body is done; the event loop only waits.
+
+    Raises:
+        MalformedRequest: multipart, JSON or base64 that cannot be read.
+        NoImage: a readable body without an image.
+        TooLarge: too many bytes or images.
+        UnsupportedImage: a content type or encoding that is not served.
+        UploadsFull: other requests' bodies are in the memory that this one needs.
+    """
+    refuse_by_headers(headers, limits, share)
+    run = asyncio.get_running_loop().run_in_executor
+    content_type = headers.get("content-type", RAW)
+    match media_type := content_type.split(";")[0].strip().lower():
+        case "multipart/form-data":
+            parts = await _read_multipart(content_type, stream, limits, share)
+            form = await run(pool, _form_of, parts)
+        case "application/json":
+            body = await read_whole(stream, limits, share)
+            share.take(len(body) * await run(pool, json_copies, body))
+            form = await run(pool, parse_json, body, limits)
+        case "application/octet-stream":
+            form = await run(pool, _raw, await read_whole(stream, limits, share))
+        case _ if media_type.startswith("image/"):
+            form = await run(pool, _raw, await read_whole(stream, limits, share))
+        case _:
+            raise UnsupportedImage(
+                f"Content-Type {media_type!r} is not served; send {MULTIPART}, {JSON}, image/* "
+                f"or {RAW}"
+            )
+    if not form.images:
+        raise NoImage(f"the request holds no image{_likely_mistake(form, media_type)}")
+    return form
+
+
+def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) -> None:
+    """Refuses a body that could not be read, before all of it is sent in vain.
+
+    Raises:
+        TooLarge, UploadsFull: it is announced to have too many bytes.
+        UnsupportedImage: it is encoded.
+    """
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedImage(
+            f"Content-Encoding {headers['content-encoding']!r} is not served; send it unencoded"
+        )
+    body_bytes = announced_bytes(headers)
+    limits.check_bytes(body_bytes)
+    share.check(body_bytes)
+
+
+async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytearray:
+    """A whole body, as it is; a copy as `bytes` would stop the event loop for milliseconds.
+
+    Raises:
+        TooLarge, UploadsFull: before the piece that would be too much is kept.
+    """
+    # Not a list of pieces: of one byte each, they would take forty times their size.
+    body = bytearray()
+    async for chunk in stream:
+        limits.check_bytes(len(body) + len(chunk))
+        share.take(len(chunk))
+        body += chunk
+    return body
+
+
+def json_copies(body: Buffer) -> int:
+    """How many times its own size a JSON body takes in memory beside itself, at most."""
+    wide = b"\\u" in body or not body.removeprefix(BYTE_ORDER_MARK).isascii()
+    return WIDE_JSON_COPIES if wide else JSON_COPIES
+
+
+def load_json(body: Buffer, end: int | None = None) -> object:
+    """A JSON document, up to `end`; some programs put a byte order mark before it.
+
+    Raises:
+        orjson.JSONDecodeError: it is none.
+    """
+    start = len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0
+    return orjson.loads(memoryview(body)[start:end])
+
+
+def parse_json(body: Buffer, limits: Limits) -> Form:
+    """Reads `{"images": ["<base64>", ...], ...}`; a `data:` URL counts as its base64.
+
+    Raises:
+        MalformedRequest: not JSON, not an object, or `images` is not a list of base64 texts.
+        TooLarge: too many images.
+    """
+    if body.count(b",") > MAX_JSON_COMMAS:
+        raise MalformedRequest(f"the JSON body has more than {MAX_JSON_COMMAS} values")
+    try:
+        document = load_json(body)
+    except ValueError:  # also of depth, of UTF-8, and of numbers that no float can hold
+        raise MalformedRequest("the body is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise MalformedRequest('the JSON body must be an object like {"images": ["<base64>"]}')
+    texts = document.pop("images", [])
+    if not isinstance(texts, list):
+        raise MalformedRequest("images must be a list of base64 texts")
+    limits.check_images(len(texts))
+    images = [Upload(None, _from_base64(text, index)) for index, text in enumerate(texts)]
+    return Form(images, list(document.items()))
+
+
+def _from_base64(text: object, index: int) -> bytes:
+    if not isinstance(text, str):
+        raise MalformedRequest(f"images[{index}] must be a base64 text")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return read_base64(text)
+    except ValueError:
+        raise MalformedRequest(f"images[{index}] is not valid base64") from None
+
+
+async def _read_multipart(
+    content_type: str, stream: AsyncIterator[bytes], limits: Limits, share: Share
+) -> list[Part]:
+    reader = MultipartReader(content_type, on_file=limits.check_images)
+    body_bytes = 0
+    async for chunk in stream:
+        body_bytes += len(chunk)
+        limits.check_bytes(body_bytes)
+        share.take(len(chunk))
+        reader.feed(chunk)
+    return reader.finish()
+
+
+def _form_of(parts: list[Part]) -> Form:
+    form = Form([])
+    for part in parts:
+        if part.is_file:
+            form.images.append(Upload(part.filename or None, bytes(part.data)))
+            part.data.clear()  # not kept beside its copy
+        else:
+            form.fields.append((part.name, part.text()))
+    return form
+
+
+def _raw(body: bytearray) -> Form:
+    return Form([Upload(None, bytes(body))] if body else [])
+
+
+def _likely_mistake(form: Form, media_type: str) -> str:
+    """Of a body without an image: the field that was probably meant to be one."""
+    meant = next((name for name, _ in form.fields if name not in NAMES), None)
+    if meant is None:
+        return ""
+    if media_type == JSON:
+        return f': unknown field {shown(meant)}; images come as "images": ["<base64>", ...]'
+    return f": field {shown(meant)} is text; a file is sent as image=@FILE"

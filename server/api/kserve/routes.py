@@ -1,0 +1,199 @@
+"""`/v2/...`, the Open Inference Protocol (KServe v2) over REST, with the binary data extension.
+
+`infer` is the request path, top to bottom.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.params import Depends
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from server.api.body import Buffer, Limits, read_whole, refuse_by_headers
+from server.api.kserve.messages import (
+    JSON_LENGTH_HEADER,
+    InferRequest,
+    parsed_bytes,
+    read_infer_request,
+    write_infer_answer,
+)
+from server.api.kserve.models import InferModel, detection_tensors, find_model, images_in
+from server.api.kserve.openapi import (
+    InferAnswer,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+    error_responses,
+    infer_request,
+    infer_responses,
+    path_parameters,
+)
+from server.api.kserve.tensors import OutputTensor, TensorSpec, read_files, read_pixels
+from server.api.parameters import read_parameters, shown
+from server.api.responses import first_found, stage_ms
+from server.errors import BadInput, InvalidParameter
+from server.http.disconnect import leaving_with_client
+from server.http.middleware import DETECTION, record_of
+from server.inference.artifact import Artifact, Metadata
+from server.serving.pipeline import Found
+from server.serving.service import Service
+from server.version import this_build
+from server.vision.nms import DetectParameters
+
+PREFIX = "/v2"
+
+
+def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRouter:
+    """The routes; `guards` stand before all but the probes."""
+    router = APIRouter(prefix=PREFIX)
+
+    @router.get("", responses=error_responses(401), dependencies=guards)
+    async def server_metadata() -> ServerMetadata:
+        """What serves, and which extensions of the protocol it has."""
+        return ServerMetadata(
+            name="yolov8-fla", version=this_build().version, extensions=["binary_tensor_data"]
+        )
+
+    @router.get("/health/live", responses=error_responses(503))
+    async def live() -> Live:
+        """Whether the process can do its work; if not, it should be restarted."""
+        service.refuse_unless_alive()
+        return Live(live=True)
+
+    @router.get("/health/ready", responses=error_responses(503))
+    async def ready() -> Ready:
+        """Whether requests are taken now."""
+        service.refuse_unless_ready()
+        return Ready(ready=True)
+
+    async def model_ready(request: Request) -> ModelReady:
+        """Whether requests for the model are taken now."""
+        service.refuse_unless_ready()
+        return ModelReady(name=_asked(request, service.current().artifact).name, ready=True)
+
+    async def model_metadata(request: Request) -> ModelMetadata:
+        """The tensors that a model takes and answers."""
+        model = _asked(request, service.current().artifact)
+        return ModelMetadata(
+            name=model.name,
+            versions=[model.version],
+            platform="onnx_onnxv1",
+            inputs=[_described(model.input)],
+            outputs=[_described(spec) for spec in model.outputs],
+            parameters=model.parameters,
+        )
+
+    async def infer(request: Request) -> Response:
+        """Detections in image files (NAME), or the network's candidates (NAME-raw)."""
+        record = record_of(request.scope)
+        async with service.accept() as deadline:
+            engine = service.current()
+            artifact = engine.artifact
+            model = _asked(request, artifact)
+            refuse_by_headers(request.headers, limits, record.share)
+            body = await read_whole(request.stream(), limits, record.share)
+            json_length = request.headers.get(JSON_LENGTH_HEADER)
+            record.share.take(await service.pipeline.on_thread(parsed_bytes, body, json_length))
+            asked, images = await service.pipeline.on_thread(
+                _read, body, json_length, model, artifact, limits
+            )
+            record.version = model.version
+            record.images = len(images)
+            parameters = _parameters(asked, model, artifact.metadata)
+
+            def write(tensors: list[OutputTensor]) -> tuple[bytes, int | None]:
+                head = {"model_name": model.name, "model_version": model.version}
+                if asked.id is not None:
+                    head["id"] = asked.id
+                return write_infer_answer(head, tensors, asked.outputs)
+
+            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
+                record.stage_ms = stage_ms(outcomes)
+                first_found(outcomes)
+                return write(detection_tensors(outcomes))
+
+            async with leaving_with_client(request.receive) as left:
+                if isinstance(images, np.ndarray):
+                    candidates, stage_s = await service.pipeline.infer(engine, images, deadline)
+                    record.stage_ms = {stage: 1000 * s for stage, s in stage_s.items()}
+                    content, binary_from = await service.pipeline.on_thread(
+                        write, [OutputTensor(model.outputs[0], candidates)]
+                    )
+                else:
+                    content, binary_from = await service.pipeline.detect(
+                        engine, images, parameters, deadline, answer, left=left
+                    )
+        if binary_from is None:
+            return Response(content, media_type="application/json")
+        headers = {JSON_LENGTH_HEADER: str(binary_from)}
+        return Response(content, headers=headers, media_type="application/octet-stream")
+
+    for versioned in (False, True):
+        path = "/models/{name}" + ("/versions/{version}" if versioned else "")
+        parts = path_parameters(service.model_name, versioned=versioned)
+        described = infer_request()
+        described["parameters"] = parts + described["parameters"]
+        router.add_api_route(
+            path,
+            model_metadata,
+            responses=error_responses(401, 404, 503),
+            openapi_extra={"parameters": parts},
+            dependencies=guards,
+        )
+        router.add_api_route(
+            f"{path}/ready",
+            model_ready,
+            responses=error_responses(404, 503),
+            openapi_extra={"parameters": parts},
+        )
+        router.add_api_route(
+            f"{path}/infer",
+            infer,
+            methods=["POST"],
+            response_model=InferAnswer,
+            responses=infer_responses(),
+            openapi_extra=described,
+            dependencies=guards,
+            tags=[DETECTION],
+        )
+    return router
+
+
+def error_body(status: int, code: str, detail: str) -> dict[str, Any]:
+    """The protocol's body of an error answer."""
+    return {"error": detail}
+
+
+def _asked(request: Request, artifact: Artifact) -> InferModel:
+    parts = request.path_params
+    return find_model(artifact, parts["name"], parts.get("version"))
+
+
+def _described(spec: TensorSpec) -> TensorMetadata:
+    return TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
+
+
+def _read(
+    body: Buffer, json_length: str | None, model: InferModel, artifact: Artifact, limits: Limits
+) -> tuple[InferRequest, list[bytes] | NDArray[np.uint8]]:
+    """The request, and its images as files or as one array, as the model takes them."""
+    asked = read_infer_request(body, json_length, model.outputs)
+    limits.check_images(images_in(asked.input, model, artifact.metadata))
+    return asked, read_pixels(asked.input) if model.raw else read_files(asked.input)
+
+
+def _parameters(asked: InferRequest, model: InferModel, metadata: Metadata) -> DetectParameters:
+    for name in asked.parameters:
+        if model.raw:
+            raise InvalidParameter(
+                f"{model.name} takes no parameter {shown(name)}: candidates come before thresholds"
+            )
+        if name == "format":  # of POST /detect alone
+            raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
+    return read_parameters(list(asked.parameters.items()), metadata.class_names).detect

@@ -1,0 +1,196 @@
+"""The pages for people: one to try images in, and the documentation of the interface.
+
+The first is the folder `server/ui`: files as they are, without a build step. The pictures that it
+offers as a first try are those of the folder `samples` beside a model. Swagger UI comes from the
+package fastapi-offline, because FastAPI's own page would load it from another host.
+"""
+
+import hashlib
+import mimetypes
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.params import Depends
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+
+from server.errors import NotFound
+from server.http.security_headers import PERMISSIONS, app_policy, page_policy
+from server.observability.logs import get_logger
+
+FOLDER = "samples"
+MOST = 12
+# They stay in memory. Larger pictures belong to those who drop them.
+MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES_IN_ALL = 16 * 1024 * 1024
+MEDIA_TYPES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+
+PAGE = Path(__file__).parents[1] / "ui"
+SWAGGER_UI = Path(fastapi_offline.__file__).with_name("static")
+PIECE_BYTES = 64 * 1024  # so much of an answer waits for a client that reads slowly
+ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+# mimetypes asks the system's tables, which differ; browsers run no module of another type.
+PAGE_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+logger = get_logger(__name__)
+
+
+def read_samples(model: Path) -> Mapping[str, bytes]:
+    """Reads the pictures beside a model.
+
+    Args:
+        model: an artifact or a folder of them, as the setting `model` names it.
+
+    Returns:
+        The first files by name that are JPEG, PNG or WebP by their names, at most `MOST` and within
+        the limits of bytes; empty where there is no such folder or it can't be read. A file that
+        can't be read, is empty or too large is left out, and the log says so in one line.
+    """
+    folder = (model if model.is_dir() else model.parent) / FOLDER
+    try:
+        files = sorted(each for each in folder.iterdir() if media_type(each.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}  # most models have none
+    except OSError as error:
+        logger.warning("samples_left_out", folder=str(folder), reason=str(error))
+        return {}
+    samples: dict[str, bytes] = {}
+    left_out: dict[str, str] = {}  # reasons by file
+    room = MAX_BYTES_IN_ALL
+    for file in files:
+        if len(samples) == MOST:
+            break
+        limit = min(MAX_BYTES, room)
+        try:
+            if not file.is_file():  # opening a pipe would wait for its writer
+                continue
+            file.name.encode()  # a name that is no text could not be listed
+            content = _content(file, limit)
+        except (OSError, UnicodeEncodeError, ValueError) as error:
+            left_out[repr(file.name)] = str(error)
+            continue
+        samples[file.name] = content
+        room -= len(content)
+    if left_out:
+        # One line, also for a folder that is a data set of thousands.
+        name, reason = next(iter(left_out.items()))
+        logger.warning("samples_left_out", files=len(left_out), first=name, reason=reason)
+    return samples
+
+
+def _content(file: Path, limit: int) -> bytes:
+    """The bytes of a file. Raises `ValueError` where there are none, or more than `limit`."""
+    bytes_there = file.stat().st_size
+    if 0 < bytes_there <= limit:  # else it is not even opened
+        with file.open("rb") as opened:
+            content = opened.read(limit + 1)  # it may have grown
+        bytes_there = len(content)
+        if 0 < bytes_there <= limit:
+            return content
+    raise ValueError(f"{bytes_there} bytes, of at most {limit}")
+
+
+def media_type(name: str) -> str | None:
+    """What a file's name says that it is; None where it is no picture that browsers show."""
+    return MEDIA_TYPES.get(Path(name).suffix.lower())
+
+
+def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) -> APIRouter:
+    """The pages and what they load; paths in them are relative, for a proxy with a prefix.
+
+    Args:
+        title: of the documentation.
+        samples: pictures that the page offers, by file name.
+        guards: stand before the samples, which tell what is looked for here.
+    """
+    router = APIRouter(include_in_schema=False)
+    for file in sorted(PAGE.iterdir()):
+        if file.suffix in PAGE_TYPES:
+            path = "/" if file.name == "index.html" else f"/page/{file.name}"
+            router.add_api_route(path, _page_file(file), methods=["GET", "HEAD"])
+
+    @router.get("/samples", dependencies=guards)
+    async def sample_names() -> list[str]:
+        return list(samples)
+
+    @router.get("/samples/{name}", dependencies=guards)
+    async def sample(name: str) -> Response:
+        # Looked up, never opened: what was not read at the start is not there.
+        if name not in samples:
+            raise NotFound(f"there is no sample {name[:100]!r}")
+        content = samples[name]
+        headers = {"Content-Length": str(len(content))}
+        return StreamingResponse(_pieces(content), headers=headers, media_type=media_type(name))
+
+    script, style, icon = (f"docs/{name}" for name in ASSETS)
+    docs = bytes(
+        get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=title,
+            swagger_js_url=script,
+            swagger_css_url=style,
+            swagger_favicon_url=icon,
+        ).body
+    ).decode()
+    # Swagger UI styles its elements from its script.
+    docs_policy = page_policy(docs).replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+
+    @router.get("/docs")
+    async def documentation() -> HTMLResponse:
+        return HTMLResponse(docs, headers={"Content-Security-Policy": docs_policy})
+
+    for name in ASSETS:
+        router.add_api_route(f"/docs/{name}", _asset(name), methods=["GET"])
+    return router
+
+
+def _page_file(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    content = file.read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    # A browser asks each time whether its copy still counts: after an upgrade, no new page meets an
+    # old script.
+    headers = {"Cache-Control": "no-cache", "ETag": tag}
+    if file.suffix == ".html":
+        headers |= {"Content-Security-Policy": app_policy(), "Permissions-Policy": PERMISSIONS}
+
+    async def page_file(request: Request) -> Response:
+        known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
+        # Proxies that compress mark the tag as weak.
+        if "*" in known or tag in (each.removeprefix("W/") for each in known):
+            return Response(status_code=304, headers=headers)
+        length = {"Content-Length": str(len(content))}
+        return StreamingResponse(
+            _pieces(content), headers=headers | length, media_type=PAGE_TYPES[file.suffix]
+        )
+
+    return page_file
+
+
+def _asset(name: str) -> Callable[[], Awaitable[StreamingResponse]]:
+    # From memory: each client that reads slowly would keep a file open.
+    content = (SWAGGER_UI / name).read_bytes()
+    headers = {"Cache-Control": "max-age=3600", "Content-Length": str(len(content))}
+
+    async def asset() -> StreamingResponse:
+        return StreamingResponse(
+            _pieces(content), media_type=mimetypes.guess_type(name)[0], headers=headers
+        )
+
+    return asset
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]

@@ -1,0 +1,308 @@
+"""What surrounds every HTTP request: its id, log line, metrics, trace, and its last resort."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from server.http.security_headers import completed
+from server.observability.logs import get_logger
+from server.observability.metrics import Metrics
+from server.observability.tracing import RequestSpan, Tracing
+from server.serving.body_budget import ByteBudget, Share, announced_bytes
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+# Asked every few seconds by machines; logged only when they fail.
+PROBES = frozenset(
+    {
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/{name}/ready",
+        "/v2/models/{name}/versions/{version}/ready",
+    }
+)
+# The tag of the routes that take images: their refusals and their times are counted.
+DETECTION = "detection"
+# Where an answer is out before the body is in, a connection that lives on has to take the rest.
+MAX_KEPT_REST_BYTES = 1024 * 1024
+
+MAX_LOGGED_PATH = 256  # characters; a path may have 64 KB, and be sent again and again
+
+logger = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What becomes known of one request on its way; kept in the scope's state.
+
+    Attributes:
+        share: of the memory for all bodies; given back when the request is over.
+        stage_ms: finished stages, for the Server-Timing header.
+        code: the error code, when the answer is an error.
+        images: how many came.
+        version: of the model that answers.
+    """
+
+    request_id: str
+    share: Share
+    started: float = field(default_factory=time.perf_counter)
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    code: str | None = None
+    images: int | None = None
+    version: str | None = None
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request's headers were complete."""
+        return time.perf_counter() - self.started
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record of the request that is being answered."""
+    record = scope["state"]["record"]
+    assert isinstance(record, RequestRecord)
+    return record
+
+
+class RequestScope:
+    """Outermost ASGI layer of the app.
+
+    Args:
+        app: what answers.
+        metrics: where requests are counted.
+        uploads: the memory that bodies may take.
+        unexpected: makes the answer to an exception that nobody caught.
+        ending: whether the process ends. Then each answer is its connection's last, and says so: a
+            busy client would go on being refused there, until the connection is reset.
+        tracing: where spans go, if anywhere.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        uploads: ByteBudget,
+        unexpected: Callable[[Scope], Response],
+        ending: Callable[[], bool],
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._uploads = uploads
+        self._unexpected = unexpected
+        self._ending = ending
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers), self._uploads.share())
+        scope.setdefault("state", {})["record"] = record
+        exchange = _Exchange(receive, send, record, self._ending)
+        method = scope["method"]
+        if method == "HEAD":  # as GET; the HTTP server leaves the body out
+            scope = {**scope, "method": "GET"}
+        span: RequestSpan | None = None
+        with ExitStack() as context:
+            context.enter_context(bound_contextvars(request_id=record.request_id))
+            context.enter_context(self._metrics.inflight_requests.track_inprogress())
+            try:
+                # In here, so that a fault in what reads the client's headers is answered, too.
+                exchange.begin(headers)
+                if self._tracing is not None:
+                    span = self._tracing.begin(headers)
+                    context.enter_context(bound_contextvars(trace_id=span.trace_id))
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception:
+                logger.exception("unexpected_error")
+                if exchange.status is None:
+                    await self._unexpected(scope)(scope, exchange.receive, exchange.send)
+            finally:
+                record.share.give_back()
+                route = _route_template(scope)
+                status = exchange.status or 499  # 499: the client left, or was cut off, unanswered
+                self._account(scope, method, record, route, status)
+                if span is not None:
+                    span.end(method, route, status, record.stage_ms, {
+                        "detector.images": record.images,
+                        "detector.model_version": record.version,
+                        "error.type": record.code,
+                    })  # fmt: skip
+
+    def _account(
+        self, scope: Scope, method: str, record: RequestRecord, route: str, status: int
+    ) -> None:
+        metrics = self._metrics
+        metrics.requests.labels(route, str(status)).inc()
+        if DETECTION in getattr(scope.get("route"), "tags", ()) and method == "POST":
+            metrics.request_seconds.labels(str(status)).observe(record.elapsed_s())
+            if record.code:
+                metrics.rejected.labels(record.code).inc()
+        if route in PROBES and status == 200:
+            return
+        client = scope.get("client")
+        known = {"code": record.code, "images": record.images, **_rounded(record.stage_ms)}
+        logger.info(
+            "request",
+            method=method,
+            path=scope["path"][:MAX_LOGGED_PATH],
+            status=status,
+            duration_ms=round(record.elapsed_s() * 1000, 3),
+            client=client[0] if client else None,
+            **{name: value for name, value in known.items() if value is not None},
+        )
+
+
+class EarlyRefusal:
+    """Innermost ASGI layer: refuses a detection request before it is routed and its body is read.
+
+    Under overload that is the answer to most requests, and costs half this way.
+
+    Args:
+        app: what answers all others.
+        routes: pattern of a detection route's whole path, and the route's template.
+        refuse: the refusal, where there is a reason for one.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Mapping[re.Pattern[str], str],
+        refuse: Callable[[Scope], Response | None],
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or lets it pass."""
+        template = self._template(scope)
+        refusal = self._refuse(scope) if template else None
+        if template and refusal is not None:
+            scope["route"] = _DetectionRoute(template, (DETECTION,))
+        await (refusal or self._app)(scope, receive, send)
+
+    def _template(self, scope: Scope) -> str | None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path = scope["path"]
+        return next((route for form, route in self._routes.items() if form.fullmatch(path)), None)
+
+
+class _DetectionRoute(NamedTuple):
+    """What the route would have been, for log and metrics."""
+
+    path: str
+    tags: tuple[str, ...]
+
+
+class _Exchange:
+    """One request's messages: remembers what matters of them, and completes the answer's head."""
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        record: RequestRecord,
+        ending: Callable[[], bool],
+    ) -> None:
+        self.status: int | None = None
+        self._receive = receive
+        self._send = send
+        self._record = record
+        self._ending = ending
+        self._expects_continue = False
+        self._rest_bytes = 0
+
+    def begin(self, headers: Headers) -> None:
+        """Takes over what the request says of its body."""
+        self._expects_continue = "expect" in headers
+        self._rest_bytes = announced_bytes(headers)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._expects_continue = False
+            self._rest_bytes -= len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            stages = self._record.stage_ms | {"total": self._record.elapsed_s() * 1000}
+            headers["Server-Timing"] = ", ".join(
+                f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
+            )
+            much_to_come = self._rest_bytes > MAX_KEPT_REST_BYTES or self._expects_continue
+            if much_to_come or self._ending():
+                headers["Connection"] = "close"
+            message["headers"] = completed(headers, self._record.request_id)
+        await self._send(message)
+
+
+def refusal(
+    metrics: Metrics,
+    problem: Callable[[RequestRecord, int, str, str, dict[str, str]], Response],
+) -> Callable[[str | None, int, str, str], Response]:
+    """Makes `server.http.protocol.Refuse`: the answer to what never became a request.
+
+    Args:
+        metrics: where it is counted, and for 503 also as rejected.
+        problem: makes the body of an error, as for requests.
+    """
+    nothing = ByteBudget(0)
+
+    def refuse(client: str | None, status: int, code: str, detail: str) -> Response:
+        record = RequestRecord(uuid.uuid4().hex, nothing.share())
+        response = problem(
+            record, status, code, detail, {"Retry-After": "1"} if status == 503 else {}
+        )
+        response.raw_headers = completed(response.headers, record.request_id)
+        metrics.requests.labels("unmatched", str(status)).inc()
+        if status == 503:
+            metrics.rejected.labels(code).inc()
+        logger.info(
+            "refused", request_id=record.request_id, status=status, code=code, client=client
+        )
+        return response
+
+    return refuse
+
+
+def _rounded(stage_ms: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}_ms": round(value, 3) for stage, value in stage_ms.items()}
+
+
+def _route_template(scope: Scope) -> str:
+    """Of the route that took a request; never the path, or a scanner would make time series."""
+    if "route" in scope:
+        return str(scope["route"].path)
+    # Starlette's own routes, as those of /openapi.json, leave only their endpoint.
+    endpoint = scope.get("endpoint")
+    for route in scope["app"].routes if endpoint else ():
+        if getattr(route, "endpoint", None) is endpoint:
+            return str(route.path)
+    return "unmatched"
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's id where it is harmless in a header and a log line, or a new one."""
+    sent = headers.get("x-request-id", "")
+    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -1,0 +1,241 @@
+"""What requests need of the model, which is in this process, or in another that several share.
+
+`server.serving.local_model` and `server.serving.model_runner` are the one,
+`server.workers.remote_model` is the other.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import Draining, NotReady
+from server.inference.artifact import Artifact
+from server.observability.log_output import process_log
+from server.observability.metrics import Metrics
+from server.serving.body_budget import ByteBudget
+from server.serving.fair_queue import Answer
+from server.settings import Settings
+
+State = Literal["starting", "ready", "draining", "failed"]
+Candidates = NDArray[np.float32]
+
+
+class LoadedModel(Protocol):
+    """What is known of a model that is loaded; `server.inference.engine.Engine` is one.
+
+    A request keeps it to its end, and the model stays loaded for as long as somebody does.
+    """
+
+    @property
+    def artifact(self) -> Artifact:
+        """What is loaded."""
+
+    @property
+    def reason(self) -> str:
+        """Why this file, in words."""
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs."""
+
+    @property
+    def device(self) -> str:
+        """The device that really runs."""
+
+    @property
+    def cpu_fallback(self) -> str | None:
+        """In words, why on the CPU though a GPU was to be expected; else None."""
+
+    @property
+    def lanes(self) -> int:
+        """Model calls that may run side by side."""
+
+    @property
+    def max_batch_size(self) -> int:
+        """Images of one call."""
+
+
+class Place(Protocol):
+    """One image's place in the queue: `put` and `infer`, or `give_back`; the latter only once."""
+
+    def put(self, canvas: NDArray[np.uint8]) -> None:
+        """Lays an image where the model finds it; on any thread.
+
+        Args:
+            canvas: (H, W, 3) uint8, RGB, letterboxed; (H, W) one of the model's buckets.
+        """
+
+    async def infer(self, deadline: float) -> Answer[Candidates]:
+        """Submits what was put and waits for its own (K, 6) candidates.
+
+        Args:
+            deadline: seconds of the event loop's clock; later it is not run any more.
+
+        Raises:
+            InferenceFailed: the model failed on it.
+            DeadlineExceeded: the deadline passed while it waited.
+        """
+
+    def give_back(self) -> None:
+        """Frees a place whose image will not be submitted."""
+
+
+class Queue(Protocol):
+    """The one queue before the model.
+
+    Attributes:
+        copies: whether `Place.put` copies the pixels, and had better be called on a thread.
+    """
+
+    copies: bool
+
+    @property
+    def queue_images(self) -> int:
+        """Images that wait, or are reserved a place."""
+
+    @property
+    def lanes(self) -> int:
+        """Model calls that may run side by side; 0 before there is a model."""
+
+    @property
+    def busy_lanes(self) -> int:
+        """Model calls that run."""
+
+    def stuck_s(self) -> float | None:
+        """Seconds that a model call has been running which is stuck; None when none is."""
+
+    def retry_after_s(self) -> int:
+        """Seconds until the queue should be empty at the measured rate; 1..60."""
+
+    def refuse_when_full(self) -> None:
+        """Raises `QueueFull` when not even one more image would find a place."""
+
+    def reserve(
+        self, engine: LoadedModel, images: int
+    ) -> AbstractAsyncContextManager[Sequence[Place]]:
+        """Holds places for a request's images; those not submitted are free again afterwards.
+
+        Raises:
+            QueueFull: at once, when there is not a place for each.
+        """
+
+
+class Model(Protocol):
+    """The model's life, as requests see it.
+
+    Attributes:
+        changed: called after each change of state or engine, on the event loop; to be set once.
+    """
+
+    changed: Callable[[], None]
+
+    @property
+    def queue(self) -> Queue:
+        """The one queue before it."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, also before it is loaded."""
+
+    @property
+    def state(self) -> State:
+        """The state of the whole server."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it failed."""
+
+    @property
+    def engine(self) -> LoadedModel | None:
+        """The model that serves now."""
+
+    @property
+    def queue_bytes(self) -> int:
+        """What the queue, and a model elsewhere, leave this process less of its memory."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Loads and serves; ends all threads on exit."""
+
+    def begin_drain(self) -> None:
+        """Takes no new requests."""
+
+    async def reload(self, read_keys: Callable[[], None]) -> None:
+        """Serves the model files and the keys as they are now.
+
+        Args:
+            read_keys: reads the keys of this process; a model elsewhere sees to them itself.
+
+        Raises:
+            NotReady, Draining: requests are not taken now.
+            ReloadFailed: the files can't be served, or something else went wrong, which the log
+                has; the old model goes on serving.
+        """
+
+    async def measure(self) -> Callable[[], bytes]:
+        """Asks for the metrics of the whole server.
+
+        Returns:
+            What makes them a text in the Prometheus format, which takes milliseconds: a GPU's
+            driver is asked.
+
+        Raises:
+            NotReady: a model in another process does not answer.
+        """
+
+
+def refuse_unless_ready(state: State, stuck_s: float | None, stuck_after_s: float) -> None:
+    """Raises `NotReady` or `Draining` unless requests are taken.
+
+    Args:
+        state: of the server.
+        stuck_s: seconds that a model call has been running which is stuck.
+        stuck_after_s: from how many on it is.
+    """
+    if state == "draining":
+        raise Draining("the server is shutting down")
+    if state == "starting":
+        raise NotReady("the model is being loaded")
+    refuse_unless_alive(state, stuck_s, stuck_after_s)
+
+
+def refuse_unless_alive(state: State, stuck_s: float | None, stuck_after_s: float) -> None:
+    """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
+    if state == "failed":
+        raise NotReady("the model has stopped")
+    if stuck_s is not None:
+        raise NotReady(
+            f"a model call has been running for {stuck_s:.0f} s; stuck_after_s is {stuck_after_s:g}"
+        )
+
+
+def measured(
+    settings: Settings,
+    rejection_reasons: Iterable[str],
+    *,
+    queue: Callable[[], Queue],
+    uploads: ByteBudget,
+    state: Callable[[], str],
+) -> Metrics:
+    """The metrics of a process.
+
+    Args:
+        settings: limits.
+        rejection_reasons: error codes that start at 0.
+        queue: asked at each scrape.
+        uploads: what requests' bodies have in memory.
+        state: asked at each scrape for the state of the server.
+    """
+    return Metrics(
+        rejection_reasons,
+        queue_images=lambda: queue().queue_images,
+        upload_bytes=lambda: uploads.taken,
+        lanes=lambda: queue().lanes,
+        busy_lanes=lambda: queue().busy_lanes,
+        state=state,
+        max_queue_images=settings.max_queue_images,
+        max_upload_bytes=uploads.max_bytes,
+        dropped_log_lines=lambda: process_log().dropped,
+    )

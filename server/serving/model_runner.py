@@ -1,0 +1,186 @@
+"""The queue before a model in this process, and the threads that call it."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.inference.detector import stacked
+from server.inference.engine import Engine
+from server.observability.metrics import Metrics
+from server.serving.batcher import Batcher, Slots
+from server.serving.fair_queue import Answer
+from server.serving.interface import Candidates, LoadedModel, Place
+from server.serving.threads import MODEL_NICENESS, nice_pool
+from server.settings import Settings
+
+
+class Room(Protocol):
+    """Memory of a canvas that others use again; it must not be while a call reads or writes it."""
+
+    def enter(self) -> None:
+        """A call begins to use it; on the event loop, as `leave`."""
+
+    def leave(self) -> None:
+        """The call uses it no more."""
+
+    def keep(self, candidates: Candidates) -> Candidates:
+        """Copies what the model found to where it is looked for; on the call's thread."""
+
+
+class Canvas(NamedTuple):
+    """What waits for the model: one letterboxed image, and the engine that its request chose.
+
+    Attributes:
+        engine: what runs it.
+        pixels: (H, W, 3) uint8, RGB.
+        room: the memory that they are in, where it is not theirs alone.
+    """
+
+    engine: Engine
+    pixels: NDArray[np.uint8]
+    room: Room | None = None
+
+    def bucket(self) -> tuple[Engine, tuple[int, ...]]:
+        """Canvases with equal values fit into one batch."""
+        return self.engine, self.pixels.shape
+
+
+class ModelCalls:
+    """The one queue, and the model calls that empty it.
+
+    Args:
+        settings: limits.
+        metrics: where calls are counted.
+
+    Attributes:
+        batcher: the queue, to be served.
+        noted: called after each begin and end of a call, on the event loop.
+    """
+
+    copies = False
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._stuck_after_s = settings.stuck_after_s
+        self._metrics = metrics
+        self._calling: ThreadPoolExecutor | None = None
+        self._calls: dict[object, float] = {}  # start of each model call that runs
+        self.noted: Callable[[], None] = lambda: None
+        self.batcher = Batcher[Canvas, Candidates](
+            self._infer,
+            bucket=Canvas.bucket,
+            max_queue_delay_s=settings.max_queue_delay_s,
+            max_queue_images=settings.max_queue_images,
+        )
+
+    @property
+    def queue_images(self) -> int:
+        """Images that wait, or are reserved a place."""
+        return self.batcher.queue_images
+
+    @property
+    def lanes(self) -> int:
+        """Model calls that may run side by side; 0 before there is a model."""
+        return self.batcher.lanes if self._calling else 0
+
+    @property
+    def busy_lanes(self) -> int:
+        """Model calls that run."""
+        return len(self._calls)
+
+    def oldest_call(self) -> float:
+        """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
+        # A copy, made in one step: metrics are read on another thread.
+        return min(list(self._calls.values()), default=math.inf)
+
+    def stuck_s(self) -> float | None:
+        """Seconds that a model call has been running which is stuck; None when none is."""
+        running_s = time.monotonic() - self.oldest_call()
+        return running_s if running_s > self._stuck_after_s else None
+
+    def retry_after_s(self) -> int:
+        """Seconds until the queue should be empty at the measured rate; 1..60."""
+        return self.batcher.retry_after_s()
+
+    def refuse_when_full(self) -> None:
+        """Raises `QueueFull` when not even one more image would find a place."""
+        self.batcher.refuse_when_full()
+
+    @asynccontextmanager
+    async def reserve(self, engine: LoadedModel, images: int) -> AsyncIterator[Sequence[Place]]:
+        """Holds places for a request's images; see `server.serving.interface.Queue`."""
+        assert isinstance(engine, Engine)
+        with self.batcher.reserve(images) as slots:
+            yield [_OwnPlace(engine, slots) for _ in range(images)]
+
+    def arrange_for(self, engine: Engine) -> None:
+        """Makes room for as many model calls, and as large ones, as an engine takes."""
+        # Not more threads than lanes: a CUDA session keeps handles and memory for each.
+        before, self._calling = self._calling, nice_pool(engine.lanes, "model", MODEL_NICENESS)
+        if before is not None:
+            before.shutdown(wait=False)  # what runs there runs to its end
+        self.batcher.resize(
+            lanes=engine.lanes,
+            max_batch_size=engine.max_batch_size,
+            spread=engine.device == "cpu",  # each lane has CPUs of its own; a GPU is shared
+        )
+
+    def shut_down(self) -> None:
+        """Ends the threads, without waiting for a call that is stuck in the provider."""
+        if self._calling is not None:
+            self._calling.shutdown(wait=False, cancel_futures=True)
+
+    async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
+        assert self._calling is not None
+        self._metrics.batch_size.observe(len(batch))
+        engine = batch[0].engine
+        rooms = [canvas.room for canvas in batch if canvas.room]
+        call, began = object(), time.monotonic()
+        self._calls[call] = began
+        for room in rooms:
+            room.enter()
+        self.noted()
+
+        def run() -> list[Candidates]:
+            images = stacked([canvas.pixels for canvas in batch])
+            found = engine.run(images, alone=alone)
+            return [
+                canvas.room.keep(rows) if canvas.room else rows
+                for canvas, rows in zip(batch, found, strict=True)
+            ]
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._calling, run)
+        finally:
+            del self._calls[call]
+            self._metrics.lane_seconds.inc(time.monotonic() - began)
+            for room in rooms:
+                room.leave()
+            self.noted()
+
+
+class _OwnPlace:
+    """A place in the queue of this process."""
+
+    def __init__(self, engine: Engine, slots: Slots[Canvas, Candidates]) -> None:
+        self._engine = engine
+        self._slots = slots
+        self._canvas: NDArray[np.uint8] | None = None
+
+    def put(self, canvas: NDArray[np.uint8]) -> None:
+        self._canvas = canvas
+
+    async def infer(self, deadline: float) -> Answer[Candidates]:
+        assert self._canvas is not None
+        # A request of many images must not keep all their pixels to its end.
+        canvas, self._canvas = Canvas(self._engine, self._canvas), None
+        return await self._slots.submit(canvas, deadline)
+
+    def give_back(self) -> None:
+        self._slots.give_back()

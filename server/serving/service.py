@@ -1,0 +1,203 @@
+"""The life of a detection service: start, accept, reload, drain, end. Knows no web framework."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from server.errors import DeadlineExceeded, Draining, NotReady
+from server.host import resident_bytes
+from server.observability.logs import get_logger
+from server.observability.metrics import Metrics
+from server.serving.body_budget import ByteBudget
+from server.serving.decode_pool import LEAST_BYTES, decoding_share
+from server.serving.interface import (
+    LoadedModel,
+    Model,
+    State,
+    refuse_unless_alive,
+    refuse_unless_ready,
+)
+from server.serving.pipeline import Pipeline
+from server.settings import Settings
+
+# When the service has failed, requests under way are told so, then the process ends.
+FAILED_GRACE_S = 1.0
+
+logger = get_logger(__name__)
+
+
+class Service:
+    """Requests before a model, from start to end.
+
+    Args:
+        settings: limits and times.
+        model: answers, in this process or in another.
+        metrics: of this process.
+        on_failure: called once when the service can't go on; `failure` then says why.
+        uploads: what requests' bodies have in memory.
+        memory_bytes: what the process may use in all.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        metrics: Metrics,
+        *,
+        on_failure: Callable[[], None],
+        uploads: ByteBudget,
+        memory_bytes: int,
+    ) -> None:
+        self.settings = settings
+        self.model = model
+        self.model_name = model.name
+        self.queue = model.queue
+        self.metrics = metrics
+        self.pipeline = Pipeline(settings, model.queue, metrics)
+        self.uploads = uploads
+        self._memory_bytes = memory_bytes
+        self._memory_shared = False
+        self._on_failure = on_failure
+        self._limits: set[asyncio.Timeout] = set()
+        model.changed = self._model_changed
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves as soon as the model is loaded; ends all threads on exit."""
+        try:
+            async with self.model.running():
+                yield
+        finally:
+            self.pipeline.shut_down()
+
+    @asynccontextmanager
+    async def accept(self) -> AsyncIterator[float]:
+        """The time that one request has; gives its deadline on the event loop's clock.
+
+        Raises:
+            NotReady, Draining, QueueFull: at once, when the service takes no request now.
+            DeadlineExceeded: `request_timeout_s` passed inside the block.
+            Draining: the drain time passed inside the block.
+            NotReady: the service failed inside the block.
+        """
+        self.refuse_unless_ready()
+        self.queue.refuse_when_full()
+        timeout_s = self.settings.request_timeout_s
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                when = limit.when()
+                assert when is not None
+                yield when
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if self.state == "draining":
+                raise Draining("the server shut down before the answer was ready") from None
+            if self.state == "failed":
+                raise NotReady("the model has stopped") from None
+            raise DeadlineExceeded(f"the request took over {timeout_s:g} s") from None
+        finally:
+            self._limits.discard(limit)
+
+    def current(self) -> LoadedModel:
+        """The model that serves now. A request keeps it to its end, whatever is loaded meanwhile.
+
+        Raises:
+            NotReady: none is loaded yet.
+        """
+        if self.engine is None:
+            raise NotReady("the model is being loaded")
+        return self.engine
+
+    @property
+    def engine(self) -> LoadedModel | None:
+        """The model that serves now; None before the first is loaded."""
+        return self.model.engine
+
+    @property
+    def state(self) -> State:
+        """The state of the whole server."""
+        return self.model.state
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the state is "failed"."""
+        return self.model.failure
+
+    @property
+    def status(self) -> State | Literal["stuck"]:
+        """The state; "stuck" where model calls or decoding do not end, and no request is taken."""
+        if self.state == "ready" and (self.queue.stuck_s() is not None or self._decoding_hangs()):
+            return "stuck"
+        return self.state
+
+    @property
+    def ending(self) -> bool:
+        """Whether the process ends: it drains, or the service has failed."""
+        return self.state in ("draining", "failed")
+
+    def refuse_unless_ready(self) -> None:
+        """Raises `NotReady` or `Draining` unless requests are taken."""
+        refuse_unless_ready(self.state, self.queue.stuck_s(), self.settings.stuck_after_s)
+        if self._decoding_hangs():
+            raise NotReady(
+                "every decode thread has been decoding one image for "
+                f"{self.pipeline.decoding.hung_s():.0f} s; request_timeout_s is "
+                f"{self.settings.request_timeout_s:g}"
+            )
+
+    def _decoding_hangs(self) -> bool:
+        """Whether a request that comes now would wait for images that nobody waits for any more."""
+        return self.pipeline.decoding.hung_s() > self.settings.request_timeout_s
+
+    def refuse_unless_alive(self) -> None:
+        """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
+        refuse_unless_alive(self.state, self.queue.stuck_s(), self.settings.stuck_after_s)
+
+    def begin_drain(self) -> None:
+        """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
+        self.model.begin_drain()
+
+    async def exposition(self) -> bytes:
+        """The metrics of the whole server in the Prometheus text format."""
+        return await self.pipeline.on_thread(await self.model.measure())
+
+    def _model_changed(self) -> None:
+        state = self.state
+        if state == "draining":
+            self._end_requests_in(self.settings.drain_timeout_s)
+        elif state == "failed":
+            self._end_requests_in(FAILED_GRACE_S)
+            self._on_failure()
+        elif state == "ready" and not self._memory_shared:
+            self._memory_shared = True
+            self._share_memory()
+
+    def _end_requests_in(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(min(end, limit.when() or end))
+
+    def _share_memory(self) -> None:
+        """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs.
+
+        Not again at a reload: under load, what is resident is also pictures and the model of
+        before. The part that is spare had to hold both models, so it holds what one is larger.
+        """
+        parts = {
+            "resident_bytes": resident_bytes(),
+            "canvas_bytes": self.model.queue_bytes,
+            "upload_bytes": self.uploads.max_bytes,
+        }
+        decode_bytes = decoding_share(self._memory_bytes, **parts)
+        self.pipeline.decoding.limit(decode_bytes)
+        logger.info("memory", limit_bytes=self._memory_bytes, **parts, decode_bytes=decode_bytes)
+        if decode_bytes == LEAST_BYTES:
+            logger.warning(
+                "memory is short: more is needed, or less with a smaller max_queue_images or "
+                "max_upload_bytes; the process may be killed under load"
+            )

@@ -1,0 +1,1 @@
+"""Image files to letterboxed canvases, candidates to boxes, and drawing: plain functions."""

@@ -1,0 +1,118 @@
+"""The model process: it has the port and the model, and runs the fronts that answer."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvloop
+
+from server.errors import SettingsInvalid
+from server.host import available_bytes
+from server.http.auth import Keys
+from server.http.errors import rejection_reasons
+from server.http.server import LAST_RESORT_S, listen, reloading_at_sighup
+from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
+from server.observability.logs import get_logger
+from server.run import exit_code, log_listening, spare_the_collector
+from server.serving.body_budget import ByteBudget
+from server.serving.interface import measured
+from server.serving.local_model import Loader, OwnModel
+from server.settings import Settings
+from server.workers.connection_passing import Distributor
+from server.workers.coordinator import Hub
+from server.workers.supervisor import Fronts
+
+# Fronts end by themselves when the drain time is over and their last answers are fetched, for which
+# a client has a second. Then they are killed, so that all is over by `LAST_RESORT_S`.
+GRACE_S = LAST_RESORT_S - 0.5
+
+logger = get_logger(__name__)
+
+
+def serve_with_fronts(settings: Settings, loader: Loader) -> int:
+    """Runs the server with `http_processes` fronts until a signal comes, or it can't go on.
+
+    Args:
+        settings: checked.
+        loader: loads the model, and loads it again when it is told to.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DeploymentError: it can't start as it was deployed.
+    """
+    if sys.platform != "linux":
+        raise SettingsInvalid(
+            "http_processes over 1 needs Linux: its memory without a file (memfd)"
+        )
+    keys = Keys(settings.api_keys, settings.api_keys_file)
+    metrics = measured(
+        settings,
+        sorted(rejection_reasons()),
+        queue=lambda: model.queue,
+        uploads=ByteBudget(0),
+        state=lambda: model.status,
+    )
+    model = OwnModel(settings, loader, metrics)
+    register_gpu_metrics(metrics.registry, open_nvml())
+    with listen(settings.host, settings.port) as listener:
+        spare_the_collector()
+        log_listening(listener, settings)
+        hub = Hub(settings, model, metrics, keys)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(hub, Distributor(listener)))
+    return exit_code(model.failure or hub.fault)
+
+
+async def _run(hub: Hub, distributor: Distributor) -> None:
+    model, drain_timeout_s = hub.model, hub.settings.drain_timeout_s
+    fronts = Fronts(hub, distributor, available_bytes())
+    now = asyncio.Event()  # a second Ctrl-C
+    loop = asyncio.get_running_loop()
+
+    def hang_up(*_: object) -> None:
+        # A signal comes in the middle of anything the event loop does, and does not wake it.
+        loop.call_soon_threadsafe(model.begin_drain)
+
+    async with hub.running(), model.running():
+        keeping = asyncio.create_task(fronts.run())
+        with _leaving(hub, now), reloading_at_sighup(hub.reload, hang_up):
+            await hub.ending.wait()
+            distributor.close()
+            waiting = [keeping, asyncio.create_task(now.wait())]
+            await asyncio.wait(
+                waiting,
+                timeout=drain_timeout_s + GRACE_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            waiting[1].cancel()
+        fronts.kill()
+        await asyncio.wait([keeping])
+    hub.slots.close()
+
+
+@contextmanager
+def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
+    """Drains at SIGTERM and SIGINT; a second Ctrl-C ends it at once."""
+    loop = asyncio.get_running_loop()
+
+    def leave(sig: int) -> None:
+        if hub.ending.is_set():
+            logger.info("signal_while_draining")
+            if sig == signal.SIGINT:
+                now.set()
+        hub.model.begin_drain()
+
+    def handle(sig: int, _: object) -> None:
+        loop.call_soon_threadsafe(leave, sig)  # as in `hang_up`
+
+    # Not the loop's handlers: between theirs and those of before a signal would end the process.
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

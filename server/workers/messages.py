@@ -1,0 +1,303 @@
+"""What the model process and its fronts tell each other: lines of JSON over a Unix socket.
+
+Both ends are the same code, so there is no version. JSON and not pickle: a front reads what clients
+send, and what it sends in turn must not be able to run anything in the process with the model.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import orjson
+
+from server.observability.logs import get_logger
+from server.observability.metrics_merge import Snapshot
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+logger = get_logger(__name__)
+
+
+# ---- from a front to the model process
+
+
+class Up(NamedTuple):
+    """It takes connections now."""
+
+
+class Unfit(NamedTuple):
+    """It can't start as the server was deployed, and ends."""
+
+    reason: str
+
+
+class Reserve(NamedTuple):
+    """Asks for slots, one an image; answered by `Granted` or `Refused`."""
+
+    request: int
+    generation: int
+    images: int
+
+
+class Submit(NamedTuple):
+    """A slot holds an image now; answered by `Done` or `Failed`, unless it is released before."""
+
+    slot: int
+    height: int
+    width: int
+    remaining_s: float | None  # None: without end
+
+
+class Release(NamedTuple):
+    """Slots are not needed any more, whatever becomes of them."""
+
+    slots: list[int]
+
+
+class Dropped(NamedTuple):
+    """No request in this front has a model any more that was replaced."""
+
+    generation: int
+
+
+class Heard(NamedTuple):
+    """A `Told` was taken over, or a `Ping` came."""
+
+    number: int
+
+
+class Reload(NamedTuple):
+    """Asks for a reload; answered by `Reloaded`."""
+
+    request: int
+
+
+class Measure(NamedTuple):
+    """Asks for the metrics of all processes; answered by `Measured`."""
+
+    request: int
+
+
+class Sampled(NamedTuple):
+    """The metrics of this front, as `Sample` asked for them."""
+
+    number: int
+    snapshot: Snapshot
+
+
+# ---- from the model process to a front
+
+
+class Begin(NamedTuple):
+    """The first message: what the front is.
+
+    Attributes:
+        name: of the process, such as "http-1".
+        settings: of the front, as `server.settings.Settings` takes them.
+        model_name: of the model.
+        memory_bytes: that the process may use, with its share of what all use.
+        connections: that it may have open.
+        keys: digests of the API keys, in hex.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    model_name: str
+    memory_bytes: int
+    connections: int
+    keys: list[str]
+
+
+class Told(NamedTuple):
+    """The state of the server; answered by `Heard`.
+
+    Attributes:
+        number: of this message, growing.
+        state: as `server.serving.interface.State`.
+        deployment: where that is "failed" by the deployer's fault, in words; else None.
+        engine: as `server.workers.remote_engine.described`; None before there is one.
+        others_bytes: what the model process and the shared memory take of this one's memory.
+        keys: digests of the API keys, in hex.
+    """
+
+    number: int
+    state: str
+    deployment: str | None
+    engine: dict[str, Any] | None
+    others_bytes: int
+    keys: list[str]
+
+
+class Ping(NamedTuple):
+    """Asks for a sign of life, with a number like that of `Told`; answered by `Heard`."""
+
+    number: int
+
+
+class Granted(NamedTuple):
+    """Slots by their offsets in the shared memory, in bytes; candidates begin so much further."""
+
+    request: int
+    slots: list[int]
+    candidates_at: int
+
+
+class Refused(NamedTuple):
+    """There are not as many places."""
+
+    request: int
+    reason: str
+
+
+class Done(NamedTuple):
+    """So many rows of candidates are in the slot."""
+
+    slot: int
+    rows: int
+    queue_s: float
+    inference_s: float
+
+
+class Failed(NamedTuple):
+    """The image of a slot was not inferred."""
+
+    slot: int
+    code: str
+    reason: str
+
+
+class Reloaded(NamedTuple):
+    """The reload is done; or why it was not, with the code of the error."""
+
+    request: int
+    code: str | None
+    reason: str
+
+
+class Sample(NamedTuple):
+    """Asks a front for its metrics; answered by `Sampled`."""
+
+    number: int
+
+
+class Measured(NamedTuple):
+    """The metrics of the model process, and of all fronts."""
+
+    request: int
+    own: Snapshot
+    fronts: list[Snapshot]
+
+
+Message: TypeAlias = (
+    Up | Unfit | Reserve | Submit | Release | Dropped | Heard | Reload | Measure | Sampled
+    | Begin | Told | Ping | Granted | Refused | Done | Failed | Reloaded | Sample | Measured
+)  # fmt: skip
+KINDS: tuple[type[Message], ...] = (
+    Up, Unfit, Reserve, Submit, Release, Dropped, Heard, Reload, Measure, Sampled,
+    Begin, Told, Ping, Granted, Refused, Done, Failed, Reloaded, Sample, Measured,
+)  # fmt: skip
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+class BadMessage(Exception):
+    """What came is none of the messages."""
+
+
+def encode(message: Message) -> bytes:
+    """A message as a line."""
+    return orjson.dumps((_NUMBERS[type(message)], *message), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line, without its end.
+
+    Raises:
+        BadMessage: there is none.
+    """
+    try:
+        number, *fields = orjson.loads(line)
+        message: Message = KINDS[number](*fields)
+    except (ValueError, TypeError, IndexError) as error:
+        raise BadMessage(f"{line[:100]!r}: {error}") from None
+    return message
+
+
+class Lines:
+    """Cuts what comes into messages."""
+
+    def __init__(self, rest: bytes = b"") -> None:
+        self._rest = rest
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that are whole now.
+
+        Raises:
+            BadMessage: one is none, or too large.
+        """
+        *lines, self._rest = (self._rest + data if self._rest else data).split(b"\n")
+        for line in lines:
+            yield decode(line)
+        if len(self._rest) > MAX_MESSAGE_BYTES:
+            raise BadMessage(f"a message of over {MAX_MESSAGE_BYTES} bytes")
+
+
+class Line(asyncio.Protocol):
+    """Sends and receives messages; several of one turn of the event loop go in one write (uvloop).
+
+    Args:
+        handle: gets each message.
+        handled: called after those of one read.
+        lost: called once, when the other end is gone, or sent what is no message.
+        rest: bytes that were read already.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[Message], None],
+        *,
+        lost: Callable[[], None],
+        handled: Callable[[], None] = lambda: None,
+        rest: bytes = b"",
+    ) -> None:
+        self._handle = handle
+        self._handled = handled
+        self._lost = lost
+        self._rest = rest
+        self._lines = Lines()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begins with what was read already."""
+        self._transport = cast(asyncio.Transport, transport)
+        if self._rest:
+            self.data_received(self._rest)
+
+    def data_received(self, data: bytes) -> None:
+        """Hands on what came."""
+        try:
+            for message in self._lines.feed(data):
+                self._handle(message)
+        except BadMessage as error:
+            logger.error("bad_message", reason=str(error))
+            self.close()
+        self._handled()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Tells it."""
+        self._transport = None
+        self._lost()
+
+    def send(self, message: Message) -> None:
+        """Sends a message; nothing when the other end is gone."""
+        if self._transport is not None:
+            self._transport.write(encode(message))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the other end has not read, beside what the kernel keeps."""
+        return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def close(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,195 @@
+"""The front processes: each is started, fed with connections, and started anew when it dies."""
+
+import asyncio
+import socket
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+from server.errors import DeploymentError
+from server.host import available_cpus
+from server.http.server import MAX_CONNECTIONS
+from server.observability.logs import get_logger
+from server.serving.decode_pool import upload_share
+from server.settings import Settings
+from server.workers.connection_passing import Distributor, intake_pair
+from server.workers.coordinator import Hub
+from server.workers.messages import Begin
+from server.workers.worker_connection import FrontLink
+
+# A front that dies more often than this in so many seconds shows a fault that stays.
+MAX_DEATHS, DEATHS_S = 5, 60.0
+BACKOFF_S = 0.5  # before the second start in that time; doubled with each
+MIN_CONNECTIONS = 64
+
+logger = get_logger(__name__)
+
+
+class TooManyDeaths(Exception):
+    """HTTP processes die as often as they are started."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What each front has of what the settings give to all of them.
+
+    Attributes:
+        memory_bytes: that it may use.
+        upload_bytes: for bodies; enough for one.
+        decode_threads: at least one.
+        connections: at least `MIN_CONNECTIONS`.
+    """
+
+    memory_bytes: int
+    upload_bytes: int
+    decode_threads: int
+    connections: int
+
+
+def shares(settings: Settings, memory_bytes: int, cpus: int) -> Shares:
+    """Divides what there is by `http_processes`, each part rounded up.
+
+    Args:
+        settings: of the whole server.
+        memory_bytes: that the whole server may use.
+        cpus: that it may use, >= 1.
+    """
+    fronts = settings.http_processes
+    upload_bytes = settings.max_upload_bytes or upload_share(memory_bytes)
+    return Shares(
+        memory_bytes // fronts,
+        max(settings.max_body_bytes, -(-upload_bytes // fronts)),
+        -(-(settings.decode_threads or cpus) // fronts),
+        max(MIN_CONNECTIONS, -(-MAX_CONNECTIONS // fronts)),
+    )
+
+
+class Fronts:
+    """All front processes.
+
+    Args:
+        hub: what they talk to.
+        distributor: where their connections come from.
+        memory_bytes: that the whole server may use.
+    """
+
+    def __init__(self, hub: Hub, distributor: Distributor, memory_bytes: int) -> None:
+        self._hub = hub
+        self._distributor = distributor
+        self._shares = shares(hub.settings, memory_bytes, available_cpus())
+        self._settings = hub.settings.model_dump(
+            mode="json", exclude={"api_keys", "api_keys_file"}
+        ) | {
+            "decode_threads": self._shares.decode_threads,
+            "max_upload_bytes": self._shares.upload_bytes,
+        }
+        self._processes: set[asyncio.subprocess.Process] = set()
+
+    async def run(self) -> None:
+        """Keeps them running until the hub is ending, and then until all have ended.
+
+        A front that does not live, or can't start as the server was deployed, is a fault of the
+        hub, which ends with a drain: its siblings answer what they have accepted.
+        """
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, self._hub.settings.http_processes + 1):
+                group.create_task(self._keep(f"http-{number}"))
+
+    def kill(self) -> None:
+        """Ends all at once."""
+        for process in self._processes:
+            _kill(process)
+
+    async def _keep(self, name: str) -> None:
+        try:
+            await self._start_anew(name)
+        except Exception as error:  # in the task group, it would kill the siblings
+            self._hub.fail(error)
+
+    async def _start_anew(self, name: str) -> None:
+        """One process after the other.
+
+        Raises:
+            TooManyDeaths: they don't live.
+            DeploymentError: they can't start as the server was deployed.
+        """
+        deaths: deque[float] = deque()
+        loop = asyncio.get_running_loop()
+        ending = self._hub.ending
+        while not ending.is_set():
+            try:
+                await self._live(name)
+            except OSError as error:  # no process, file or memory is left: the others go on
+                logger.error("http_process_not_started", name=name, reason=str(error))
+            if ending.is_set():
+                return
+            self._hub.metrics.http_process_restarts.inc()
+            deaths.append(loop.time())
+            while deaths[0] < loop.time() - DEATHS_S:
+                deaths.popleft()
+            if len(deaths) > MAX_DEATHS:
+                raise TooManyDeaths(f"{name} died {len(deaths)} times in {DEATHS_S:g} s")
+            if len(deaths) > 1:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BACKOFF_S * 2 ** (len(deaths) - 2)):
+                        await ending.wait()
+
+    async def _live(self, name: str) -> None:
+        """One process, from its start to its end."""
+        control, their_control = socket.socketpair()
+        intake, their_intake = intake_pair()
+        memory = self._hub.slots.shared.file
+        with control, intake:
+            with their_control, their_intake:
+                files = their_control.fileno(), their_intake.fileno(), memory
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *(["-P"] if sys.flags.safe_path else []),
+                    "-m",
+                    "server.workers",
+                    *map(str, files),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=files,
+                    # A terminal's Ctrl-C is for the model process, which tells them.
+                    start_new_session=True,
+                )
+            self._processes.add(process)
+            link = FrontLink(
+                name,
+                self._hub,
+                takes=lambda: self._distributor.add(intake),
+                takes_none=lambda: self._distributor.remove(intake),
+                kill=lambda: _kill(process),
+            )
+            try:
+                control.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.create_unix_connection(lambda: link.line, sock=control)
+                link.send(self._begin(name))
+                self._hub.connected(link)
+                logger.info("http_process_started", name=name, pid=process.pid)
+                code = await process.wait()
+            finally:
+                link.end()
+                self._processes.discard(process)
+        if link.unfit is not None:
+            raise DeploymentError(link.unfit)
+        log = logger.info if self._hub.ending.is_set() else logger.error
+        log("http_process_ended", name=name, pid=process.pid, exit_code=code)
+
+    def _begin(self, name: str) -> Begin:
+        return Begin(
+            name,
+            self._settings,
+            self._hub.model.name,
+            self._shares.memory_bytes,
+            self._shares.connections,
+            self._hub.key_digests,
+        )
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()

@@ -1,0 +1,187 @@
+"""Prometheus scrapes a running server and answers what the dashboard and the alerts ask."""
+
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, start_http_server
+
+from benchmarks.dashboard.__main__ import main, report
+from benchmarks.dashboard.prometheus import Series, prometheus
+from benchmarks.dashboard.queries import ALERTS, Alert, PanelQuery, alerts, panel_queries
+from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
+from benchmarks.serving.process import DidNotStart, free_port
+from server.observability.gpu_metrics import GpuCollector
+from tests.support.nvml import Driver
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool is not installed (it comes with Prometheus)"
+)
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed"
+)
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    assert PROMTOOL is not None
+    return subprocess.run(
+        [PROMTOOL, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@needs_promtool
+def test_promtool_finds_nothing_wrong_with_the_configuration_and_the_alerts() -> None:
+    checked = promtool("check", "config", ALERTS.parent / "prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(alerts())} rules found" in checked.stdout
+
+
+@needs_promtool
+def test_each_alert_fires_on_what_it_is_for_and_is_silent_otherwise() -> None:
+    tested = promtool("test", "rules", ALERTS.parent / "alerts_test.yml")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert.name)
+def test_an_alert_that_never_fires_fails_its_test(tmp_path: Path, alert: Alert) -> None:
+    """Each alert, replaced by one that is silent, is missed by alerts_test.yml."""
+    rules = ALERTS.read_text(encoding="utf-8")
+    before, name, after = rules.partition(f"- alert: {alert.name}\n")
+    assert name
+    (tmp_path / "alerts.yml").write_text(f"{before}- alert: {alert.name}Not\n{after}")
+    shutil.copy(ALERTS.parent / "alerts_test.yml", tmp_path)
+    tested = promtool("test", "rules", tmp_path / "alerts_test.yml")
+    assert tested.returncode != 0
+    assert alert.name in tested.stdout + tested.stderr
+
+
+@pytest.fixture(scope="module")
+def gpu_target() -> Iterator[str]:
+    """The real collector of GPU metrics, asking a driver that is made by hand, as a target."""
+    registry = CollectorRegistry()
+    registry.register(GpuCollector(Driver()))
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def seen(gpu_target: str) -> Iterator[Watched]:
+    """The default weights, served and asked for some seconds, scraped twice a second."""
+    repo = Path(__file__).resolve().parents[3]
+    pictures = [path.read_bytes() for path in sorted((repo / "samples").glob("*.jpg"))]
+    with watched(
+        repo / "weights",
+        pictures,
+        clients=4,
+        seconds=6,
+        interval_s=0.5,
+        others=[gpu_target],
+    ) as seen:
+        yield seen
+
+
+def with_values(found: list[Series]) -> list[Series]:
+    return [each for each in found if math.isfinite(each.value)]
+
+
+@needs_prometheus
+@pytest.mark.slow
+@pytest.mark.parametrize("query", panel_queries(), ids=lambda query: f"{query.panel}: {query.expr}")
+def test_every_query_of_the_dashboard_has_an_answer(
+    seen: Watched, gpu_target: str, query: PanelQuery
+) -> None:
+    expr = query.filled([seen.server, gpu_target], RATE_INTERVAL)
+    assert with_values(seen.prometheus.ask(expr, seen.ended_s)), expr
+
+
+@needs_prometheus
+@pytest.mark.slow
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert.name)
+def test_what_an_alert_compares_is_there(seen: Watched, alert: Alert) -> None:
+    for operand in alert.operands:
+        assert with_values(seen.prometheus.ask(operand, seen.ended_s)), operand
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_a_query_for_a_metric_that_is_not_there_has_no_answer(seen: Watched) -> None:
+    for expr in ("detector_nothing", "sum(rate(detector_nothing_total[1m])) / 2"):
+        assert not seen.prometheus.ask(expr, seen.ended_s)
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_prometheus_runs_every_alert_without_an_error(seen: Watched) -> None:
+    (group,) = seen.prometheus.get("rules")["groups"]
+    health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in group["rules"]}
+    assert health == {alert.name: ("ok", None) for alert in alerts()}
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_the_servers_to_choose_from_are_those_that_serve(seen: Watched) -> None:
+    chosen = seen.prometheus.get("label/instance/values", match="detector_state")
+    assert chosen == [seen.server]
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_prometheus_counted_what_the_clients_saw(seen: Watched) -> None:
+    answered = [each for each in seen.load.outcomes if each.status == 200]
+    broken = [each for each in seen.load.outcomes if each.name == "broken"]
+    assert answered
+    assert broken
+    (ok,) = seen.prometheus.ask('detector_images_total{outcome="ok"}')
+    (unsupported,) = seen.prometheus.ask('detector_rejected_total{reason="unsupported_image"}')
+    assert ok.value == len(answered) + 1  # the first, which showed that it is ready
+    assert unsupported.value == len(broken)
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_the_command_shows_an_answer_for_every_panel(
+    seen: Watched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(seen) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert sum(line.count("**none**") for line in shown) == 0
+    rows = [line for line in shown if line.startswith("| ") and "`" in line]
+    assert any("| Latency of answered requests: p99 |" in row for row in rows)
+    assert len(rows) == len(panel_queries())
+    assert any("DetectorDown | silent" in line for line in shown)
+
+
+@needs_prometheus
+def test_a_prometheus_that_does_not_start_says_why() -> None:
+    with pytest.raises(DidNotStart, match="is not a valid hostname"), prometheus(["http://a"], 1):
+        pytest.fail("it runs")
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_a_target_that_is_down_is_not_waited_for_without_end() -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    with prometheus([nobody], 0.1) as watcher:
+        # Prometheus looks for its targets some seconds after its start.
+        with pytest.raises(TimeoutError, match=nobody):
+            watcher.until_scraped(1, limit_s=8)
+        (up,) = watcher.ask('up{job="detector"}')
+    assert (up.labels["instance"], up.value) == (nobody, 0)
+
+
+def test_without_prometheus_the_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--seconds", "1"]) == 2
+    assert "there is no `prometheus` on the PATH" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.api.schemas import Health
+from server.observability.metrics import REQUEST_SECONDS, STAGES, STATES, Metrics
+from tests.support.metrics import fresh
+
+LABELS = {
+    "detector_requests": {"route", "status"},
+    "detector_images": {"outcome"},
+    "detector_stage_seconds": {"stage"},
+    "detector_request_seconds": {"status"},
+    "detector_batch_size": set(),
+    "detector_queue_images": set(),
+    "detector_rejected": {"reason"},
+    "detector_inflight_requests": set(),
+    "detector_upload_bytes": set(),
+    "detector_max_queue_images": set(),
+    "detector_max_upload_bytes": set(),
+    "detector_state": {"state"},
+    "detector_cpu_fallback": set(),
+    "detector_lanes": set(),
+    "detector_busy_lanes": set(),
+    "detector_lane_seconds": set(),
+    "detector_reloads": {"outcome"},
+    "detector_http_processes": set(),
+    "detector_http_process_restarts": set(),
+    "detector_shared_slots": set(),
+    "detector_busy_shared_slots": set(),
+    "detector_log_lines_dropped": set(),
+    "detector_build_info": {"version", "revision"},
+    "detector_model_info": {"name", "version", "precision", "provider", "device"},
+}
+
+
+def used() -> Metrics:
+    metrics = fresh("queue_full", queue_images=lambda: 5)
+    metrics.requests.labels("/detect", "200").inc()
+    metrics.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
+    return metrics
+
+
+def families(metrics: Metrics) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
+    text = metrics.exposition().decode()
+    return {
+        family.name: {frozenset(s.labels.items()): s.value for s in family.samples}
+        for family in text_string_to_metric_families(text)
+    }
+
+
+def test_every_metric_of_the_design_is_exposed_with_its_labels() -> None:
+    exposed = families(used())
+    for name, labels in LABELS.items():
+        keys = {key for series in exposed[name] for key, _ in series} - {"le"}
+        assert keys == labels, name
+
+
+def test_no_other_metric_of_ours_is_exposed() -> None:
+    ours = {name for name in families(used()) if name.startswith("detector_")}
+    assert ours == set(LABELS)
+
+
+def test_gauges_are_asked_at_every_scrape() -> None:
+    waiting = [3]
+    metrics = fresh(
+        queue_images=lambda: waiting[0],
+        upload_bytes=lambda: 10 * waiting[0],
+    )
+    for waiting[0] in (3, 4):
+        exposed = families(metrics)
+        assert exposed["detector_queue_images"] == {frozenset(): waiting[0]}
+        assert exposed["detector_upload_bytes"] == {frozenset(): 10 * waiting[0]}
+    assert exposed["detector_lanes"] == {frozenset(): 2}
+    assert exposed["detector_busy_lanes"] == {frozenset(): 1}
+
+
+def test_the_limits_stand_beside_what_they_limit() -> None:
+    exposed = families(fresh())
+    assert exposed["detector_max_queue_images"] == {frozenset(): 96}
+    assert exposed["detector_max_upload_bytes"] == {frozenset(): 2**20}
+
+
+def test_one_state_is_1_and_it_is_the_one_of_now() -> None:
+    state = ["starting"]
+    metrics = fresh(state=lambda: state[0])
+    for state[0] in STATES:
+        exposed = families(metrics)["detector_state"]
+        assert {dict(labels)["state"] for labels in exposed} == set(STATES)
+        assert [dict(labels)["state"] for labels, value in exposed.items() if value] == state
+
+
+def test_the_metrics_know_every_state_that_health_tells() -> None:
+    told = get_args(Health.model_fields["status"].annotation)
+    assert set(STATES) == set(told)
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    metrics = used()
+    metrics.stage_seconds["decode"].observe(0.1)
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=metrics.exposition(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_stages_statuses_and_rejections_start_at_zero() -> None:
+    exposed = families(fresh("queue_full"))
+    reasons = ("queue_full", "too_many_connections")
+    assert exposed["detector_rejected"] == {frozenset({("reason", each)}): 0 for each in reasons}
+    zero = {frozenset({("outcome", outcome)}): 0 for outcome in ("ok", "failed")}
+    assert exposed["detector_reloads"] == zero
+    stages = {dict(s).get("stage") for s in exposed["detector_stage_seconds"]}
+    assert stages == set(STAGES)
+    statuses = {dict(s).get("status") for s in exposed["detector_request_seconds"]}
+    assert statuses == {"200", "499", "500", "503", "504"}
+
+
+def test_the_latency_that_an_alert_names_is_a_bound_of_the_histogram(repo_dir: Path) -> None:
+    alerts = (repo_dir / "docker" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    (named,) = re.findall(r"histogram's bounds \((.*)\)", alerts)
+    (threshold,) = re.findall(r"histogram_quantile.*\n +> (.*)", alerts)
+    assert {float(bound) for bound in named.split(", ")} <= set(REQUEST_SECONDS)
+    assert float(threshold) in REQUEST_SECONDS
+
+
+def test_two_apps_do_not_share_their_counts() -> None:
+    first, second = used(), used()
+    first.requests.labels("/detect", "200").inc()
+    series = frozenset({("route", "/detect"), ("status", "200")})
+    assert families(first)["detector_requests"][series] == 2
+    assert families(second)["detector_requests"][series] == 1
