@@ -7,7 +7,6 @@ client still sends is thrown away for a while.
 
 import asyncio
 import select
-import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,16 +63,9 @@ class LingeringProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Takes a connection; one that its client has closed already is closed unread.
-
-        A connection waits to be accepted behind all that came before. One thread that sends and
-        closes makes them faster than requests can be read: a bystander would wait behind those.
-        """
+        """Takes a connection."""
         self._socket = transport
         super().connection_made(cast(asyncio.Transport, _Gentle(transport, self)))
-        if _closed_by_client(transport.get_extra_info("socket")):
-            self._deaf = True
-            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends everything that waits on the connection."""
@@ -150,6 +142,14 @@ class LingeringProtocol(HttpToolsProtocol):
         if self._rest_bytes > MAX_LINGER_BYTES:
             self._socket.abort()
 
+    def _left_already(self) -> bool:
+        """Whether the client has closed the connection, perhaps behind what is still to be read."""
+        if not hasattr(select, "POLLRDHUP"):  # Linux has it
+            return False
+        poll = select.poll()
+        poll.register(self._socket.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def _arm(self, seconds: float, then: Callable[[], None]) -> None:
         self._disarm()
         self._timer = self.loop.call_later(seconds, then)
@@ -158,15 +158,6 @@ class LingeringProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _closed_by_client(connection: socket.socket) -> bool:
-    """Whether its end has come, perhaps behind a request that is still to be read."""
-    if not hasattr(select, "POLLRDHUP"):  # Linux has it
-        return False
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 class _Gentle:

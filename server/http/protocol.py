@@ -159,6 +159,12 @@ class BoundedProtocol(LingeringProtocol):
         if self._deaf:
             self._throw_away(len(data))
             return
+        if not (self._begun or self._messages) and data[:5] == b"POST " and self._left_already():
+            # A connection waits to be accepted behind all that came before. One thread that sends
+            # and closes makes them faster than requests are read: others would wait behind those.
+            self._deaf = True
+            self._socket.abort()
+            return
         self._unset_keepalive_if_required()
         in_head, messages = self._in_head, self._messages
         try:

@@ -197,7 +197,7 @@ class Decoding:
             return_large_blocks()
 
     def hung_s(self) -> float:
-        """Seconds for which every thread has been busy with one image; 0 where one is free."""
+        """Seconds for which every thread has been busy with one thing; 0 where one is free."""
         started = [*self._started.values()]
         return time.monotonic() - max(started) if len(started) == self.threads else 0.0
 

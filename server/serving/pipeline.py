@@ -130,7 +130,8 @@ class Pipeline:
         turns = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
         if images > 1:  # a single one of `max_image_pixels` is always within those of a request
-            await self.decoding.run(lambda _: self._refuse_pixels(encoded), left)
+            # Not on a decode thread: a full queue could not be refused before one is free.
+            await self.on_thread(self._refuse_pixels, encoded)
         async with self._queue.reserve(engine, images) as places:
             with self._counting_failures(images):
                 inferred = await together(

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+# Two threads that decode the first images would each take the other's for the real `stderr`.
+_one_at_a_time = threading.Lock()
+
 
 @contextmanager
 def codecs_muted() -> Iterator[None]:
@@ -22,7 +25,8 @@ def codecs_muted() -> Iterator[None]:
 
     Without effect where the C library is not glibc.
     """
-    stderr = _stderr()
+    with _one_at_a_time:
+        stderr = _stderr()
     if stderr is None:
         yield
         return

@@ -20,7 +20,8 @@ class ImageHeader:
     Attributes:
         format: "JPEG", "PNG", "WEBP", "BMP" or "TIFF".
         width, height: pixels as stored, before EXIF orientation; >= 1.
-        pixels: pixels that decoding takes room for; width * height, or a TIFF tile if larger.
+        pixels: pixels that decoding takes room for; width * height, or what a TIFF's
+            tile, or its JPEG streams, have if that is more.
         coefficient_bytes: what a JPEG decoder keeps beside the pixels until the last scan has come.
         jpeg: what only a JPEG file declares; None for the other formats.
     """
@@ -109,7 +110,7 @@ def _bmp(data: bytes) -> ImageHeader:
 
 def _tiff(data: bytes) -> ImageHeader:
     tiff = read_tiff(data)
-    pixels = max(tiff.width * tiff.height, tiff.tile_pixels)
+    pixels = max(tiff.width * tiff.height, tiff.tile_pixels, tiff.stream_pixels)
     return ImageHeader("TIFF", tiff.width, tiff.height, pixels, tiff.coefficient_bytes)
 
 

@@ -1,13 +1,19 @@
 """What a TIFF file declares in its first directory, and what of it is refused before decoding."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import UndecodableImage, UnsupportedImage
-from server.vision.jpeg import MAX_SCANNED_PIXELS, read_jpeg, refuse_costly_jpeg
+from server.vision.jpeg import (
+    MAX_ARITHMETIC_SAMPLES,
+    MAX_SCANNED_PIXELS,
+    read_jpeg,
+    refuse_costly_jpeg,
+)
 
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _BITS = 256, 257, 322, 323, 258
 _PHOTOMETRIC, _LOG_LUV = 262, 32845  # decodes to floats, in 24 bytes a pixel
@@ -16,7 +22,8 @@ _COMPRESSION, _JPEG = 259, 7
 _SERVED_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946}
 _COMPRESSION_NAMES = {6: "old-style JPEG", 34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard"}
 _COMPRESSION_NAMES |= {34887: "LERC", 34661: "JBIG", 50001: "WebP", 50002: "JPEG XL"}
-_OFFSETS, _BYTES = (273, 324), (279, 325)  # of strips, of tiles
+_STRIPS, _TILES = (273, 279), (324, 325)  # where they begin, and their lengths in bytes
+_OFFSETS, _BYTES = zip(_STRIPS, _TILES, strict=True)
 _SINGLE = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _PHOTOMETRIC, _COMPRESSION)
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 # Bytes of one value, by kind.
@@ -27,7 +34,7 @@ _WANTED = frozenset({*_SINGLE, _BITS, *_OFFSETS, *_BYTES})
 _MAX_BITS = 16  # a file of 218 KB and 64-bit samples took 10 s and 3 GB to decode
 # Strips may share bytes, and each is read anew: a file of 9 MB took 28 s to decode.
 _MAX_TIMES_READ = 4
-_MAX_JPEG_STRIPS = 10_000
+_MAX_JPEG_STRIPS, _MAX_JPEG_SEGMENTS = 10_000, 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,14 @@ class TiffHeader:
     Attributes:
         width, height: pixels as stored, before orientation; >= 0.
         tile_pixels: pixels of a tile, 0 where there are none.
+        stream_pixels: pixels of all JPEG streams; one may be larger than its strip or tile.
         coefficient_bytes: what libjpeg keeps of a strip's or tile's scans until the last has come.
     """
 
     width: int
     height: int
     tile_pixels: int
+    stream_pixels: int
     coefficient_bytes: int
 
 
@@ -73,8 +82,8 @@ def read_tiff(data: bytes) -> TiffHeader:
     if directory.bytes_read() > _MAX_TIMES_READ * len(data):
         raise UndecodableImage("the strips or tiles of the TIFF image overlap")
     tile_pixels = directory.number(_TILE_WIDTH) * directory.number(_TILE_HEIGHT)
-    kept = _check_jpeg_strips(directory) if compression == _JPEG else 0
-    return TiffHeader(directory.number(_WIDTH), directory.number(_HEIGHT), tile_pixels, kept)
+    streams = _check_jpeg_strips(directory) if compression == _JPEG else (0, 0)
+    return TiffHeader(directory.number(_WIDTH), directory.number(_HEIGHT), tile_pixels, *streams)
 
 
 class _Directory:
@@ -109,6 +118,11 @@ class _Directory:
                 if kind in _NUMBERS and length * struct.calcsize(_NUMBERS[kind]) > inline:
                     at = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at)[0]
                 self._entries[tag] = kind, length, at
+        # libtiff has one place for both, and the later one wins.
+        if any(tag in self._entries for tag in _STRIPS) and any(
+            tag in self._entries for tag in _TILES
+        ):
+            raise IndexError("strips and tiles")
 
     def number(self, tag: int) -> int:
         """The first value of a tag; 0 where the tag is missing."""
@@ -143,7 +157,7 @@ class _Directory:
             total += strips * len(self._data)
         return total
 
-    def strips(self) -> list[bytes]:
+    def strips(self) -> Iterator[memoryview]:
         """What each strip or tile holds.
 
         Raises:
@@ -154,24 +168,38 @@ class _Directory:
             if len(places):
                 if len(places) != len(lengths) or len(places) > _MAX_JPEG_STRIPS:
                     raise IndexError("no length for each strip, or too many strips")
-                pairs = zip(places.tolist(), lengths.tolist(), strict=True)
-                return [self._data[place : place + length] for place, length in pairs]
+                view = memoryview(self._data)  # not copies: they may share bytes
+                for place, length in zip(places.tolist(), lengths.tolist(), strict=True):
+                    yield view[place : place + length]
+                return
         raise IndexError("no strips and no tiles")
 
 
-def _check_jpeg_strips(directory: _Directory) -> int:
-    """Refuses JPEG streams as a file of each is refused; returns `TiffHeader.coefficient_bytes`."""
-    scanned_pixels = kept = 0
+def _check_jpeg_strips(directory: _Directory) -> tuple[int, int]:
+    """Refuses JPEG streams as a file of each is refused.
+
+    Returns:
+        `TiffHeader.stream_pixels` and `coefficient_bytes`.
+    """
+    pixels = scanned_pixels = arithmetic_samples = kept = 0
+    segments = _MAX_JPEG_SEGMENTS
     for strip in directory.strips():
-        if not strip.startswith(b"\xff\xd8"):
+        if bytes(strip[:2]) != b"\xff\xd8":
             raise IndexError("a strip is no JPEG stream")
-        header = read_jpeg(strip)
+        header = read_jpeg(strip, segments)
         refuse_costly_jpeg(header, len(strip))
+        segments -= header.segments
+        pixels += header.width * header.height
         scanned_pixels += header.scans * header.width * header.height
+        arithmetic_samples += header.arithmetic_samples
         kept = max(kept, header.coefficient_bytes)
-    if scanned_pixels > MAX_SCANNED_PIXELS:
-        raise UndecodableImage(
-            f"the scans of the TIFF image's JPEG streams pass over {scanned_pixels} pixels, the "
-            f"limit is {MAX_SCANNED_PIXELS}"
-        )
-    return kept
+    for count, limit in (
+        (scanned_pixels, MAX_SCANNED_PIXELS),
+        (arithmetic_samples, MAX_ARITHMETIC_SAMPLES),
+    ):
+        if count > limit:
+            raise UndecodableImage(
+                f"the scans of the TIFF image's JPEG streams go over {count} pixels, the limit is "
+                f"{limit}"
+            )
+    return pixels, kept

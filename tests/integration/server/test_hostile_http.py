@@ -717,6 +717,21 @@ async def test_a_connection_that_was_closed_before_it_was_accepted_is_not_read(
     assert lines == []
 
 
+@pytest.mark.parametrize("delayed", [False, True])
+async def test_who_closes_the_sending_half_behind_a_get_is_answered(
+    listener: Listener, delayed: bool
+) -> None:
+    # As `nc -N` and some health checks do.
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", listener.port)) as client:
+            client.setblocking(False)
+            client.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
+            if not delayed:
+                client.shutdown(socket.SHUT_WR)
+            answer = await asyncio.get_running_loop().sock_recv(client, 65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 async def test_who_leaves_right_behind_a_request_takes_no_place_in_the_queue(
     artifact: Path,
 ) -> None:
@@ -741,8 +756,11 @@ async def test_who_leaves_right_behind_a_request_takes_no_place_in_the_queue(
         head = (b"Content-Type: " + kind, b"Content-Length: %d" % len(body))
         leaving = socket.create_connection(("127.0.0.1", listener.port))
         await listener.running.until(lambda: len(listener.state.connections) == 3)
+        request_bytes = post(*head, body=body)
         with capture_logs() as lines:
-            leaving.sendall(post(*head, body=body))
+            leaving.sendall(request_bytes[:-9])
+            await listener.running.until(lambda: len(listener.state.tasks) == 3)
+            leaving.sendall(request_bytes[-9:])
             leaving.close()
             await listener.running.until(lambda: len(listener.state.connections) == 2)
             await listener.running.until(lambda: len(listener.state.tasks) == 2)

@@ -18,7 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
+from server.http.server import LAST_RESORT_S
 from server.inference.artifact import load_artifact
+from server.workers.engine_process import GRACE_S
 from server.workers.supervisor import MAX_DEATHS
 from tests.support.artifacts import CELL, endless_artifact, paint, tiny_artifact
 from tests.support.processes import LIMIT_S, ServerProcess, ready, run_to_the_end, started
@@ -311,9 +313,8 @@ def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_
 def test_a_front_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artifact: Path) -> None:
     with several(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, _):
         fronts_of(server)[0].suspend()
-        server.process.send_signal(signal.SIGTERM)
-        # The drain and the last resort, 2 s, and room for a busy machine; it took 5 s.
-        assert server.process.wait(0.1 + 2 + 2) == 0
+        assert server.stop() == 0
+    assert GRACE_S < LAST_RESORT_S  # by when all is over
 
 
 def test_a_model_process_that_hangs_leaves_no_scrape_waiting(
