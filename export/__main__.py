@@ -45,7 +45,8 @@ def run_command(argv: list[str], interrupt: "Interrupt") -> int:
     parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
     arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
 
-    from export.errors import ExportError, printable
+    from export.errors import ExportError
+    from model.errors import printable
     from server.errors import ServerError
 
     try:

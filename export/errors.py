@@ -9,12 +9,17 @@ ExportError
 └── AccuracyLost         a reduced precision costs more accuracy than its gate, or that is unknown
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import model.errors
+
 
 class ExportError(Exception):
     """Base of all errors the export raises on purpose; nothing has been written."""
 
 
-class CheckpointRefused(ExportError):
+class CheckpointRefused(ExportError, model.errors.CheckpointRefused):
     """The file is missing, damaged, or names something outside the allow-list."""
 
 
@@ -38,6 +43,10 @@ class AccuracyLost(ExportError):
     """A reduced precision was not shown to keep the accuracy of its source."""
 
 
-def printable(text: str, keep: str = "") -> str:
-    """Text of a file that nobody vouches for, without what would steer a terminal."""
-    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+@contextmanager
+def as_export_errors() -> Iterator[None]:
+    """Tells what the reader of checkpoints refuses as an error of the export."""
+    try:
+        yield
+    except model.errors.CheckpointRefused as refused:
+        raise CheckpointRefused(refused) from None

@@ -1,37 +1,31 @@
-"""Reads a checkpoint without running anything that it contains.
+"""What a checkpoint is: a network, or its parameters, with what training noted beside them.
 
-A `.pt` is a pickle, and a pickle can name any class or function of this machine and call it. Here
-every name becomes an inert object that only holds what it was given; parameters, the layer table
-and the class names are read off these. So neither the file's classes nor ultralytics' own are
-made from it, and a network is built anew from the table.
+`model.unpickle` makes the network's layers of nothing but what the file fills them with. Here they
+are looked over before they become what runs: a layer that carries code is refused.
 """
 
-import io
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
+from model.allow_list import known_names
+from model.errors import CheckpointRefused
 from model.registration import ACTIVATIONS, is_activation, register
+from model.unpickle import named_globals, read, unpickle
 
-# What an honest checkpoint calls with arguments: paths and numbers among its training arguments.
-CALLED = ("pathlib", "numpy", "_codecs")
 # The layers of our tables. ultralytics' parser would take any name that its module knows.
 BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", "FLABlock", "C2fFLA")
-
-# Of the file's own size; torch.save does not compress, and weights hardly can be.
-MAX_EXPANSION = 20
-
 # What of a table decides widths and depths; the first yolov8n.pt has the factors themselves.
-SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file")
+SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file", "activation")
+MAX_DEPTH = 32  # of a layer's attributes; a layer table has 5
+# What a file of parameters alone keeps them under, where it has other things beside them.
+STATE_KEYS = ("ema", "model", "state_dict", "model_state_dict")
 
 
 @dataclass(frozen=True)
@@ -56,58 +50,24 @@ class Saved:
     imgsz: int | None
 
 
-class Inert:
-    """Stands for a class or a function that a pickle names: holds its state and does nothing."""
-
-    name = ""
-
-    def __new__(cls, *args: object, **kwargs: object) -> "Inert":
-        """Ignores what it is called with; a call that no checkpoint needs is refused."""
-        if (args or kwargs) and cls.name.split(".")[0] not in CALLED:
-            raise pickle.UnpicklingError(f"it calls {cls.name}")
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
 def read_checkpoint(path: Path) -> Saved:
     """Reads a `.pt` of ultralytics, of a patched copy of it, of ours, or a bare state dict.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, calls something, or holds no network; nothing of it was run.
+        CheckpointRefused: it is missing or damaged, names what is not on the allow-list, calls
+            something, carries code, or holds no network; nothing of it was run.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    content = unpickle(path)
-    try:
-        return saved_in(path, content)
-    except Exception as error:  # objects that nobody vouches for raise anything
-        if isinstance(error, ValueError):
-            raise
-        raise ValueError(f"{path}: not a complete checkpoint") from None
-
-
-def saved_in(path: Path, content: Any) -> Saved:
-    """What `read_checkpoint` returns, of an unpickled file."""
-    network: Any = content
-    if isinstance(content, dict):
-        found = [content.get(key) for key in ("ema", "model", "state_dict")]
-        network = next((value for value in found if value is not None), content)
-    held = vars(network) if isinstance(network, Inert) else {}
-    tensors = dict(tensors_of(network)) if held else dict(network) if is_state(network) else {}
-    if not any(name.startswith("model.") for name in tensors):
-        raise ValueError(f"{path}: there is no YOLO network in it")
-    for name, tensor in tensors.items():
-        if not is_plain(tensor):
-            raise ValueError(f"{path}: {name!r} does not hold the numbers of its shape")
-    names, table = held.get("names"), held.get("yaml")
-    imgsz = as_dict(held.get("args")).get("imgsz")
+    _, network = load(path, read(path))
+    held, layers = {}, {}
+    if isinstance(network, DetectionModel):
+        state, held = network.state_dict(), vars(network)
+        layers = dict(network.model.named_children())
+    elif is_state(network) and any(name.startswith("model.") for name in network):
+        check_tensors(path, state := dict(network))
+    else:
+        raise CheckpointRefused(f"{path}: there is no YOLO network in it")
+    names, table, args = held.get("names"), held.get("yaml"), held.get("args")
+    imgsz = (args if isinstance(args, dict) else getattr(args, "__dict__", {})).get("imgsz")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[class_id] for class_id in range(len(names))]
     return Saved(
@@ -115,41 +75,116 @@ def saved_in(path: Path, content: Any) -> Saved:
         tensors={
             # Not the tensor's own methods: a pickle can put others on it.
             name: plain.float() if plain.is_floating_point() else plain
-            for name, plain in ((name, Tensor.detach(each)) for name, each in tensors.items())
+            for name, plain in ((name, Tensor.detach(each)) for name, each in state.items())
         },
-        layer_classes=layer_classes(network),
+        layer_classes={
+            int(index): type(layer).__name__ for index, layer in layers.items() if index.isdecimal()
+        },
         table=table if isinstance(table, dict) else None,
         class_names=tuple(map(str, names)) if isinstance(names, list) else None,
         imgsz=imgsz if isinstance(imgsz, int) else None,
     )
 
 
-def unpickle(path: Path) -> Any:
-    """What the file holds, every object but tensors and plain containers being `Inert`."""
-    content = path.read_bytes()
-    if expands(content):
-        raise ValueError(f"{path}: refused: it unpacks to more than {MAX_EXPANSION} times its size")
-    try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
-        inert: list[Any] = [(type("Inert", (Inert,), {"name": name}), name) for name in named]
-        with torch.serialization.safe_globals(inert), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; those fail just below
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that nobody vouches for raise anything
-        # Ours, or torch's for the modules that it blocks whatever stands for them.
-        name = re.search(r"(?:it calls|unsupported GLOBAL) ([\w.]+)", str(error))
-        why = f"refused: it calls {name[1]}; nothing of it was run" if name else ""
-        raise ValueError(f"{path}: {why or 'not a complete checkpoint'}") from None
+def read_run(path: str | Path, **_: object) -> dict[str, Any]:
+    """What a trainer goes on with, in place of the `torch.load` that ultralytics calls.
+
+    Looking a file over and then unpickling it in full would not do: the two take some pickles for
+    different ones.
+
+    Returns:
+        The network, float32, as `ema` and `model`, and what is numbers and texts beside it.
+
+    Raises:
+        CheckpointRefused: as `read_checkpoint` does; or it has no network with layers, or a layer
+            table that is not `rebuild`'s.
+    """
+    held, network = load(Path(path), read(Path(path)))
+    if not isinstance(network, DetectionModel):
+        raise CheckpointRefused(f"{path}: it holds parameters only, no layers")
+    check_table(str(path), network.__dict__.get("yaml"))
+    beside = held.items() if type(held) is dict else ()
+    kept = {key: value for key, value in beside if is_data(value)}
+    return kept | {"ema": network, "model": network, "modelopt": None}
 
 
-def expands(content: bytes) -> bool:
-    """Whether a zip archive says of itself that it would fill the memory when it is read."""
+def load(path: Path, content: bytes, known: Mapping[str, type] | None = None) -> tuple[Any, Any]:
+    """What a file holds, and of that `network_in`; it may name these classes, or the allow-list."""
+    held = unpickle(path, content, known_names(named_globals(content)) if known is None else known)
+    network = network_in(held)
+    return held, filled_network(path, network) if isinstance(network, DetectionModel) else network
+
+
+def network_in(held: Any) -> Any:
+    """The network of an unpickled file, or its parameters; the average goes first."""
+    found = [dict.get(held, key) for key in STATE_KEYS] if isinstance(held, dict) else []
+    return next((value for value in found if value is not None), held)
+
+
+def filled_network(path: Path, network: DetectionModel) -> DetectionModel:
+    """The network of an unpickled file, float32, its real classes in place of the shells.
+
+    Raises:
+        CheckpointRefused: a layer carries code, or lacks what a layer has.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except Exception:  # no archive, or a damaged one: told by those who read it
-        return False
-    return size > MAX_EXPANSION * len(content)
+        network.__dict__.pop("criterion", None)  # a run's that did not come to its end
+        modules = dict(nn.Module.named_modules(network))
+        for name, module in modules.items():
+            # Children are layers, and `named_modules` comes to them by itself.
+            attributes = {k: v for k, v in module.__dict__.items() if k != "_modules"}
+            if carries_code(attributes) or carries_code(getattr(module._modules, "__dict__", {})):
+                raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
+        for module in modules.values():
+            module.__class__ = type(module).__base__
+            fill: Any = nn.Module.__setstate__
+            fill(module, {})  # adds what older releases of torch did not have
+        head, table = network.model[-1], network.__dict__.get("yaml")
+        activation = table.get("activation") if isinstance(table, dict) else None
+        if type(head) is Detect and not (
+            isinstance(head.nc, int)
+            and isinstance(head.stride, Tensor)
+            and isinstance(network.stride, Tensor)
+        ):
+            raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
+        check_tensors(path, dict([*network.named_parameters(), *network.named_buffers()]))
+        if activation and not is_activation(activation):  # ultralytics' parser would run it
+            raise CheckpointRefused(f"{path}: its activation is none of {ACTIVATIONS}")
+        network.state_dict()
+        network.float()
+    except CheckpointRefused:
+        raise
+    except Exception as error:  # objects that nobody vouches for raise anything
+        raise CheckpointRefused(f"{path}: not a complete model: {describe(error)}") from None
+    return network
+
+
+def carries_code(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether there is something in a layer's attribute that can be called, a hook or a layer.
+
+    Looked for in attributes of tensors and dicts too: one called `values` hides what a dict holds.
+    Raises RecursionError where it is nested deeper.
+    """
+    if depth == 0:
+        raise RecursionError(f"values nested over {MAX_DEPTH} deep")
+    inner = [*getattr(value, "__dict__", {}).values()] if not callable(value) else []
+    if isinstance(value, dict):
+        inner += dict.values(value)
+    elif isinstance(value, list | tuple | set):
+        inner += value
+    return callable(value) or any(carries_code(each, depth - 1) for each in inner)
+
+
+def describe(error: Exception) -> str:
+    """What an error of a library says, in one line of a readable length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointRefused where one of them is not plain, see `is_plain`."""
+    for name, tensor in tensors.items():
+        if not is_plain(tensor):
+            raise CheckpointRefused(f"{path}: {name!r} does not hold the numbers of its shape")
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -173,36 +208,15 @@ def is_state(value: Any) -> bool:
     )
 
 
-def tensors_of(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """The state dict of a pickled module, by what `torch.nn.Module` keeps in its attributes."""
-    held = vars(module) if isinstance(module, Inert) else {}
-    fleeting = held.get("_non_persistent_buffers_set", ())
-    own = {**as_dict(held.get("_parameters")), **as_dict(held.get("_buffers"))}
-    tensors = [
-        (prefix + name, value)
-        for name, value in own.items()
-        if isinstance(value, Tensor) and name not in fleeting
-    ]
-    for name, child in as_dict(held.get("_modules")).items():
-        tensors += tensors_of(child, f"{prefix}{name}.")
-    return tensors
-
-
-def layer_classes(network: Any) -> dict[int, str]:
-    """The class name of each layer of a pickled network, by index."""
-    held = vars(network) if isinstance(network, Inert) else {}
-    layers = as_dict(held.get("_modules")).get("model")
-    children = as_dict(vars(layers).get("_modules")) if isinstance(layers, Inert) else {}
-    return {
-        int(index): layer.name.rpartition(".")[2]
-        for index, layer in children.items()
-        if isinstance(layer, Inert) and index.isdecimal()
-    }
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """The value where it is a dict with names as keys, else an empty one."""
-    return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else {}
+def is_data(value: Any) -> bool:
+    """Whether this is numbers, texts and plain tensors, in plain containers of any depth."""
+    if type(value) is dict:
+        return all(map(is_data, [*value, *value.values()]))
+    if type(value) in (list, tuple):
+        return all(map(is_data, value))
+    if type(value) is Tensor:
+        return not vars(value) and is_plain(value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def rebuild(saved: Saved) -> DetectionModel:
@@ -215,31 +229,35 @@ def rebuild(saved: Saved) -> DetectionModel:
     table, names = saved.table, saved.class_names
     if table is None or names is None:
         raise ValueError(f"{saved.file_name}: no layer table or no class names in it: weights only")
-    try:
-        rows = [*table["backbone"], *table["head"]]
-        foreign = sorted({str(row[2]) for row in rows} - set(BUILT))
-        head, activation = rows[-1][2], table.get("activation")
-    except (LookupError, TypeError, RecursionError):
-        raise ValueError(f"{saved.file_name}: its layer table has no backbone and head") from None
-    foreign = foreign or sorted(set(saved.layer_classes.values()) - {"Upsample", *BUILT})
-    if activation and not is_activation(activation):
-        raise ValueError(f"{saved.file_name}: its activation is none of {ACTIVATIONS}")
-    if foreign or head != "Detect":
-        what = f"layers {', '.join(foreign)}" if foreign else f"the head {head}"
-        raise ValueError(
-            f"{saved.file_name}: has {what}, which this command does not know; "
-            f"`python -m export` may: export it, and serve or measure that"
-        )
+    check_table(
+        saved.file_name, table, "; `python -m export` may: export it, and serve or measure that"
+    )
     register()
     kept: dict[str, Any] = {key: table[key] for key in SIZES if key in table}
-    if activation:
-        kept["activation"] = activation
     kept |= {"backbone": table["backbone"], "head": table["head"], "nc": len(names)}
     try:
         model = DetectionModel(kept, nc=len(names), verbose=False)
         model.load_state_dict(dict(saved.tensors))
     except Exception as error:  # a table from a file that nobody vouches for
-        said = " ".join(str(error).split())[:200]
+        said = describe(error)
         raise ValueError(f"{saved.file_name}: does not fit its layer table: {said}") from None
     model.names = dict(enumerate(names))
     return model.float().eval()
+
+
+def check_table(source: str, table: Any, advice: str = "") -> None:
+    """Whether ultralytics' parser may be handed a layer table: it runs what others name.
+
+    Raises:
+        CheckpointRefused: it has no backbone and head, or layers that are neither plain YOLOv8's
+            nor ours.
+    """
+    try:
+        rows = [*table["backbone"], *table["head"]]
+        foreign = sorted({str(row[2]) for row in rows} - set(BUILT))
+        head = rows[-1][2]
+    except (LookupError, TypeError, RecursionError):
+        raise CheckpointRefused(f"{source}: its layer table has no backbone and head") from None
+    if foreign or head != "Detect":
+        what = f"layers {', '.join(foreign)}" if foreign else f"the head {head}"
+        raise CheckpointRefused(f"{source}: has {what}, which this command does not know{advice}")

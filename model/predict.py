@@ -49,7 +49,7 @@ def predict(
         Lines for the user: what was found in each picture, then in all.
 
     Raises:
-        FileNotFoundError: when the checkpoint or a picture does not exist.
+        FileNotFoundError: when a picture does not exist.
         ValueError: when the checkpoint can't be read or has layers that only `export` knows, a
             number is out of range, there is no picture, the output holds something or is where the
             pictures are, or pictures can't be read; the others are written then.

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from model.checkpoint import read_run
+
 KEPT = ("date", "version", "license", "docs", "epoch", "train_args", "train_metrics")
 
 
@@ -15,17 +17,17 @@ def strip(checkpoint: Path, output: Path, asked: dict[str, Any]) -> None:
     What is left tells how the model was trained and not on whose machine.
 
     Args:
-        checkpoint: as ultralytics leaves it at the end of a run.
+        checkpoint: as ultralytics leaves it at the end of a run, or of its last epoch.
         output: replaced when it exists.
         asked: training arguments as they were given, where the trainer notes others: on a CPU
             it mixes precisions behind ultralytics' back.
     """
-    # A file that our own run wrote a moment ago.
-    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    model = content["model"]
+    content = read_run(checkpoint)
+    model = content["model"].half()
     model.args = without_paths(dict(model.args) | asked)
     model.__dict__.update(without_paths(model.__dict__))  # where its layers were taken from
     kept = {key: content[key] for key in KEPT if key in content}
+    kept["epoch"] = -1  # so ultralytics marks a finished one
     kept["train_args"] = without_paths(kept.get("train_args", {}) | asked)
     save_whole({"model": model, **kept}, output)
 

@@ -9,9 +9,8 @@ from ultralytics.cfg import check_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.plotting import plot_results
-from ultralytics.utils.torch_utils import strip_optimizer
 
-from model.checkpoint import read_checkpoint
+from model.checkpoint import check_table, describe, read_checkpoint, read_run
 from model.description import class_names, described
 from model.registration import architecture, register
 from model.strip import save_whole, strip
@@ -47,7 +46,7 @@ def train(
         `output/best.pt`: the best of the last stage, stripped, weights in float16.
 
     Raises:
-        FileNotFoundError: when the data set, its pictures or the checkpoint do not exist.
+        FileNotFoundError: when the data set or its pictures do not exist.
         ValueError: when there is no such architecture or it can't be built, no stage, an argument
             in a stage that ultralytics does not know, an image size that is not a multiple of the
             stride, a checkpoint of another scale, or a run in `output` that is not to be resumed or
@@ -85,6 +84,7 @@ def train(
         save_whole({"model": model, "train_args": {}}, initial)
         weights = initial
     elif resume and initial.exists():  # of a run that was interrupted before its first checkpoint
+        read_run(initial)
         weights = initial
     for number, stage in enumerate(stages, 1):
         run = output / f"stage_{number}"
@@ -103,7 +103,8 @@ def train(
             "exist_ok": True,
         }
         if resume and last.exists():
-            overrides |= {"model": str(last), "resume": str(last)}
+            # Or it would write where the file says.
+            overrides |= {"model": str(last), "resume": str(last), "save_dir": str(run)}
         LOGGER.info(f"stage {number} of {len(stages)}: {run}")
         if report is not None and weights == initial and "resume" not in overrides:
             LOGGER.info(f"start: {report}")
@@ -126,13 +127,13 @@ def network(arch: str, names: Sequence[str], seed: int) -> DetectionModel:
     """
     register()
     table = architecture(arch) | {"nc": len(names)}
+    check_table(arch, table)  # or what comes out could not be read back
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = DetectionModel(table, nc=len(names), verbose=False)
     except Exception as error:  # the parser raises anything at a row that it can't take
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{arch}: can't be built: {said or type(error).__name__}") from error
+        raise ValueError(f"{arch}: can't be built: {describe(error)}") from error
     model.names = dict(enumerate(names))
     return model
 
@@ -156,22 +157,17 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 
 def is_finished(last: Path) -> bool:
-    """Whether a stage is complete; one that was killed behind its last epoch is completed here."""
+    """Whether a stage is complete; one that was killed behind its last epoch gets its curves."""
     if not last.exists():
         return False
-    # Our own file of a moment ago, and ultralytics loads it in full anyway to resume.
+    best = last.with_name("best.pt")  # what training ends with, so better refused now
+    content = [read_run(path) for path in (best, last) if path.exists()][-1]
     try:
-        content = torch.load(last, map_location="cpu", weights_only=False)
         epoch, epochs = content["epoch"], content["train_args"]["epochs"]
-    except Exception as error:  # whatever else may lie there
-        raise ValueError(f"{last}: not a checkpoint to resume from") from error
-    if epoch == -1:  # so ultralytics marks it
-        return True
-    if epoch + 1 < epochs:
-        return False
-    for checkpoint in (last.with_name("best.pt"), last):  # last is last, because it is the mark
-        temporary = checkpoint.with_suffix(".tmp")
-        strip_optimizer(str(checkpoint), str(temporary))
-        temporary.replace(checkpoint)
-    plot_results(file=last.parent.with_name("results.csv"))
-    return True
+        is_last = bool(epoch + 1 >= epochs)
+    except (KeyError, TypeError):
+        raise ValueError(f"{last}: not a checkpoint to resume from") from None
+    is_stripped = bool(epoch == -1)  # so ultralytics marks what it has completed
+    if is_last and not is_stripped:
+        plot_results(file=last.parent.with_name("results.csv"))
+    return is_last or is_stripped

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG, RANK
+from ultralytics.utils import DEFAULT_CFG, RANK, torch_utils
 from ultralytics.utils.torch_utils import unwrap_model
 
+from model.checkpoint import read_run
 from model.registration import architecture, register
 
 Stage = dict[str, Any]  # ultralytics' training arguments: epochs, imgsz, lr0, mosaic, ...
@@ -27,12 +29,15 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
 
     last: Path
     best: Path
+    best_fitness: float
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: Stage | None = None, _callbacks: Any = None
     ) -> None:
         # The signature is ultralytics' own: it builds the trainer anew in each process of a
         # run on several GPUs.
+        # A folder to resume from, and what a recipe names, may be somebody else's.
+        tasks.torch_load = torch_utils.torch_load = read_run
         overrides = dict(overrides or {})
         on_cpu = str(overrides.get("device", "")) == "cpu" or not torch.cuda.is_available()
         self.bfloat16_on_cpu = on_cpu and overrides.get("amp") == "bf16"
@@ -73,6 +78,14 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
             return tree_map(lambda t: t.float() if isinstance(t, torch.Tensor) else t, outputs)
 
         model.forward = mixed
+
+    def validate(self) -> Any:
+        """The figures as numbers of Python's; of numpy's a checkpoint's reader keeps nothing."""
+        metrics, fitness = super().validate()
+        if metrics is None:
+            return None, None
+        self.best_fitness = float(self.best_fitness)
+        return {name: float(value) for name, value in metrics.items()}, float(fitness)
 
     def save_model(self) -> bool:
         """Writes the checkpoints of an epoch, each whole or not at all."""

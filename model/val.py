@@ -34,7 +34,7 @@ def validate(
         A table: pictures, boxes, precision, recall, mAP50 and mAP50-95, of all and of each class.
 
     Raises:
-        FileNotFoundError: when the checkpoint or the data set does not exist.
+        FileNotFoundError: when the data set does not exist.
         ValueError: when the checkpoint can't be read or has layers that only `export` knows, the
             size is not a multiple of the stride, the batch is empty, or the classes differ.
     """

@@ -18,18 +18,16 @@ from ultralytics.nn.tasks import DetectionModel
 
 from export.candidates import Candidates
 from export.convert import convert
-from export.errors import CheckpointRefused, ExportError, ModelUnsupported
+from export.errors import ModelUnsupported, as_export_errors
 from export.rewrite import rewrite
-from export.sources.allow_list import known_names
 from export.sources.class_map import kinds_of
 from export.sources.foreign import take_over
-from export.sources.unpickle import Shells, named_globals, read, shells_for, unpickle
 from export.sources.unrecognised import why_refused
-from model.checkpoint import is_plain, is_state
+from model.checkpoint import describe, is_state, load, network_in
+from model.errors import CheckpointRefused as Refused
+from model.unpickle import named_globals, read
 
 NO_MAP: Mapping[str, str] = MappingProxyType({})
-# What a file of parameters alone keeps them under, where it has other things beside them.
-STATE_KEYS = ("ema", "model", "state_dict", "model_state_dict")
 MAX_STRIDE = 128  # pixels; the largest of any YOLOv8 is 64
 
 
@@ -94,9 +92,10 @@ class Checkpoint:
         try:
             return convert(Candidates(rewrite(self.model)), input_hw, static=static)
         except Exception as error:  # a model that runs may still hold anything
-            raise ModelUnsupported(f"its layers cannot be converted: {line(error)}") from error
+            raise ModelUnsupported(f"its layers cannot be converted: {describe(error)}") from error
 
 
+@as_export_errors()
 def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkpoint:
     """Reads a `.pt` that ultralytics, a tutorial's copy of it, or `python -m model train` wrote.
 
@@ -112,20 +111,32 @@ def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkp
             does not fit the file.
     """
     content = read(path)
-    known = known_names()
-    known |= kinds_of(named_globals(content), class_map)
-    shells = shells_for(known)
+    known = kinds_of(named_globals(content), class_map)
     try:
-        held = unpickle(path, content, shells)
-    except CheckpointRefused as refused:
+        held, model = load(path, content, known)
+    except Refused as refused:
         raise why_refused(path, content, known, refused) from None
-    model = detection_model(path, held, shells)
+    if not isinstance(model, DetectionModel):
+        if state_in(held):
+            raise ModelUnsupported(
+                f"{path}: it holds parameters only, no layers: say which with --arch, a name such "
+                "as yolov8n-fla or the YAML that it was trained with"
+            )
+        raise ModelUnsupported(
+            f"{path}: a checkpoint with a detection model is expected, this holds "
+            f"{type(model).__name__}"
+        )
+    if type(model.model[-1]) is not Detect:
+        last = type(model.model[-1]).__name__
+        raise ModelUnsupported(f"{path}: the last layer is {last}, not Detect")
     try:
         take_over(model)
     except ModelUnsupported as error:
         raise ModelUnsupported(f"{path}: {error}") from None
     except Exception as error:  # whatever layers raise that don't fit together
-        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
+        raise ModelUnsupported(
+            f"{path}: its layers do not fit together: {describe(error)}"
+        ) from None
     names, nc = model.__dict__.get("names"), model.model[-1].nc
     if not isinstance(names, dict) or len(names) != nc or set(names) != set(range(nc)):
         raise ModelUnsupported(
@@ -139,87 +150,10 @@ def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkp
     )
 
 
-def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
-    """The model of an unpickled checkpoint, with its real classes in place of the shells.
-
-    Args:
-        path: for messages.
-        held: what `unpickle` returned.
-        shells: as `unpickle` took them.
-
-    Raises:
-        CheckpointRefused: a layer carries code, or something that is no layer.
-        ModelUnsupported: there is no detection model, or its last layer is no detection head.
-    """
-    found = held
-    if isinstance(held, dict):
-        found = held["ema"] if held.get("ema") is not None else held.get("model")
-    if not isinstance(found, DetectionModel):
-        if state_in(held):
-            raise ModelUnsupported(
-                f"{path}: it holds parameters only, no layers: say which with --arch, a name such "
-                "as yolov8n-fla or the YAML that it was trained with"
-            )
-        holds = held if found is None else found
-        raise ModelUnsupported(
-            f"{path}: a checkpoint with a detection model is expected, this holds "
-            f"{type(holds).__name__}"
-        )
-    try:
-        found.__dict__.pop("criterion", None)  # a run's that did not come to its end
-        modules = dict(nn.Module.named_modules(found))
-        for name, module in modules.items():
-            # Children are layers, and `named_modules` comes to them by itself.
-            attributes = {k: v for k, v in module.__dict__.items() if k != "_modules"}
-            if carries_code(attributes) or carries_code(getattr(module._modules, "__dict__", {})):
-                raise CheckpointRefused(f"{path}: refused: layer {name!r} carries code of its own")
-        for module in modules.values():
-            module.__class__ = shells[type(module)][1]
-        head = found.model[-1]
-        if type(head) is not Detect:
-            raise ModelUnsupported(f"{path}: the last layer is {type(head).__name__}, not Detect")
-        complete = isinstance(head.nc, int) and isinstance(head.stride, torch.Tensor)
-        if not (complete and isinstance(found.stride, torch.Tensor)):
-            raise CheckpointRefused(f"{path}: not a complete model: no classes or no strides")
-        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
-            if not is_plain(tensor):
-                raise CheckpointRefused(
-                    f"{path}: not a complete model: {name!r} does not hold the numbers of its shape"
-                )
-        found.float()
-    except ExportError:
-        raise
-    except Exception as error:  # objects that nobody vouches for raise anything
-        raise CheckpointRefused(f"{path}: not a complete model: {line(error)}") from None
-    return found
-
-
-def carries_code(value: Any) -> bool:
-    """Whether there is something in a layer's attribute that can be called, a hook or a layer.
-
-    Looked for in attributes of tensors and dicts too: one called `values` hides what a dict holds.
-    """
-    inner = [*getattr(value, "__dict__", {}).values()] if not callable(value) else []
-    if isinstance(value, dict):
-        inner += dict.values(value)
-    elif isinstance(value, list | tuple | set):
-        inner += value
-    return callable(value) or any(map(carries_code, inner))
-
-
-def line(error: Exception) -> str:
-    """What an error of a library says, in one line of a readable length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def state_in(held: Any) -> dict[str, torch.Tensor] | None:
     """The parameters by name of a file that has nothing else of a network; None in others."""
-    if not isinstance(held, dict):
-        return None
-    for state in (held, *(held.get(key) for key in STATE_KEYS)):
-        if state and is_state(state):
-            return dict(state)
-    return None
+    found = network_in(held)
+    return dict(found) if is_state(found) and found else None
 
 
 def checked(path: Path, model: DetectionModel) -> DetectionModel:
@@ -232,7 +166,9 @@ def checked(path: Path, model: DetectionModel) -> DetectionModel:
         model.float().eval()
         unlike = difference_from_yolov8(model)
     except Exception as error:  # whatever layers raise that don't fit together
-        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
+        raise ModelUnsupported(
+            f"{path}: its layers do not fit together: {describe(error)}"
+        ) from None
     if unlike:
         raise ModelUnsupported(f"{path}: {unlike}")
     return model

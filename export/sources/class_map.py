@@ -10,17 +10,13 @@ from pathlib import Path
 from torch import nn
 
 from export.errors import ModelUnsupported
-from export.sources.allow_list import ALLOWED, known_names
-from export.sources.foreign import TAKE_OVER, ForeignLayer
 from export.sources.yaml_file import read_yaml, shown
+from model.allow_list import ALLOWED, FOREIGN, known_names
 
 # The tutorials' come last: of the two named FocusedLinearAttention theirs is meant, not ours.
 KINDS: Mapping[str, type[nn.Module]] = {
     **{kind.__name__: kind for kind in ALLOWED if issubclass(kind, nn.Module)},
-    **{
-        name: type(name, (ForeignLayer,), {"__module__": __name__, "foreign_name": name})
-        for name in TAKE_OVER
-    },
+    **FOREIGN,
 }
 
 
@@ -44,8 +40,8 @@ def read_class_map(path: Path) -> dict[str, str]:
     return table
 
 
-def kinds_of(names: Set[str], class_map: Mapping[str, str]) -> dict[str, type[nn.Module]]:
-    """What to load each of the classes as that a file names; unknown ones are left out.
+def kinds_of(names: Set[str], class_map: Mapping[str, str]) -> dict[str, type]:
+    """What to load each class as that a file may name: the allow-list, and what the map adds.
 
     Args:
         names: full names in the file.
@@ -68,13 +64,8 @@ def kinds_of(names: Set[str], class_map: Mapping[str, str]) -> dict[str, type[nn
         if not any(name in (full, bare(full)) for full in foreign):
             asked = ", ".join(sorted(foreign)) or "no class that is not known"
             raise ModelUnsupported(f"the map has {name}, the file names {asked}")
-    kinds = {}
-    for full in foreign:
-        kind_name = class_map.get(full) or class_map.get(bare(full)) or bare(full)
-        mapped = full in class_map or bare(full) in class_map
-        if mapped or kind_name in TAKE_OVER:
-            kinds[full] = KINDS[kind_name]
-    return kinds
+    mapped = {full: class_map.get(full) or class_map.get(bare(full)) for full in foreign}
+    return known_names(names) | {full: KINDS[kind] for full, kind in mapped.items() if kind}
 
 
 def bare(full_name: str) -> str:

@@ -12,20 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from export.errors import ModelUnsupported
+from model.allow_list import ForeignLayer
 from model.blocks import BottleneckFLA, C2fFLA
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import in_place_of
-
-
-class ForeignLayer(nn.Module):
-    """A layer without its class: parameters, children and attributes, and no code.
-
-    Attributes:
-        foreign_name: which of `TAKE_OVER` it is; of a layer that is not recognised, the full name
-            of its class in the file.
-    """
-
-    foreign_name = ""
 
 
 def take_over(model: nn.Module, path: str = "") -> None:

@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import C2f
 from ultralytics.nn.tasks import DetectionModel
 
-from export.errors import CheckpointRefused, ModelUnsupported, printable
+from export.errors import ModelUnsupported, as_export_errors
 from export.sources.checkpoint import Checkpoint, architecture_name, checked, state_in
 from export.sources.foreign import attention_of, bottleneck, c2f
 from export.sources.layer_table import ATTENTIONS, LayerTable, read_layer_table
-from export.sources.unpickle import named_globals, read, unpickle
 from model.blocks import C2fFLA
-from model.checkpoint import is_plain
+from model.checkpoint import check_tensors, describe
+from model.errors import printable
 from model.registration import in_place_of, register
+from model.unpickle import named_globals, read, unpickle
 
 WRAPPERS = re.compile(r"(module\.|_orig_mod\.|model\.)+")
 FOCUSING_FACTOR = 3.0  # of every published table; it does not show in the parameters
 SHOWN = 5
 
 
+@as_export_errors()
 def load_state_dict_checkpoint(
     path: Path, arch: str, names: tuple[str, ...] | None = None
 ) -> Checkpoint:
@@ -52,9 +54,7 @@ def load_state_dict_checkpoint(
     held = state_in(unpickle(path, content, {}))
     if held is None:
         raise ModelUnsupported(f"{path}: with --arch, a file of parameters by name is expected")
-    for key, value in held.items():
-        if not is_plain(value):
-            raise CheckpointRefused(f"{path}: {key!r} does not hold the numbers of its shape")
+    check_tensors(path, held)
     state = own_names(path, held)
     nc = class_count(path, state)
     table = read_layer_table(arch, state)
@@ -120,7 +120,7 @@ def build(table: LayerTable, nc: int) -> DetectionModel:
     try:
         return DetectionModel(table.rows | {"nc": nc}, ch=3, verbose=False)
     except Exception as error:  # a table that nobody vouches for raises anything
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        said = describe(error)
         raise ModelUnsupported(f"{table.source}: the table cannot be built: {said}") from None
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from export.errors import CheckpointRefused, ExportError, ModelUnsupported, printable
+from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.sources.class_map import bare
-from export.sources.foreign import ForeignLayer
-from export.sources.unpickle import asks_for, named_globals, shells_for, unpickle
+from model.allow_list import ForeignLayer
+from model.checkpoint import network_in
+from model.errors import CheckpointRefused as Refused
+from model.errors import printable
+from model.unpickle import asks_for, named_globals, unpickle
 
 TASKS = {
     "SegmentationModel": "segmentation",
@@ -31,7 +34,7 @@ SHOWN = 12  # parameters of a layer
 
 
 def why_refused(
-    path: Path, content: bytes, known: Mapping[str, type], refused: CheckpointRefused
+    path: Path, content: bytes, known: Mapping[str, type], refused: Refused
 ) -> ExportError:
     """The best that can be said of a file that `unpickle` refused.
 
@@ -51,18 +54,17 @@ def why_refused(
     named = named_globals(content)
     unknown = named - known.keys()
     if not unknown:
-        return refused
+        return CheckpointRefused(refused)
     task = next((TASKS[bare(name)] for name in sorted(unknown) if bare(name) in TASKS), None)
     empty = {
         name: type(bare(name), (ForeignLayer,), {"foreign_name": name})
         for name in unknown
         if may_be_layer(name)
     }
-    shells = shells_for({**known, **empty})
     try:
-        held = unpickle(path, content, shells)
-    except CheckpointRefused as error:  # it names what is no layer, or calls something
-        return CheckpointRefused(f"{error} (it is a {task} model)") if task else error
+        held = unpickle(path, content, {**known, **empty})
+    except Refused as error:  # it names what is no layer, or calls something
+        return CheckpointRefused(f"{error} (it is a {task} model)" if task else error)
     if task:
         return ModelUnsupported(
             f"{path}: this is a {task} model; only YOLOv8 detection is exported"
@@ -96,9 +98,7 @@ def modules_of(held: Any) -> dict[str, nn.Module]:
 
     Nothing where there is no network, or none that is put together as one.
     """
-    network = held
-    if isinstance(held, dict):
-        network = held["ema"] if held.get("ema") is not None else held.get("model")
+    network = network_in(held)
     if not isinstance(network, nn.Module):
         return {}
     try:

@@ -121,7 +121,7 @@ def test_predict_finds_what_ultralytics_finds_and_draws_it(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["val", "no.pt", "--data", "{data}"], "no.pt: there is no such file"),
+        (["val", "no.pt", "--data", "{data}"], "no.pt: No such file"),
         (["val", "{data}", "--data", "{data}"], "not a complete checkpoint"),
         (["val", "{default}", "--data", "{data}", "--imgsz", "100"], "--imgsz 100 is not a multi"),
         (["val", "{default}", "--data", "{data}", "--imgsz", "0"], "--imgsz 0 is not a multiple"),
@@ -129,7 +129,7 @@ def test_predict_finds_what_ultralytics_finds_and_draws_it(
         (["val", "{default}", "--data", "{data}", "--split", "test"], "data.yaml: has no test"),
         (["val", "{default}", "--data", "{other}"], "the classes differ: other.yaml has cat; "),
         (["val", "{default}", "--data", "no.yaml"], "no.yaml: there is no such file"),
-        (["predict", "no.pt", "{default}"], "no.pt: there is no such file"),
+        (["predict", "no.pt", "{default}"], "no.pt: No such file"),
         (["predict", "{default}", "no.jpg"], "no.jpg: there is no such file or folder"),
         (["predict", "{default}", "{folder}"], "no pictures in"),
         (["predict", "{default}", "{data}"], "1 of 1 pictures can't be read"),

@@ -147,13 +147,18 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
         assert kept["epoch"] == (0 if epoch == 1 else 2)
         assert kept["optimizer"]
 
-    resumed = run("model", *command, "--resume", cwd=tmp_path, repo=repo_dir)
+    # It goes on where it is, not where its checkpoint says that it was.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    stage = tmp_path / "moved" / "stage_1"
+    moved = ["moved" if argument == "run" else argument for argument in command]
+    resumed = run("model", *moved, "--resume", cwd=tmp_path, repo=repo_dir)
     assert resumed.returncode == 0, resumed.stderr
+    assert not (tmp_path / "run").exists()
     after = (stage / "results.csv").read_text().splitlines()
     assert after[: len(before)] == before  # those epochs were not trained again
     assert [line.split(",")[0] for line in after][-1] == "3"
     assert (stage / "results.png").stat().st_size > 0  # the curves
-    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    checkpoint = load_checkpoint(tmp_path / "moved" / "best.pt")
     assert checkpoint.architecture == "yolov8n-mine"
     assert checkpoint.model.model[10].attention.num_heads == 4
 
@@ -166,7 +171,7 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
         (["train", "--data", "{data}", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--data", "{data}", "--recipe", "{data}"], "a recipe is a list `stages`"),
         (["train", "--data", "{data}", "--recipe", "{unknown}"], "no argument learning_rate"),
-        (["train", "--data", "{data}", "--pretrained", "no.pt"], "no.pt: there is no such file"),
+        (["train", "--data", "{data}", "--pretrained", "no.pt"], "no.pt: No such file"),
         (["train", "--data", "{empty}"], "train names"),
         (["train", "--data", "{unknown}"], "has train, val and names"),
         (["train", "--data", "{data}", "--pretrained", "{data}"], "not a complete checkpoint"),
@@ -174,6 +179,7 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
         (["train", "--data", "{data}", "--arch", "{heads}"], "dim 256 is not a multiple of num_h"),
         (["train", "--data", "{data}", "--arch", "{scaleless}"], "no scale: call the file yolov8n"),
         (["train", "--data", "{data}", "--arch", "{unknown}"], "has a backbone and a head"),
+        (["train", "--data", "{data}", "--arch", "{stranger}"], "has layers SPPELAN, which this"),
         (["train", "--data", "{data}", "--output", "{data}/run"], "Not a directory"),
         (["train", "--data", "{other}/data.yaml", "--output", "{other}"], "is not of a run"),
         (["train", "--data", "{data}", "--recipe", "{mistyped}"], "stage 1: 'lr0=fast' is of inv"),
@@ -181,7 +187,7 @@ def test_a_run_that_was_killed_or_met_a_full_disk_goes_on_at_its_epoch(
         (["train", "--data", "{odd}"], "train names"),
         (
             ["train", "--data", "{data}", "--output", "{begun}", "--resume"],
-            "last.pt: not a checkpoi",
+            "last.pt: not a complete checkpoi",
         ),
         (["info", "--imgsz", "100"], "--imgsz 100 is not a multiple"),
     ],
@@ -204,7 +210,9 @@ def test_what_the_user_can_mend_is_one_line(
         table = (repo_dir / "model" / "yolov8-fla.yaml").read_text()
         own.write_text(table.replace("[1024, 20, 8]", "[1024, 20, 7]"))
     files = {"data": data, "unknown": unknown, "empty": empty, "heads": heads}
-    files |= {"scaleless": scaleless, "begun": tmp_path / "begun"}
+    stranger = tmp_path / "yolov8n-stranger.yaml"
+    stranger.write_text(table.replace("SPPF", "SPPELAN"))
+    files |= {"scaleless": scaleless, "begun": tmp_path / "begun", "stranger": stranger}
     for name, content in {
         "mistyped": "stages: [{lr0: fast}]",
         "latin": "names: [Zelle grün]",

@@ -14,11 +14,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from export.errors import CheckpointRefused, ModelUnsupported
-from export.sources.allow_list import known_names
-from export.sources.checkpoint import detection_model, load_checkpoint
-from export.sources.class_map import kinds_of
+from export.sources.checkpoint import load_checkpoint
 from export.sources.state_dict import load_state_dict_checkpoint
-from export.sources.unpickle import named_globals, shells_for, unpickle
+from model.checkpoint import load
 from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register
 from tests.support.forks import TABLE, saved, small_network
@@ -49,9 +47,7 @@ def network(table: Path) -> DetectionModel:
 
 def state_and_table(tutorial: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a tutorial's training would have saved with `state_dict`, and the YAML it had."""
-    content = tutorial.read_bytes()
-    shells = shells_for({**known_names(), **kinds_of(named_globals(content), {})})
-    model = detection_model(tutorial, unpickle(tutorial, content, shells), shells)
+    _, model = load(tutorial, tutorial.read_bytes())
     return model.state_dict(), model.yaml
 
 

@@ -22,9 +22,9 @@ from ultralytics.nn.tasks import (
 
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
-from export.sources.foreign import ForeignLayer
-from export.sources.unpickle import shells_for
+from model.allow_list import ForeignLayer
 from model.focused_linear_attention import FocusedLinearAttention
+from model.unpickle import shell
 from tests.support.forks import ATTENTION, Fork, renamed, saved, small_network
 
 FLA = "my_fork.nn.attn.FLA"
@@ -241,7 +241,7 @@ def test_a_filled_layer_cannot_be_run_while_the_file_is_read(fork: Fork, tmp_pat
 
 
 def test_a_shell_is_neither_constructed_nor_called() -> None:
-    (stand_in,) = shells_for({"a.B": ForeignLayer})
+    stand_in = shell(ForeignLayer, "a.B")
     make: Any = stand_in.__new__
     filled = make(stand_in)
     for call in (stand_in, filled, lambda: make(stand_in, 1), lambda: stand_in(1)):

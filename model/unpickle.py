@@ -1,5 +1,6 @@
 """Reads what `torch.save` wrote without running anything that it names.
 
+A `.pt` is a pickle, and a pickle can name any class or function of this machine and call it.
 torch's own restricted reader does the work: it knows tensors and plain containers, and of classes
 only those that it is handed. It is handed stand-ins, shells, which a pickle can fill and nothing
 else.
@@ -17,10 +18,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from export.errors import CheckpointRefused, printable
-from model.checkpoint import MAX_EXPANSION, expands
+from model.allow_list import Ignored
+from model.errors import CheckpointRefused, printable
 
-Shells = Mapping[type, tuple[str, type]]
+# Of the file's own size; torch.save does not compress, and weights hardly can be.
+MAX_EXPANSION = 20
 
 
 def read(path: Path) -> bytes:
@@ -40,6 +42,16 @@ def read(path: Path) -> bytes:
     return content
 
 
+def expands(content: bytes) -> bool:
+    """Whether a zip archive says of itself that it would fill the memory when it is read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no archive, or a damaged one: told by those who read it
+        return False
+    return size > MAX_EXPANSION * len(content)
+
+
 def named_globals(content: bytes) -> frozenset[str]:
     """Full names of the classes and functions a file names, less those torch itself allows.
 
@@ -51,37 +63,19 @@ def named_globals(content: bytes) -> frozenset[str]:
         return frozenset()
 
 
-class Ignored:
-    """Stands for what is beside the network in a checkpoint: takes anything, keeps nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def shells_for(known: Mapping[str, type]) -> Shells:
-    """A shell for each class under its full name in the file, with that name and the class."""
-    return {
-        type("Ignored", (Ignored,), {}) if kind is Ignored else shell(kind, name): (name, kind)
-        for name, kind in known.items()
-    }
-
-
-def unpickle(path: Path, content: bytes, shells: Shells) -> Any:
-    """What the file holds, its objects being instances of the shells.
+def unpickle(path: Path, content: bytes, known: Mapping[str, type]) -> Any:
+    """What the file holds, its objects being instances of shells.
 
     Args:
         path: for messages.
         content: the file.
-        shells: the name and the class that each stands for; a pickle may name no others.
+        known: the classes that it may name, by their full names in the file; a shell for each.
 
     Raises:
-        CheckpointRefused: the file is damaged, asks for a class or function that has no shell, or
+        CheckpointRefused: the file is damaged, asks for a class or function that is not known, or
             calls something; the message names it, and it was not run.
     """
-    named: list[Any] = [(stand_in, name) for stand_in, (name, _) in shells.items()]
+    named: list[Any] = [(shell(kind, name), name) for name, kind in known.items()]
     try:
         with torch.serialization.safe_globals(named), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles; those fail just below
@@ -91,7 +85,7 @@ def unpickle(path: Path, content: bytes, shells: Shells) -> Any:
 
 
 def shell(kind: type, name: str) -> type:
-    """A stand-in for a class that a pickle can fill, but neither construct nor call.
+    """A subclass for a pickle to fill, which it can neither construct nor call.
 
     A pickled module is made without its constructor and then filled. A pickle could also call
     the constructor with arguments of its own, and ultralytics' evaluates some of them as code;
@@ -102,6 +96,8 @@ def shell(kind: type, name: str) -> type:
         kind: what it stands for.
         name: the full name in the file, for messages.
     """
+    if kind is Ignored:
+        return type("Ignored", (Ignored,), {"name": name})
     is_layer = issubclass(kind, nn.Module)
 
     def refuse(*_: object, **__: object) -> NoReturn:

@@ -1,4 +1,7 @@
-"""The classes that a pickled network may name; their code is ours or the libraries'."""
+"""The classes that a checkpoint may name; their code is ours or the libraries'."""
+
+from collections.abc import Set
+from pickle import UnpicklingError
 
 from torch import nn
 from ultralytics.nn.modules import C2f, Concat, Conv, Detect
@@ -6,7 +9,6 @@ from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import IterableSimpleNamespace
 
-from export.sources.unpickle import Ignored
 from model.blocks import BottleneckFLA, C2fFLA, FLABlock
 from model.focused_linear_attention import FocusedLinearAttention
 
@@ -18,6 +20,8 @@ ALLOWED = (
     *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
 )
 
+# People paste these into a copy of ultralytics, under any module path.
+TUTORIALS = ("FocusedLinearAttention", "FLAttention", "Bottleneck_FLA", "C2f_FLA")
 
 # Beside the network, and of no use here: figures and paths that training notes as it ends, and the
 # loss in a run that did not come to its end.
@@ -33,11 +37,44 @@ IGNORED = (
 )
 
 
-def known_names() -> dict[str, type]:
-    """The allowed classes by their full names, those of the first YOLOv8 releases included."""
+class Ignored:
+    """Stands for what is beside the network in a checkpoint: keeps nothing."""
+
+    name = ""
+
+    def __init__(self, *args: object) -> None:
+        if args and not self.name.startswith(("numpy.", "pathlib.")):
+            raise UnpicklingError(f"calls {self.name}")
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class ForeignLayer(nn.Module):
+    """A layer without its class: parameters, children and attributes, and no code.
+
+    Attributes:
+        foreign_name: which of `TUTORIALS` it is; of a layer that is not recognised, the full name
+            of its class in the file.
+    """
+
+    foreign_name = ""
+
+
+FOREIGN = {name: type(name, (ForeignLayer,), {"foreign_name": name}) for name in TUTORIALS}
+
+
+def known_names(named: Set[str] = frozenset()) -> dict[str, type]:
+    """The allowed classes by their full names, those of the first YOLOv8 releases included.
+
+    Args:
+        named: full names in a file; of these the tutorials' layers are allowed, too.
+    """
     known = {f"{kind.__module__}.{kind.__name__}": kind for kind in ALLOWED}
     # Until 8.0.9x all layers were in one module, and the settings in another package; forks of
     # that time are still about.
     known |= {f"ultralytics.nn.modules.{kind.__name__}": kind for kind in ULTRALYTICS[1:]}
     known["ultralytics.yolo.utils.IterableSimpleNamespace"] = IterableSimpleNamespace
-    return known | dict.fromkeys(IGNORED, Ignored)
+    known |= dict.fromkeys(IGNORED, Ignored)
+    bare = {name: name.rpartition(".")[2] for name in named - known.keys()}
+    return known | {name: FOREIGN[last] for name, last in bare.items() if last in FOREIGN}
