@@ -46,7 +46,7 @@ export const EN = {
   "state.retrying": { one: "the server is busy; retrying in {n} s", other: "the server is busy; retrying in {n} s" },
   "state.notReady": { one: "the server is not ready; retrying in {n} s", other: "the server is not ready; retrying in {n} s" },
   "state.lost": { one: "no connection; retrying in {n} s", other: "no connection; retrying in {n} s" },
-  "state.key": "waiting for the API key",
+  "state.key": "waiting for the key",
   "state.failed": "failed",
   "progress": "{done} of {all} images",
 
