@@ -23,7 +23,7 @@ WHEN: Mapping[str, str] = {
     "http_version_not_supported": "Neither HTTP/1.0 nor HTTP/1.1.",
     INTERNAL: "Something failed that nobody foresaw.",
     "method_not_allowed": "The route has other methods; `Allow` names them.",
-    "not_found": "No such route; or no model of the name or version that was asked for.",
+    "not_found": "No such route; or no model of the name or version that was requested.",
     "not_implemented": "`CONNECT`, or a `Transfer-Encoding` other than chunked.",
     "request_timeout": "The request's headers took longer than `header_timeout_s`.",
     "too_large": "Over a limit that has no code of its own.",
@@ -35,27 +35,27 @@ WHEN: Mapping[str, str] = {
     TOO_MANY_CONNECTIONS: "As many connections are open as the server takes.",
 }
 ADVICE: Mapping[str, str] = {
-    "bad_http": "Repair the client or the proxy between; the detail says what the parser met.",
+    "bad_http": "Repair the client or the proxy between; the detail states what the parser met.",
     "body_too_large": "Send fewer or smaller images, or raise the limit that the detail names.",
-    "deadline_exceeded": "Send fewer images at once or come again; the server is slow or loaded.",
-    "draining": "Come again: another replica, or this one after its restart, will answer.",
+    "deadline_exceeded": "Send fewer images at once or retry; the server is slow or loaded.",
+    "draining": "Retry: another replica, or this one after its restart, will serve it.",
     "headers_too_large": "Send fewer headers or cookies; images belong into the body.",
     "http_version_not_supported": "Speak HTTP/1.1; HTTP/2 ends at a proxy.",
-    "inference_failed": "Come again once; then look for the request id in the server's log.",
+    "inference_failed": "Retry once; then look for the request id in the server's log.",
     INTERNAL: "Look for the request id in the server's log, and report it.",
     "invalid_parameter": "Repair the parameter; the detail has its value and its range.",
     "keys_not_configured": "Give the server keys; until then SIGHUP reloads.",
-    "malformed_request": "Repair how the body is made; the detail says what could not be read.",
+    "malformed_request": "Repair how the body is made; the detail states what could not be read.",
     "method_not_allowed": "Take a method of `Allow`.",
     "no_image": "Put an image into the body.",
     "not_found": "Look the path up in [the API](../api.md), the model in `GET /model`.",
     "not_implemented": "Send the body with a Content-Length, or chunked.",
-    "not_ready": "Come again; `/health` says what the server waits for.",
-    "queue_full": "Come again after Retry-After, with fewer requests at a time.",
+    "not_ready": "Retry; `/health` shows what the server waits for.",
+    "queue_full": "Retry after Retry-After, with fewer requests at a time.",
     "reload_failed": "Repair what the detail or log names, and reload; the old model serves on.",
     "request_timeout": "Send the head at once; look for a slow or broken network.",
     "too_large": "Stay below the limit that the detail names.",
-    "too_many_connections": "Keep connections and use them again; come again later.",
+    "too_many_connections": "Keep connections and reuse them; retry later.",
     "too_many_images": "Send them in several requests.",
     "too_many_pixels": "Scale the image down, or raise the limit.",
     "too_many_request_pixels": "Send them in several requests, or raise the limit.",
@@ -63,7 +63,7 @@ ADVICE: Mapping[str, str] = {
     "unauthorized": "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
     "undecodable_image": "Save the image again; it is empty, cut off or corrupt.",
     "unsupported_image": "Convert the image to JPEG, PNG, WebP, BMP or TIFF.",
-    "uploads_full": "Come again after Retry-After, with smaller bodies or fewer at a time.",
+    "uploads_full": "Retry after Retry-After, with smaller bodies or fewer at a time.",
 }
 
 ADVICE_AT_START: Mapping[str, str] = {
@@ -78,7 +78,7 @@ class Fault:
     """An error code.
 
     Attributes:
-        code: in answers and metrics.
+        code: in responses and metrics.
         statuses: HTTP statuses that it comes with; nearly always one.
         when: the cause, a sentence.
         retry_after: what is said of the header; empty where there is none.
@@ -91,7 +91,7 @@ class Fault:
 
 
 def all_faults() -> dict[str, Fault]:
-    """Every code that an answer can have."""
+    """Every code that a response can have."""
     faults = [*_of_requests(), *_of_connections(), *_of_the_framework()]
     merged: dict[str, Fault] = {}
     for fault in faults:

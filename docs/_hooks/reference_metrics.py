@@ -14,7 +14,7 @@ UNITS = ("seconds", "bytes", "ratio", "celsius", "images", "requests", "lanes")
 LABEL_VALUES: Mapping[str, str] = {
     "route": "the route's template such as `/detect` or `/v2/models/{name}/infer`, never the path "
     "as sent; `unmatched` where none took the request",
-    "status": "the HTTP status; `499` where the client left before its answer",
+    "status": "the HTTP status; `499` where the client disconnected before its response",
     "outcome": "`ok`, or for images the error code of the image, for reloads `failed`",
     "stage": ", ".join(f"`{each}`" for each in STAGES),
     "reason": "an [error code](errors.md)",

@@ -10,7 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from site_links import PAGES, PICTURES, OutsideLinks
+from site_links import IMAGES, PAGES, OutsideLinks
 from site_math import with_mathml
 from site_search import segmented
 
@@ -27,21 +27,23 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the repository's own pages, and the pictures beside them."""
+    """Adds the repository's own pages, and the images beside them."""
     for path, uri in PAGES.items():
         if (ROOT / path).is_file():
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     for folder in ("weights", "samples"):
-        for picture in sorted((ROOT / folder).glob("*")):
-            if picture.suffix in PICTURES:
-                uri = f"repository/{folder}/{picture.name}"
-                files.append(File.generated(config, uri, abs_src_path=str(picture)))
+        for image in sorted((ROOT / folder).glob("*")):
+            if image.suffix in IMAGES:
+                uri = f"repository/{folder}/{image.name}"
+                files.append(File.generated(config, uri, abs_src_path=str(image)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Tells the links whose they are."""
+    """Tells the links whose they are, and ranks the reference first in searches."""
     _links.page = page.file.src_uri
+    if page.file.src_uri.startswith("reference/"):
+        page.meta["search"] = {"boost": 4}  # a setting's name is in most guides, too
     return markdown
 
 

@@ -1,7 +1,7 @@
 """Links from pages to files of the repository, made to fit in the site.
 
 Pages link as it works on GitHub: relative to where the page lies in the repository. In the site
-such a link goes to a page where the file is one, shows the picture where it is one, and is text
+such a link goes to a page where the file is one, shows the image where it is one, and is text
 otherwise.
 """
 
@@ -26,14 +26,14 @@ PAGES = {
 }
 # Pages of the site that say what these do.
 ALIASES = {"README.md": "index.md", "examples/README.md": "examples.md"}
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
 DOCS = "docs"
 
 logger = logging.getLogger("mkdocs.hooks.links")
 
 
 def in_repository(site_path: str) -> str:
-    """Where a page or picture of the site lies in the repository."""
+    """Where a page or image of the site lies in the repository."""
     for path, uri in PAGES.items():
         if uri == site_path:
             return path
@@ -50,7 +50,7 @@ def in_site(path: str) -> str | None:
         return ALIASES[path]
     if path.startswith(f"{DOCS}/"):
         return path.removeprefix(f"{DOCS}/")
-    if path.endswith(PICTURES):
+    if path.endswith(IMAGES):
         return f"repository/{path}"
     return None
 

@@ -1,4 +1,4 @@
-// What is told besides the picture: a line for everybody, and words for those who do not see the page.
+// What is told besides the image: a line for everybody, and words for those who do not see the page.
 
 import { byId } from "./dom.js";
 
@@ -17,7 +17,7 @@ export function alarm(text) {
   byId("alerts").textContent = text;
 }
 
-/** A line for everybody, above the picture; "" takes it away. */
+/** A line for everybody, above the image; "" takes it away. */
 export function say(text) {
   byId("notice").textContent = text;
   byId("notice").hidden = text === "";

@@ -1,4 +1,4 @@
-// The camera: what it sees with boxes, and single pictures of it.
+// The camera: what it sees with boxes, and single images of it.
 
 import { element } from "./dom.js";
 import { asProblem } from "./problems.js";
@@ -73,7 +73,7 @@ export class Camera {
   }
 
   /**
-   * Asks about one picture after the other until `pause`; while the page is hidden it waits.
+   * Asks about one image after the other until `pause`; while the page is hidden it waits.
    *
    * @param {(answer, roundTripMs) => void} found gets each answer.
    * @param {(Problem) => void} failed gets what went wrong; where it passes, it goes on.
@@ -95,7 +95,7 @@ export class Camera {
     }
   }
 
-  /** Asks no more; the picture goes on. */
+  /** Asks no more; the image goes on. */
   pause() {
     this.#aborter?.abort();
     this.#aborter = null;

@@ -6,7 +6,7 @@ import { asCoco, asCsv, asJson, asYolo, safeStem } from "./formats.js";
 import { detectionsOf, isTruncated, suppress } from "./suppression.js";
 
 /**
- * Saves the detections of all pictures that have been answered, one of them at least with a result.
+ * Saves the detections of all images that have been answered, one of them at least with a result.
  *
  * @param {string} kind "json", "csv", "yolo" or "coco".
  * @param {Object} thresholds as `suppress` takes them.
@@ -15,25 +15,25 @@ import { detectionsOf, isTruncated, suppress } from "./suppression.js";
  */
 export function downloadDetections(kind, all, thresholds, model, served) {
   const answered = all.filter(({ state }) => state === "done" || state === "failed");
-  const pictures = answered.map((picture) => atThresholds(picture, thresholds));
+  const images = answered.map((image) => atThresholds(image, thresholds));
   const classNames = allClassNames(answered, served);
-  const stem = pictures.length === 1 ? safeStem(pictures[0].name) : "detections";
-  if (kind === "json") save(asJson(model, pictures, longestTimes(answered)), "application/json", `${stem}.json`);
-  else if (kind === "csv") save(asCsv(pictures), "text/csv", `${stem}.csv`);
-  else if (kind === "coco") save(asCoco(pictures, classNames), "application/json", `${stem}-coco.json`);
+  const stem = images.length === 1 ? safeStem(images[0].name) : "detections";
+  if (kind === "json") save(asJson(model, images, longestTimes(answered)), "application/json", `${stem}.json`);
+  else if (kind === "csv") save(asCsv(images), "text/csv", `${stem}.csv`);
+  else if (kind === "coco") save(asCoco(images, classNames), "application/json", `${stem}-coco.json`);
   else if (kind === "yolo") {
-    const files = Object.entries(asYolo(pictures, classNames)).map(([path, text]) => [path, strToU8(text)]);
+    const files = Object.entries(asYolo(images, classNames)).map(([path, text]) => [path, strToU8(text)]);
     save(zipSync(Object.fromEntries(files)), "application/zip", `${stem}-yolo.zip`);
   } else throw new Error(`no download ${kind}`);
 }
 
 /**
- * Saves a picture with its boxes drawn in, in its own size.
+ * Saves an image with its boxes drawn in, in its own size.
  *
- * @param {CanvasImageSource|null} media the picture; null draws on grey.
+ * @param {CanvasImageSource|null} media the image; null draws on grey.
  * @returns {Promise<boolean>} false where the browser can't make a canvas of that size.
  */
-export async function downloadPicture(media, { name, width, height }, detections, labels, type) {
+export async function downloadImage(media, { name, width, height }, detections, labels, type) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
@@ -51,25 +51,25 @@ export async function downloadPicture(media, { name, width, height }, detections
   return true;
 }
 
-function atThresholds(picture, thresholds) {
-  const { name, state, problem, width, height, candidates } = picture;
+function atThresholds(image, thresholds) {
+  const { name, state, problem, width, height, candidates } = image;
   if (state === "failed") {
     return { name, width: null, height: null, truncated: false, error: { code: problem.code, detail: problem.detail }, detections: [] };
   }
-  const detections = detectionsOf(picture, suppress(candidates, thresholds));
+  const detections = detectionsOf(image, suppress(candidates, thresholds));
   return { name, width, height, truncated: isTruncated(candidates, thresholds), error: null, detections };
 }
 
-/** By class id; those of the pictures count, where the server's were not to be had. */
-function allClassNames(pictures, served) {
+/** By class id; those of the images count, where the server's were not to be had. */
+function allClassNames(images, served) {
   const names = new Map(served.map((name, id) => [id, name]));
-  for (const { classNames } of pictures) for (const [id, name] of classNames) names.set(id, name);
+  for (const { classNames } of images) for (const [id, name] of classNames) names.set(id, name);
   return Array.from({ length: Math.max(-1, ...names.keys()) + 1 }, (_, id) => names.get(id) ?? String(id));
 }
 
-/** As the server does for a request of several pictures: the longest of each stage. */
-function longestTimes(pictures) {
-  const times = pictures.filter(({ state }) => state === "done").map(({ timings }) => timings);
+/** As the server does for a request of several images: the longest of each stage. */
+function longestTimes(images) {
+  const times = images.filter(({ state }) => state === "done").map(({ timings }) => timings);
   return Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, Math.max(...times.map((each) => each[stage]))]));
 }
 

@@ -1,4 +1,4 @@
-// Boxes and labels on a canvas: over the picture on the screen, and in the picture that is downloaded.
+// Boxes and labels on a canvas: over the image on the screen, and in the image that is downloaded.
 
 import { classColour, textColour } from "./palette.js";
 import { number } from "./words.js";
@@ -10,7 +10,7 @@ const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans SC', sans
  *
  * @param {CanvasRenderingContext2D} context
  * @param {Object[]} detections in the form of the server's answer, best first.
- * @param {{scale, x, y, width, height}} view canvas pixels per picture pixel, where the picture's corner
+ * @param {{scale, x, y, width, height}} view canvas pixels per image pixel, where the image's corner
  *   lies, and the canvas' size, in canvas pixels.
  * @param {{line, font, labels, marked}} style line and font size in canvas pixels; whether there are
  *   labels; the index of the detection that stands out, or -1.
@@ -30,7 +30,7 @@ export function drawDetections(context, detections, view, { line, font, labels, 
     const colour = classColour(detections[i].class_id);
     context.globalAlpha = marked < 0 || i === marked ? 1 : 0.35;
     const width = i === marked ? line * 1.5 : line;
-    // A pale line below: the colour stands out on pictures of its own colour, too.
+    // A pale line below: the colour stands out on images of its own colour, too.
     context.strokeStyle = "rgb(255 255 255 / 0.75)";
     context.lineWidth = width * 2;
     context.strokeRect(left, top, right - left, bottom - top);
@@ -47,7 +47,7 @@ export function drawDetections(context, detections, view, { line, font, labels, 
   drawLabels(context, detections, placed, view, { font, labels, marked });
 }
 
-/** The smallest box that holds a point of the picture; -1 where none does. */
+/** The smallest box that holds a point of the image; -1 where none does. */
 export function detectionAt(detections, x, y) {
   let found = -1;
   let smallest = Infinity;

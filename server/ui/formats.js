@@ -1,20 +1,20 @@
-// Detections as other programs read them. Plain functions from pictures to texts.
+// Detections as other programs read them. Plain functions from images to texts.
 //
-// A picture here is {name, width, height, truncated, error, detections}, the detections in the form of
+// An image here is {name, width, height, truncated, error, detections}, the detections in the form of
 // the server's answer; where `error` is set there are no sizes and no detections.
 
-/** The server's answer to a request that held these pictures. */
-export function asJson(model, pictures, timingsMs) {
-  const results = pictures.map(({ name, width, height, truncated, error, detections }) => ({
+/** The server's answer to a request that held these images. */
+export function asJson(model, images, timingsMs) {
+  const results = images.map(({ name, width, height, truncated, error, detections }) => ({
     filename: name, width, height, truncated, error, detections,
   }));
   return JSON.stringify({ model, results, timings_ms: timingsMs }, null, 1);
 }
 
 /** One line per detection. Begins with a byte order mark, or Excel takes names for another encoding. */
-export function asCsv(pictures) {
+export function asCsv(images) {
   const rows = [["filename", "width", "height", "class_id", "class_name", "score", "x1", "y1", "x2", "y2"]];
-  for (const { name, width, height, detections } of pictures) {
+  for (const { name, width, height, detections } of images) {
     for (const { class_id, class_name, score, box } of detections) {
       rows.push([name, width, height, class_id, class_name, score, box.x1, box.y1, box.x2, box.y2]);
     }
@@ -22,9 +22,9 @@ export function asCsv(pictures) {
   return "\ufeff" + rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
 }
 
-/** COCO's form; categories have the model's class ids. Pictures that can't be read are not in it. */
-export function asCoco(pictures, classNames) {
-  const readable = pictures.filter(({ error }) => !error);
+/** COCO's form; categories have the model's class ids. Images that can't be read are not in it. */
+export function asCoco(images, classNames) {
+  const readable = images.filter(({ error }) => !error);
   const annotations = readable.flatMap(({ detections }, at) =>
     detections.map(({ class_id, score, box }) => {
       const [width, height] = [round(box.x2 - box.x1, 2), round(box.y2 - box.y1, 2)];
@@ -42,9 +42,9 @@ export function asCoco(pictures, classNames) {
   }, null, 1);
 }
 
-/** YOLO's label files by path: class, centre and size as shares of the picture; and the classes' names. */
-export function asYolo(pictures, classNames) {
-  const readable = pictures.filter(({ error }) => !error);
+/** YOLO's label files by path: class, centre and size as shares of the image; and the classes' names. */
+export function asYolo(images, classNames) {
+  const readable = images.filter(({ error }) => !error);
   const stems = distinctStems(readable.map(({ name }) => name));
   const files = { "classes.txt": classNames.map((name) => oneLine(name) + "\n").join("") };
   readable.forEach(({ width, height, detections }, at) => {
@@ -63,7 +63,7 @@ export function safeStem(name) {
   const stem = name.normalize("NFC").replace(/^.*[/\\]/s, "").replace(/\.[^.]*$/, "");
   // eslint-disable-next-line no-control-regex
   const harmless = stem.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:"'`$|?*]/g, "_").replace(/^[.\s-]+|[.\s]+$/g, "");
-  const short = [...harmless].slice(0, 100).join("") || "picture";
+  const short = [...harmless].slice(0, 100).join("") || "image";
   return DEVICES.test(short) ? `_${short}` : short;
 }
 

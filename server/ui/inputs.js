@@ -1,4 +1,4 @@
-// How pictures come in: picked, dropped, pasted, or as a sample.
+// How images come in: picked, dropped, pasted, or as a sample.
 
 import { byId, element } from "./dom.js";
 import { askSample, askSamples } from "./requests.js";

@@ -4,12 +4,12 @@ import { byId } from "./dom.js";
 import { stateWords } from "./strip.js";
 import { number, words } from "./words.js";
 
-/** Arranges the page for some pictures, of which one may be shown; `camera` says whether it is on. */
-export function arrange(pictures, current, camera) {
+/** Arranges the page for some images, of which one may be shown; `camera` says whether it is on. */
+export function arrange(images, current, camera) {
   const focused = document.activeElement;
-  const some = pictures.length > 0;
+  const some = images.length > 0;
   const active = some || camera;
-  const done = pictures.filter(({ state }) => state === "done").length;
+  const done = images.filter(({ state }) => state === "done").length;
   const ready = current !== null && current.state === "done";
   document.body.classList.toggle("empty", !active);
   byId("welcome").hidden = active;
@@ -18,20 +18,20 @@ export function arrange(pictures, current, camera) {
   byId("found").hidden = byId("times").hidden = !ready;
   byId("download").hidden = done === 0;
   byId("download-scope").textContent = done ? words("download.scope", { n: done }) : "";
-  byId("download-picture").hidden = !(ready && !current.live);
+  byId("download-image").hidden = !(ready && !current.live);
   byId("name").textContent = current ? current.name : "";
   byId("size").textContent = ready ? `${number(current.width)} × ${number(current.height)}` : "";
   byId("look").hidden = !ready;
-  byId("remove").hidden = !pictures.includes(current);
-  byId("remove-all").hidden = pictures.length < 2;
+  byId("remove").hidden = !images.includes(current);
+  byId("remove-all").hidden = images.length < 2;
   byId("note").textContent = ready && current.note ? words(current.note) : "";
-  arrangeProgress(pictures, done);
+  arrangeProgress(images, done);
   arrangeMessage(current);
   // Who works by keyboard goes on where the page does, and not from its top.
   if (focused !== document.body && focused?.checkVisibility() === false) byId(active ? "stage" : "pick").focus({ preventScroll: true });
 }
 
-/** The card over the picture: that it waits, for what, or why it failed. */
+/** The card over the image: that it waits, for what, or why it failed. */
 export function arrangeMessage(current) {
   const failed = current?.state === "failed";
   const message = byId("message");
@@ -45,19 +45,19 @@ export function arrangeMessage(current) {
   byId("retry").hidden = !mayWork(current);
 }
 
-/** Whether a picture failed, and may be answered when it is sent again. */
+/** Whether an image failed, and may be answered when it is sent again. */
 export function mayWork({ state, problem }) {
   return state === "failed" && problem.mayWork;
 }
 
-function arrangeProgress(pictures, done) {
-  const failed = pictures.filter(({ state }) => state === "failed");
+function arrangeProgress(images, done) {
+  const failed = images.filter(({ state }) => state === "failed");
   const again = failed.filter(mayWork).length;
   byId("retry-all").hidden = again < 2;
   byId("retry-all").textContent = again ? words("retry.all", { n: again }) : "";
   const ended = done + failed.length;
-  byId("progress").hidden = pictures.length < 2 || ended === pictures.length;
-  byId("progress-bar").max = pictures.length || 1;
+  byId("progress").hidden = images.length < 2 || ended === images.length;
+  byId("progress-bar").max = images.length || 1;
   byId("progress-bar").value = ended;
-  byId("progress-text").textContent = words("progress", { done: ended, all: pictures.length });
+  byId("progress-text").textContent = words("progress", { done: ended, all: images.length });
 }

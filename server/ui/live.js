@@ -1,4 +1,4 @@
-// The camera's buttons, and its picture on the stage.
+// The camera's buttons, and its image on the stage.
 
 import { alarm, say } from "./announcements.js";
 import { Camera, CameraProblem } from "./camera.js";
@@ -9,11 +9,11 @@ import { number, words } from "./words.js";
  * At most one camera.
  *
  * @param {{opened, answered, taken, stopped, changed}} listeners: `opened(video, size)`; `answered(answer,
- *   roundTripMs)` of a live picture; `taken(file)`; `stopped()` by a person or by itself; `changed()` of
+ *   roundTripMs)` of a live image; `taken(file)`; `stopped()` by a person or by itself; `changed()` of
  *   what the buttons say.
  */
 export class Live {
-  /** What stands where else a picture does, while the camera is on. */
+  /** What stands where else an image does, while the camera is on. */
   frame = { name: "", live: true, state: "waiting", candidates: null, classNames: new Map() };
   #camera = null;
   #asked = 0; // how often a camera was asked for, or given up
@@ -61,7 +61,7 @@ export class Live {
     } catch (error) {
       return tell(error);
     }
-    if (asked !== this.#asked) return camera.close(); // a second click, or pictures that came meanwhile
+    if (asked !== this.#asked) return camera.close(); // a second click, or images that came meanwhile
     this.#camera = camera;
     camera.onEnded(() => camera === this.#camera && this.#stop());
     Object.assign(this.frame, { name: words("camera.title"), state: "waiting", candidates: null });

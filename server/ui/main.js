@@ -1,16 +1,16 @@
-// The page: pictures in, boxes drawn, thresholds applied. Read from `start` on.
+// The page: images in, boxes drawn, thresholds applied. Read from `start` on.
 //
-// A picture is {file, name, state, attempts, problem} of the queue; answered also {width, height, version,
+// An image is {file, name, state, attempts, problem} of the queue; answered also {width, height, version,
 // candidates, classNames, timings, roundTripMs}; `count` at the thresholds; `framed` and `note` of the view.
 
 import { alarm, announce, say } from "./announcements.js";
 import { byId } from "./dom.js";
-import { downloadDetections, downloadPicture } from "./downloads.js";
+import { downloadDetections, downloadImage } from "./downloads.js";
 import { listenForFiles, nameSamples, offerSamples } from "./inputs.js";
 import { listenForKey } from "./key.js";
 import { arrange, arrangeMessage, mayWork } from "./layout.js";
 import { Live } from "./live.js";
-import { makeThumbnail } from "./pictures.js";
+import { makeThumbnail } from "./images.js";
 import { Problem } from "./problems.js";
 import { Queue } from "./queue.js";
 import { askCandidates } from "./requests.js";
@@ -26,26 +26,26 @@ import { View } from "./view.js";
 import { Viewer } from "./viewer.js";
 import { number, words } from "./words.js";
 
-const pictures = [];
+const images = [];
 const versions = new Set(); // of models that answered
 let model = null; // that answered last: {name, version}
-let current = null; // the shown picture: one of `pictures`, the camera's frame, or null
-let detections = []; // of the shown picture, at the thresholds
+let current = null; // the shown image: one of `images`, the camera's frame, or null
+let detections = []; // of the shown image, at the thresholds
 let recounting = 0;
-let thumbnails = Promise.resolve(); // one after the other: each takes a whole picture's memory
+let thumbnails = Promise.resolve(); // one after the other: each takes a whole image's memory
 
 const thresholds = new Thresholds(applyThresholds);
 const viewer = new Viewer({ onHover: mark, onSelect: choose });
 const view = new View(viewer, showAll);
 const results = new Results({ onHover: mark, onToggleClass: (id) => thresholds.toggleClass(id) });
 const strip = new Strip(show);
-const queue = new Queue(detect, pictureChanged);
+const queue = new Queue(detect, imageChanged);
 const served = new Served(stateChanged);
 const live = new Live({
   opened: showCamera,
   answered: takeLive,
   taken: (file) => addFiles([file]),
-  stopped: () => show(pictures.at(-1) ?? null),
+  stopped: () => show(images.at(-1) ?? null),
   changed: render,
 });
 
@@ -64,43 +64,43 @@ function start() {
   samples();
 }
 
-// -- pictures -------------------------------------------------------------------------------------
+// -- images -------------------------------------------------------------------------------------
 
 function addFiles(files) {
   say(files.length ? "" : words("drop.nothing"));
   if (!files.length) return;
-  const added = files.map((file) => ({ file, name: file.name || "picture", state: "waiting", candidates: null, classNames: new Map(), count: 0 }));
-  for (const picture of added) {
-    pictures.push(picture);
-    strip.add(picture);
-    queue.add(picture);
-    thumbnails = thumbnails.then(() => addThumbnail(picture));
+  const added = files.map((file) => ({ file, name: file.name || "image", state: "waiting", candidates: null, classNames: new Map(), count: 0 }));
+  for (const image of added) {
+    images.push(image);
+    strip.add(image);
+    queue.add(image);
+    thumbnails = thumbnails.then(() => addThumbnail(image));
   }
   show(added[0]);
 }
 
-async function addThumbnail(picture) {
-  if (!pictures.includes(picture)) return;
-  const canvas = await makeThumbnail(picture.file);
-  if (canvas) strip.setThumbnail(picture, canvas);
+async function addThumbnail(image) {
+  if (!images.includes(image)) return;
+  const canvas = await makeThumbnail(image.file);
+  if (canvas) strip.setThumbnail(image, canvas);
 }
 
-/** The work of the queue: candidates of one picture. */
-async function detect(picture, signal) {
-  const { answer, roundTripMs } = await askCandidates(picture.file, signal);
-  takeAnswer(picture, answer, roundTripMs);
+/** The work of the queue: candidates of one image. */
+async function detect(image, signal) {
+  const { answer, roundTripMs } = await askCandidates(image.file, signal);
+  takeAnswer(image, answer, roundTripMs);
   // Answers of two models do not go together. Once a version: behind a balancer both may go on.
   if (versions.size > 0 && !versions.has(model.version)) {
-    for (const other of pictures) if (other.state === "done" && other.version !== model.version) queue.add(other);
+    for (const other of images) if (other.state === "done" && other.version !== model.version) queue.add(other);
   }
   versions.add(model.version);
 }
 
-function takeAnswer(picture, answer, roundTripMs) {
+function takeAnswer(image, answer, roundTripMs) {
   const [result] = answer.results;
   if (result.error) throw new Problem({ ...result.error, status: 422 });
   model = answer.model;
-  Object.assign(picture, {
+  Object.assign(image, {
     width: result.width,
     height: result.height,
     version: model.version,
@@ -111,38 +111,38 @@ function takeAnswer(picture, answer, roundTripMs) {
   });
 }
 
-function pictureChanged(picture) {
-  if (picture.state === "done") picture.count = suppress(picture.candidates, thresholds.values).length;
-  if (picture.state === "failed") alarm(`${picture.name}: ${picture.problem.sentence}`);
-  if (picture.state === "failed" && picture.problem.lost) served.ask();
-  strip.update(picture);
-  if (picture === current) showCurrent();
-  else if (picture.state === "done") recount(thresholds.values);
+function imageChanged(image) {
+  if (image.state === "done") image.count = suppress(image.candidates, thresholds.values).length;
+  if (image.state === "failed") alarm(`${image.name}: ${image.problem.sentence}`);
+  if (image.state === "failed" && image.problem.lost) served.ask();
+  strip.update(image);
+  if (image === current) showCurrent();
+  else if (image.state === "done") recount(thresholds.values);
   render();
 }
 
-function remove(picture) {
-  const at = pictures.indexOf(picture);
+function remove(image) {
+  const at = images.indexOf(image);
   if (at < 0) return;
-  pictures.splice(at, 1);
-  queue.remove(picture);
-  strip.remove(picture);
-  if (picture === current) show(pictures[Math.min(at, pictures.length - 1)] ?? null);
+  images.splice(at, 1);
+  queue.remove(image);
+  strip.remove(image);
+  if (image === current) show(images[Math.min(at, images.length - 1)] ?? null);
   else applyThresholds();
 }
 
 function removeAll() {
   show(null); // or each that goes would show the next
-  [...pictures].forEach(remove);
+  [...images].forEach(remove);
   render();
 }
 
-/** Shows a picture; null none. The camera goes off. */
-function show(picture) {
+/** Shows an image; null none. The camera goes off. */
+function show(image) {
   if (live.on) viewer.show(null, null);
   live.close();
-  current = picture;
-  strip.select(picture);
+  current = image;
+  strip.select(image);
   showCurrent();
   render();
 }
@@ -191,22 +191,22 @@ function applyThresholds() {
 }
 
 function overlayLabel(ready) {
-  if (ready) return words("stage.picture", { name: current.name, n: detections.length });
+  if (ready) return words("stage.image", { name: current.name, n: detections.length });
   return current ? words("strip.state", { name: current.name, state: stateWords(current) }) : words("stage.label");
 }
 
-/** Counts in the other pictures. */
+/** Counts in the other images. */
 async function recount(values) {
   const round = ++recounting;
-  const others = pictures.filter((picture) => picture !== current && picture.candidates);
-  const count = (picture) => {
-    picture.count = suppress(picture.candidates, values).length;
-    strip.update(picture);
+  const others = images.filter((image) => image !== current && image.candidates);
+  const count = (image) => {
+    image.count = suppress(image.candidates, values).length;
+    strip.update(image);
   };
   if (!(await inSlices(others, count, () => round === recounting))) return;
-  const done = pictures.filter(({ state }) => state === "done");
-  const n = done.reduce((sum, picture) => sum + picture.count, 0);
-  byId("found-all").textContent = done.length > 1 ? words("found.inAll", { n, pictures: done.length }) : "";
+  const done = images.filter(({ state }) => state === "done");
+  const n = done.reduce((sum, image) => sum + image.count, 0);
+  byId("found-all").textContent = done.length > 1 ? words("found.inAll", { n, images: done.length }) : "";
 }
 
 function mark(index) {
@@ -224,7 +224,7 @@ function choose(index) {
 
 function render() {
   live.showButtons();
-  arrange(pictures, current, live.on);
+  arrange(images, current, live.on);
 }
 
 function showAll() {
@@ -233,14 +233,14 @@ function showAll() {
 }
 
 function countDown() {
-  for (const picture of pictures) if (picture.state === "retrying") strip.update(picture);
+  for (const image of images) if (image.state === "retrying") strip.update(image);
   if (current?.state === "retrying") arrangeMessage(current);
 }
 
 function stateChanged(state, before) {
   // What the network had lost is asked for again when it is back.
   if (before === "unreachable" && state === "ready") {
-    pictures.filter((picture) => mayWork(picture) && picture.problem.lost).forEach((picture) => queue.add(picture));
+    images.filter((image) => mayWork(image) && image.problem.lost).forEach((image) => queue.add(image));
     if (byId("samples").hidden) samples();
   }
   if (state !== "ready" && before !== "asking") alarm(words(`status.${state}`));
@@ -248,7 +248,7 @@ function stateChanged(state, before) {
 
 function languageChanged() {
   served.show();
-  pictures.forEach((picture) => strip.update(picture));
+  images.forEach((image) => strip.update(image));
   nameSamples();
   showAll();
 }
@@ -272,13 +272,13 @@ function listenForButtons() {
   onClick("remove", () => remove(current));
   onClick("remove-all", removeAll);
   onClick("retry", () => queue.add(current));
-  onClick("retry-all", () => pictures.filter(mayWork).forEach((picture) => queue.add(picture)));
+  onClick("retry-all", () => images.filter(mayWork).forEach((image) => queue.add(image)));
   for (const button of document.querySelectorAll("[data-download]")) {
-    button.addEventListener("click", () => downloadDetections(button.dataset.download, pictures, thresholds.values, model, served.classNames));
+    button.addEventListener("click", () => downloadDetections(button.dataset.download, images, thresholds.values, model, served.classNames));
   }
-  for (const button of document.querySelectorAll("[data-picture]")) {
+  for (const button of document.querySelectorAll("[data-image]")) {
     button.addEventListener("click", async () => {
-      const made = await downloadPicture(view.media, current, detections, byId("labels").checked, button.dataset.picture);
+      const made = await downloadImage(view.media, current, detections, byId("labels").checked, button.dataset.image);
       say(made ? "" : words("download.failed"));
     });
   }

@@ -1,4 +1,4 @@
-// Which picture is asked about when: a few at a time, again when the server says so, each for itself.
+// Which image is asked about when: a few at a time, again when the server says so, each for itself.
 
 import { asProblem } from "./problems.js";
 
@@ -7,16 +7,16 @@ const MOST_ATTEMPTS = 120; // of a server that goes on saying "later"
 const LOST_ATTEMPTS = 3; // of what gets lost on its way
 
 /**
- * @param {(picture, signal) => Promise} work asks about one picture; throws Problems.
- * @param {(picture) => void} changed is told of every change of a picture's `state`:
+ * @param {(image, signal) => Promise} work asks about one image; throws Problems.
+ * @param {(image) => void} changed is told of every change of an image's `state`:
  *   waiting, sending, retrying (until `retryAt`, for `problem`), key, done, failed (for `problem`).
  */
 export class Queue {
   #work;
   #changed;
   #waiting = [];
-  #running = new Map(); // picture -> AbortController
-  #timers = new Map(); // picture -> timer
+  #running = new Map(); // image -> AbortController
+  #timers = new Map(); // image -> timer
   #held = []; // until there is a key
 
   constructor(work, changed) {
@@ -24,32 +24,32 @@ export class Queue {
     this.#changed = changed;
   }
 
-  /** Takes a picture, or takes it again. */
-  add(picture) {
-    this.remove(picture);
-    picture.attempts = 0;
-    this.#wait(picture);
+  /** Takes an image, or takes it again. */
+  add(image) {
+    this.remove(image);
+    image.attempts = 0;
+    this.#wait(image);
   }
 
-  /** Forgets a picture, whatever becomes of it. */
-  remove(picture) {
-    this.#waiting = this.#waiting.filter((each) => each !== picture);
-    this.#held = this.#held.filter((each) => each !== picture);
-    this.#running.get(picture)?.abort();
-    this.#running.delete(picture);
-    clearTimeout(this.#timers.get(picture));
-    this.#timers.delete(picture);
+  /** Forgets an image, whatever becomes of it. */
+  remove(image) {
+    this.#waiting = this.#waiting.filter((each) => each !== image);
+    this.#held = this.#held.filter((each) => each !== image);
+    this.#running.get(image)?.abort();
+    this.#running.delete(image);
+    clearTimeout(this.#timers.get(image));
+    this.#timers.delete(image);
     this.#next();
   }
 
   /** Asks again what waits for a key. */
   release() {
-    for (const picture of this.#held.splice(0)) this.#wait(picture);
+    for (const image of this.#held.splice(0)) this.#wait(image);
   }
 
-  #wait(picture) {
-    this.#waiting.push(picture);
-    this.#become(picture, "waiting");
+  #wait(image) {
+    this.#waiting.push(image);
+    this.#become(image, "waiting");
     this.#next();
   }
 
@@ -57,42 +57,42 @@ export class Queue {
     while (this.#running.size < AT_A_TIME && this.#waiting.length) this.#run(this.#waiting.shift());
   }
 
-  async #run(picture) {
+  async #run(image) {
     const aborter = new AbortController();
-    this.#running.set(picture, aborter);
-    picture.attempts += 1;
-    this.#become(picture, "sending");
+    this.#running.set(image, aborter);
+    image.attempts += 1;
+    this.#become(image, "sending");
     let problem = null;
     try {
-      await this.#work(picture, aborter.signal);
+      await this.#work(image, aborter.signal);
     } catch (error) {
       problem = asProblem(error);
     }
     if (aborter.signal.aborted) return; // removed, or taken again
-    this.#running.delete(picture);
-    picture.problem = problem;
+    this.#running.delete(image);
+    image.problem = problem;
     if (problem === null) {
-      this.#become(picture, "done");
+      this.#become(image, "done");
     } else if (problem.status === 401) {
-      this.#held.push(picture);
-      this.#become(picture, "key");
-    } else if (picture.attempts < (problem.passes ? MOST_ATTEMPTS : problem.lost ? LOST_ATTEMPTS : 0)) {
+      this.#held.push(image);
+      this.#become(image, "key");
+    } else if (image.attempts < (problem.passes ? MOST_ATTEMPTS : problem.lost ? LOST_ATTEMPTS : 0)) {
       // Some way apart, or all of them would come back in the same moment.
       const delayMs = 1000 * problem.retryAfterS * (1 + 0.2 * Math.random());
-      picture.retryAt = performance.now() + delayMs;
-      this.#timers.set(picture, setTimeout(() => {
-        this.#timers.delete(picture);
-        this.#wait(picture);
+      image.retryAt = performance.now() + delayMs;
+      this.#timers.set(image, setTimeout(() => {
+        this.#timers.delete(image);
+        this.#wait(image);
       }, delayMs));
-      this.#become(picture, "retrying");
+      this.#become(image, "retrying");
     } else {
-      this.#become(picture, "failed");
+      this.#become(image, "failed");
     }
     this.#next();
   }
 
-  #become(picture, state) {
-    picture.state = state;
-    this.#changed(picture);
+  #become(image, state) {
+    image.state = state;
+    this.#changed(image);
   }
 }

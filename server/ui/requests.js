@@ -1,4 +1,4 @@
-// What is asked of the server: candidates of a picture, its state, its model, its samples.
+// What is asked of the server: candidates of an image, its state, its model, its samples.
 // Paths are relative, so that a proxy may put the page below any prefix.
 
 import { Problem, problemOf } from "./problems.js";
@@ -7,7 +7,7 @@ import { LEAST_CONF } from "./suppression.js";
 const KEY = "yolov8-fla.key";
 // All candidates, once; thresholds are applied here. 999999999 is the largest the server reads.
 const CANDIDATES = `detect?conf=${LEAST_CONF}&iou=1&max_det=999999999&clip=false`;
-// A detection scores at most 1, so this draws nothing: the picture as the server sees it.
+// A detection scores at most 1, so this draws nothing: the image as the server sees it.
 const RENDERED = "detect?conf=1&format=image";
 
 let key = storedKey();
@@ -38,7 +38,7 @@ export function useKey(given) {
   }
 }
 
-/** All candidates of a picture: {answer, roundTripMs}. Throws a Problem; AbortError where aborted. */
+/** All candidates of an image: {answer, roundTripMs}. Throws a Problem; AbortError where aborted. */
 export async function askCandidates(file, signal) {
   const started = performance.now();
   const response = await ask(CANDIDATES, { method: "POST", body: file, signal }).catch((error) => explained(error, file));
@@ -46,7 +46,7 @@ export async function askCandidates(file, signal) {
   return { answer, roundTripMs: performance.now() - started };
 }
 
-/** The picture as the server decoded it, without boxes, for browsers that can't. Throws a Problem. */
+/** The image as the server decoded it, without boxes, for browsers that can't. Throws a Problem. */
 export async function askRendered(file, signal) {
   const response = await ask(RENDERED, { method: "POST", body: file, signal, headers: { Accept: "image/jpeg" } });
   return response.blob();

@@ -1,4 +1,4 @@
-// What was found in the shown picture: classes with counts, and the list.
+// What was found in the shown image: classes with counts, and the list.
 
 import { byId, element, rove } from "./dom.js";
 import { classColour } from "./palette.js";

@@ -1,14 +1,14 @@
-// The row of pictures: each with its thumbnail, its state or its count.
+// The row of images: each with its thumbnail, its state or its count.
 
 import { byId, element, rove } from "./dom.js";
 import { number, words } from "./words.js";
 
 export class Strip {
   #list = byId("strip");
-  #items = new Map(); // picture -> button
+  #items = new Map(); // image -> button
   #select;
 
-  /** @param {(picture) => void} select is told which picture a person chose. */
+  /** @param {(image) => void} select is told which image a person chose. */
   constructor(select) {
     this.#select = select;
     this.#list.addEventListener("keydown", (event) => {
@@ -20,50 +20,50 @@ export class Strip {
     });
   }
 
-  add(picture) {
-    const item = element("button", { type: "button", className: "item", role: "option", "aria-selected": "false", tabIndex: -1, onclick: () => this.#select(picture) },
+  add(image) {
+    const item = element("button", { type: "button", className: "item", role: "option", "aria-selected": "false", tabIndex: -1, onclick: () => this.#select(image) },
       element("span", { className: "thumb" }), element("span", { className: "badge", "aria-hidden": "true" }));
-    item.title = picture.name;
-    this.#items.set(picture, item);
+    item.title = image.name;
+    this.#items.set(image, item);
     this.#list.append(item);
-    this.update(picture);
+    this.update(image);
   }
 
-  remove(picture) {
-    this.#items.get(picture)?.remove();
-    this.#items.delete(picture);
+  remove(image) {
+    this.#items.get(image)?.remove();
+    this.#items.delete(image);
   }
 
-  setThumbnail(picture, canvas) {
-    this.#items.get(picture)?.firstChild.replaceChildren(canvas);
+  setThumbnail(image, canvas) {
+    this.#items.get(image)?.firstChild.replaceChildren(canvas);
   }
 
-  /** Shows the state and the count that a picture has now. */
-  update(picture) {
-    const item = this.#items.get(picture);
+  /** Shows the state and the count that an image has now. */
+  update(image) {
+    const item = this.#items.get(image);
     if (!item) return;
-    const { name, state, count = 0 } = picture;
+    const { name, state, count = 0 } = image;
     item.dataset.state = state;
     item.lastChild.textContent = state === "done" ? number(count) : state === "failed" ? "!" : "";
     const label = state === "done"
-      ? words("strip.picture", { name, n: count })
-      : words("strip.state", { name, state: stateWords(picture) });
+      ? words("strip.image", { name, n: count })
+      : words("strip.state", { name, state: stateWords(image) });
     item.setAttribute("aria-label", label);
   }
 
-  /** Marks the shown picture; null none. */
-  select(picture) {
+  /** Marks the shown image; null none. */
+  select(image) {
     for (const [each, item] of this.#items) {
-      item.setAttribute("aria-selected", String(each === picture));
-      item.tabIndex = each === picture ? 0 : -1;
+      item.setAttribute("aria-selected", String(each === image));
+      item.tabIndex = each === image ? 0 : -1;
     }
-    const item = this.#items.get(picture);
+    const item = this.#items.get(image);
     if (item) this.#list.scrollLeft = item.offsetLeft - (this.#list.clientWidth - item.offsetWidth) / 2;
     else if (this.#list.firstChild) this.#list.firstChild.tabIndex = 0;
   }
 }
 
-/** Where a picture stands, in words. */
+/** Where an image stands, in words. */
 export function stateWords({ state, problem, retryAt }) {
   if (state !== "retrying") return words(`state.${state}`);
   const n = Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));

@@ -3,7 +3,7 @@
 //
 // The candidates are asked for with iou=1 (nothing is suppressed) and clip=false: the server suppresses
 // whole boxes and clips what is left, and so does this. It computes in float32 on the model's input
-// pixels; here scores come with five decimals and boxes with four, in pixels of the picture. So the two
+// pixels; here scores come with five decimals and boxes with four, in pixels of the image. So the two
 // can differ where a score lies within 0.000005 of `conf`, or an overlap within about 0.00001 of `iou`.
 // tests/browser/test_suppression.py holds both against each other.
 
@@ -16,7 +16,7 @@ const FEW_CLASSES = 8; // so many are shown with a count of 0, too
 export const DEFAULTS = Object.freeze({ conf: 0.25, iou: 0.7, maxDet: 300, agnostic: false, hidden: new Set() });
 
 /**
- * The candidates of one picture.
+ * The candidates of one image.
  *
  * @param {Object} result one of the answer's `results`, of a request with conf=0.01, iou=1, clip=false.
  * @returns {{count, scores, classIds, boxes, truncated}} best first; boxes are x1, y1, x2, y2 in pixels.
@@ -61,21 +61,21 @@ export function isTruncated({ truncated, count, scores }, { conf }) {
   return truncated && count > 0 && scores[count - 1] > conf;
 }
 
-/** Detections in the form of the server's answer: boxes end where the picture does. */
-export function detectionsOf(picture, indices) {
-  const { scores, classIds, boxes } = picture.candidates;
+/** Detections in the form of the server's answer: boxes end where the image does. */
+export function detectionsOf(image, indices) {
+  const { scores, classIds, boxes } = image.candidates;
   return indices.map((i) => {
     const [x1, y1, x2, y2] = [0, 1, 2, 3].map((edge) => {
-      const limit = edge % 2 ? picture.height : picture.width;
+      const limit = edge % 2 ? image.height : image.width;
       return Math.round(100 * Math.min(Math.max(boxes[4 * i + edge], 0), limit)) / 100;
     });
-    return { class_id: classIds[i], class_name: picture.classNames.get(classIds[i]), score: scores[i], box: { x1, y1, x2, y2 } };
+    return { class_id: classIds[i], class_name: image.classNames.get(classIds[i]), score: scores[i], box: { x1, y1, x2, y2 } };
   });
 }
 
-/** The classes that a picture's candidates have: {id, name, shown, count}, counted as if all were shown. */
-export function classesOf(picture, values) {
-  const { candidates, classNames } = picture;
+/** The classes that an image's candidates have: {id, name, shown, count}, counted as if all were shown. */
+export function classesOf(image, values) {
+  const { candidates, classNames } = image;
   const counts = new Map([...classNames.keys()].map((id) => [id, 0]));
   for (const i of suppress(candidates, { ...values, hidden: new Set() })) {
     counts.set(candidates.classIds[i], counts.get(candidates.classIds[i]) + 1);

@@ -1,4 +1,4 @@
-// Where the time of one picture went.
+// Where the time of one image went.
 
 import { byId, element } from "./dom.js";
 import { number, words } from "./words.js";

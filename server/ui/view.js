@@ -1,9 +1,9 @@
-// The picture behind the boxes: loaded from its file, or as the server read it where that differs.
+// The image behind the boxes: loaded from its file, or as the server read it where that differs.
 
-import { isFrameOf, loadRendered, loadView } from "./pictures.js";
+import { isFrameOf, loadRendered, loadView } from "./images.js";
 
 /**
- * Keeps one picture loaded. Sets its `framed`, whether what the viewer shows has the frame that the
+ * Keeps one image loaded. Sets its `framed`, whether what the viewer shows has the frame that the
  * boxes are in, and its `note`, the key of what is to be said about the view, or null.
  *
  * @param {Viewer} viewer shows it.
@@ -13,7 +13,7 @@ export class View {
   #viewer;
   #changed;
   #loaded = null; // {media, release}
-  #of = null; // the picture that it is of
+  #of = null; // the image that it is of
   #request = new AbortController();
 
   constructor(viewer, changed) {
@@ -26,36 +26,36 @@ export class View {
     return this.#loaded?.media ?? null;
   }
 
-  /** Shows a picture as far as it is known now; to be called again when it is answered. */
-  async show(picture) {
-    if (this.#of === picture && (picture.state !== "done" || picture.framed)) return;
+  /** Shows an image as far as it is known now; to be called again when it is answered. */
+  async show(image) {
+    if (this.#of === image && (image.state !== "done" || image.framed)) return;
     this.#request.abort();
     this.#request = new AbortController();
     const { signal } = this.#request;
-    picture.framed = false;
-    picture.note = null;
+    image.framed = false;
+    image.note = null;
     this.#changed();
-    if (this.#of !== picture) {
-      const loaded = await loadView(picture.file);
+    if (this.#of !== image) {
+      const loaded = await loadView(image.file);
       if (signal.aborted) return loaded?.release();
-      this.#replace(picture, loaded);
+      this.#replace(image, loaded);
     }
-    if (picture.state === "done" && !isFrameOf(this.#loaded, picture)) {
+    if (image.state === "done" && !isFrameOf(this.#loaded, image)) {
       // The browser can't read the file, or turned it otherwise: the server is asked for what it sees.
       this.#viewer.show(null, null);
-      const rendered = await loadRendered(picture.file, signal);
+      const rendered = await loadRendered(image.file, signal);
       if (signal.aborted) return rendered?.release();
-      if (!isFrameOf(rendered, picture)) rendered?.release();
-      this.#replace(picture, isFrameOf(rendered, picture) ? rendered : null);
-      picture.note = this.#loaded ? "stage.rendered" : "stage.plate";
+      if (!isFrameOf(rendered, image)) rendered?.release();
+      this.#replace(image, isFrameOf(rendered, image) ? rendered : null);
+      image.note = this.#loaded ? "stage.rendered" : "stage.plate";
     }
-    picture.framed = picture.state === "done";
-    const size = picture.framed ? picture : this.media && { width: this.media.naturalWidth, height: this.media.naturalHeight };
+    image.framed = image.state === "done";
+    const size = image.framed ? image : this.media && { width: this.media.naturalWidth, height: this.media.naturalHeight };
     this.#viewer.show(this.media, size && { width: size.width, height: size.height });
     this.#changed();
   }
 
-  /** Lets go of the picture, and of what is still being loaded. */
+  /** Lets go of the image, and of what is still being loaded. */
   drop() {
     this.#request.abort();
     this.#request = new AbortController();
@@ -63,9 +63,9 @@ export class View {
     this.#viewer.show(null, null);
   }
 
-  #replace(picture, loaded) {
+  #replace(image, loaded) {
     this.#loaded?.release();
     if (this.#of) this.#of.framed = false;
-    [this.#loaded, this.#of] = [loaded, picture];
+    [this.#loaded, this.#of] = [loaded, image];
   }
 }

@@ -1,4 +1,4 @@
-// The stage: one picture (or the camera) with its boxes, fitted or zoomed.
+// The stage: one image (or the camera) with its boxes, fitted or zoomed.
 
 import { detectionAt, drawDetections } from "./drawing.js";
 import { byId } from "./dom.js";
@@ -17,11 +17,11 @@ export class Viewer {
   #media = null; // <img>, <video> or null for a plate
   #size = { width: 0, height: 0 };
   #zoom = 1; // times the fitted size
-  #centre = { x: 0.5, y: 0.5 }; // of the picture, in the stage's middle
+  #centre = { x: 0.5, y: 0.5 }; // of the image, in the stage's middle
   #detections = [];
   #marked = -1;
   #labels = true;
-  #drag = null; // where the pointer was last, while it pulls the picture
+  #drag = null; // where the pointer was last, while it pulls the image
   #dragged = false; // what follows is no click
   #drawing = false;
   #listeners;
@@ -74,7 +74,7 @@ export class Viewer {
   zoomBy(factor, at = { x: 0.5, y: 0.5 }) {
     const before = this.#view();
     const scale = Math.min(Math.max(before.scale * factor, before.fit), Math.max(LARGEST_SCALE, before.fit));
-    // The point of the picture under `at` (shares of the stage) stays where it is.
+    // The point of the image under `at` (shares of the stage) stays where it is.
     const point = { x: (at.x * before.stageWidth - before.x) / before.scale, y: (at.y * before.stageHeight - before.y) / before.scale };
     this.#zoom = scale / before.fit;
     this.#centre = {

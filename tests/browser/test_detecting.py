@@ -216,13 +216,13 @@ def test_a_turned_photo_is_upright_and_a_tiff_is_shown_by_the_server(
     expect(visit.page.locator("#note")).to_be_empty()
     visit.pick(tiff)
     visit.done(2)
-    expect(visit.page.locator("#note")).to_contain_text("as the server read it")
+    expect(visit.page.locator("#note")).to_contain_text("as decoded by the server")
     assert visit.page.evaluate("document.querySelector('#stage .media').naturalWidth") == 640
     assert drawn_pixels(visit) > 0
     visit.page.locator(".item").first.click()
     expect(visit.page.locator("#note")).to_be_empty()
     visit.page.locator(".item").nth(1).click()  # answered before it is looked at
-    expect(visit.page.locator("#note")).to_contain_text("as the server read it")
+    expect(visit.page.locator("#note")).to_contain_text("as decoded by the server")
     assert visit.page.evaluate("document.querySelector('#stage .media').naturalWidth") == 640
     visit.page.wait_for_function("() => !document.querySelector('#stage.plate')")
 
@@ -275,7 +275,7 @@ def test_what_is_served_is_told(open_page: Open, url: str) -> None:
     served = page.locator("#served-list")
     for text in ("yolov8n-fla-bccd", "fp32", "CPUExecutionProvider", "RBC, WBC, Platelets"):
         expect(served).to_contain_text(text)
-    expect(served).to_contain_text("Checked against its source")
+    expect(served).to_contain_text("Verified against its source")
     expect(served).to_contain_text(this_build().version)
     page.locator("#certificate summary").click()
     expect(page.locator("#certificate-json")).to_contain_text('"verdict": "equal"')

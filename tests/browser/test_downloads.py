@@ -114,7 +114,7 @@ def test_yolo_labels_are_shares_of_the_picture(visit: Visit, there: list[dict[st
 def test_the_annotated_picture_has_the_pictures_size_and_boxes(
     visit: Visit, samples: list[Path], kind: str
 ) -> None:
-    name, content = download(visit, f"[data-picture='image/{kind}']")
+    name, content = download(visit, f"[data-image='image/{kind}']")
     assert name == f"smear_1-boxes.{kind.replace('e', '')}"
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     plain = cv2.imread(str(samples[0]))
@@ -144,10 +144,10 @@ def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Pat
         """(names) => {
           const box = {x1: 1, y1: 2, x2: 3, y2: 4};
           const detections = [{class_id: 0, class_name: "=1+1", score: 0.5, box}];
-          const pictures = names.map((name) => (
+          const images = names.map((name) => (
             {name, width: 10, height: 10, truncated: false, error: null, detections}));
-          return [Object.keys(f.asYolo(pictures, ["a\\nb"])), f.asCsv(pictures),
-                  f.asYolo(pictures, ["a\\nb"])["classes.txt"]];
+          return [Object.keys(f.asYolo(images, ["a\\nb"])), f.asCsv(images),
+                  f.asYolo(images, ["a\\nb"])["classes.txt"]];
         }""",
         names,
     )
@@ -158,7 +158,7 @@ def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Pat
         "=HYPERLINK(1)+A1",
         "A",
         "a-2",
-        "picture",
+        "image",
         "图 1",
         "con,ma",
         "_CON",

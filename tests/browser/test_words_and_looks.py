@@ -60,9 +60,9 @@ def test_chinese_browsers_get_chinese_and_can_switch(
     expect(page.locator("#found h2")).to_have_text("检测结果")
     page.get_by_role("button", name="English").click()
     expect(page.locator("html")).to_have_attribute("lang", "en")
-    expect(page.locator("#found h2")).to_have_text("Found")
+    expect(page.locator("#found h2")).to_have_text("Detections")
     page.reload()
-    expect(page.locator("#pick")).to_have_text("Choose pictures")
+    expect(page.locator("#pick")).to_have_text("Choose images")
 
 
 def test_other_languages_get_english(open_page: Open, url: str) -> None:

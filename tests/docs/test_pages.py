@@ -51,3 +51,13 @@ def test_container_commands_are_on_the_page_that_the_containers_tests_run(repo_d
     assert {block.page for block in blocks_of_kind(repo_dir, "container")} == {"README.md"}
     runs_them = (repo_dir / "tests" / "container" / "test_pages.py").read_text(encoding="utf-8")
     assert 'PAGE = "README.md"' in runs_them
+
+
+def test_the_flow_diagram_is_that_of_the_index(repo_dir: Path) -> None:
+    index = (repo_dir / "docs" / "index.md").read_text(encoding="utf-8")
+    (diagram,) = [
+        block
+        for block in blocks_of_kind(repo_dir, "by")
+        if block.rest.endswith("test_the_flow_diagram_is_that_of_the_index")
+    ]
+    assert f"```text\n{diagram.text.rstrip()}\n```\n" in index

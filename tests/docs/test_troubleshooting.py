@@ -100,7 +100,9 @@ def quoted_lines() -> list[str]:
                 lines += block.splitlines()
         for bullet in BULLET.findall(text):
             lines += re.findall(r"\*\*`(.+?)`\*\*", bullet)
-    training = (REPO / "docs/train.md").read_text(encoding="utf-8").partition("goes wrong")[2]
+    training = (
+        (REPO / "docs/train.md").read_text(encoding="utf-8").partition("## Troubleshooting")[2]
+    )
     return lines + re.findall(r"^\| `{1,2}(.+?)`{1,2} \|", training, re.MULTILINE)
 
 

@@ -5,7 +5,7 @@ import { askRendered } from "./requests.js";
 const THUMBNAIL_PX = 192;
 
 /**
- * Loads a file into an <img>. Only one full picture is kept: many of 12 megapixels would take gigabytes.
+ * Loads a file into an <img>. Only one full image is kept: many of 12 megapixels would take gigabytes.
  *
  * @returns {Promise<{media, release}|null>} null where the browser can't read it, as TIFF.
  */
@@ -57,6 +57,6 @@ export async function makeThumbnail(file) {
   } catch {
     return null;
   } finally {
-    bitmap?.close(); // at once: it holds the whole picture
+    bitmap?.close(); // at once: it holds the whole image
   }
 }
