@@ -59,12 +59,12 @@ def stages(data: bytes, model: Path, rounds: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, reduced in (("exactly", False), ("reduced", True)):
         times = [
-            prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=reduced)[1]
+            prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, dct_scaling=reduced)[1]
             for _ in range(rounds)
         ]
         found[f"decode {name}"] = statistics.median(each["decode"] for each in times) * 1e3
         found[f"letterbox {name}"] = statistics.median(each["letterbox"] for each in times) * 1e3
-    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=True)
+    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, dct_scaling=True)
     batch = prepared.canvas[None]
     one = Session.open(artifact, device="cpu", threads=1)
     found["inference, 1 thread"] = median_ms(lambda: one.run(batch), rounds)

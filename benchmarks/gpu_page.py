@@ -131,7 +131,7 @@ def server(figures: Figures) -> list[str]:
     """Saturation and given rates."""
     rows, rates = [], []
     for row in figures["arrangements"]:
-        many = str(row["http_processes"])
+        many = str(row["http_workers"])
         if "to_pipeline" in row:
             loads = row["loads"]
             rows.append(
@@ -156,9 +156,9 @@ def server(figures: Figures) -> list[str]:
             ]
             for load in row["rates"]
         ]
-    saturated = ["HTTP processes", "clients", "images/s", "to the pipeline", "to the session"]
+    saturated = ["HTTP workers", "clients", "images/s", "to the pipeline", "to the session"]
     saturated += ["server's CPUs", "busiest generator's CPU", "not right"]
-    given = ["HTTP processes", "load", "offered/s", "images/s", "p50 ms", "p99 ms"]
+    given = ["HTTP workers", "load", "offered/s", "images/s", "p50 ms", "p99 ms"]
     given += ["server's CPUs", "sent late, p99 ms", "statuses"]
     return [table(saturated, rows), table(given, rates)]
 
@@ -233,7 +233,7 @@ def front(figures: Figures) -> list[str]:
     tables = []
     for row in figures["arrangements"]:
         load = row["load"]
-        title = f"{row['http_processes']} HTTP process(es), {row['clients']} clients: "
+        title = f"{row['http_workers']} HTTP worker(s), {row['clients']} clients: "
         title += f"{load['images_per_s']:,.0f} images/s, {number(load['server_cpus'])} CPUs"
         lines = [
             [

@@ -31,7 +31,7 @@ from server.ray.detect_folder.detecting import Detecting, Limits
 from server.ray.detect_folder.folders import LocalFolder
 from server.vision.nms import DetectParameters
 
-LIMITS = Limits(bytes=64 * 2**20, pixels=50_000_000, reduced=True)
+LIMITS = Limits(bytes=64 * 2**20, pixels=50_000_000, dct_scaling=True)
 LOOK_S = 0.2
 AT_ONCE = 1000  # images handed to the pipeline in one process
 

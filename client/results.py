@@ -164,7 +164,7 @@ class Health:
     """State of the server, and what really runs: None until the model is loaded.
 
     Attributes:
-        status: "starting", "ready", "stuck", "draining" or "failed".
+        status: "starting", "ready", "hung", "draining" or "failed".
         server_version: of the package.
         revision: the commit that was built.
         model: the model's name.
@@ -174,7 +174,7 @@ class Health:
         provider: ONNX Runtime's execution provider.
         device: what it runs on.
         cpu_fallback: why the model runs on the CPU though a GPU was to be expected.
-        lanes: model calls that may run side by side.
+        instances: model calls that may run side by side.
         max_batch_size: images of one model call at most.
         queue_images: images that wait now.
         max_queue_images: that may wait.
@@ -190,7 +190,7 @@ class Health:
     provider: str | None
     device: str | None
     cpu_fallback: str | None
-    lanes: int | None
+    instances: int | None
     max_batch_size: int | None
     queue_images: int
     max_queue_images: int

@@ -66,7 +66,7 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     from server.settings import Settings
 
     settings = Settings.load(arguments, os.environ)
-    several = settings.http_processes > 1
+    several = settings.http_workers > 1
     configure_logging(settings.log_format, log, process="model" if several else None)
 
     import cv2

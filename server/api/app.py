@@ -28,7 +28,7 @@ from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.tracing import open_tracing
 from server.serving.body_budget import ByteBudget
-from server.serving.decode_pool import upload_share
+from server.serving.decode_pool import body_share
 from server.serving.interface import Model, measured
 from server.serving.local_model import Loader, OwnModel
 from server.serving.service import Service
@@ -67,13 +67,13 @@ def create_app(
     keys = keys or Keys(settings.api_keys, settings.api_keys_file)
     tracing = open_tracing(settings.otlp_endpoint)
     memory_bytes = memory_bytes or available_bytes()
-    unset_bytes = max(settings.max_body_bytes, upload_share(memory_bytes))
-    uploads = ByteBudget(settings.max_upload_bytes or unset_bytes)
+    unset_bytes = max(settings.max_body_bytes, body_share(memory_bytes))
+    body_budget = ByteBudget(settings.max_inflight_body_bytes or unset_bytes)
     metrics = measured(
         settings,
         sorted(rejection_reasons()),
         queue=lambda: model.queue,
-        uploads=uploads,
+        body_budget=body_budget,
         state=lambda: service.status,
     )
     model: Model
@@ -87,7 +87,7 @@ def create_app(
         model,
         metrics,
         on_failure=on_failure,
-        uploads=uploads,
+        body_budget=body_budget,
         memory_bytes=memory_bytes,
     )
 
@@ -158,7 +158,7 @@ def create_app(
     app.add_middleware(
         RequestScope,
         metrics=metrics,
-        uploads=uploads,
+        body_budget=body_budget,
         unexpected=answer_unexpected(respond),
         ending=lambda: service.ending,
         tracing=tracing,

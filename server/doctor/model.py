@@ -104,7 +104,7 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
         yield Check(SECTION, "chosen", "ok", engine.reason)
     text = f"{engine.provider} on {engine.device}, ready after {load_s:.1f} s"
     yield Check(SECTION, "runs on", "ok", text)
-    text = f"{engine.lanes} side by side, batches of up to {engine.max_batch_size}"
+    text = f"{engine.instances} side by side, batches of up to {engine.max_batch_size}"
     if engine.provider == CPU:
         all_threads = threads or available_cpus()
         text += f"; CPU threads: {threads or 1} for each, {all_threads} for a lone one"

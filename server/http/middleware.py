@@ -81,7 +81,7 @@ class RequestScope:
     Args:
         app: what answers.
         metrics: where requests are counted.
-        uploads: the memory that bodies may take.
+        body_budget: the memory that bodies may take.
         unexpected: makes the answer to an exception that nobody caught.
         ending: whether the process ends. Then each answer is its connection's last, and says so: a
             busy client would go on being refused there, until the connection is reset.
@@ -93,14 +93,14 @@ class RequestScope:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        uploads: ByteBudget,
+        body_budget: ByteBudget,
         unexpected: Callable[[Scope], Response],
         ending: Callable[[], bool],
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._uploads = uploads
+        self._body_budget = body_budget
         self._unexpected = unexpected
         self._ending = ending
         self._tracing = tracing
@@ -111,7 +111,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord(_request_id(headers), self._uploads.share())
+        record = RequestRecord(_request_id(headers), self._body_budget.share())
         scope.setdefault("state", {})["record"] = record
         exchange = _Exchange(receive, send, record, self._ending)
         method = scope["method"]

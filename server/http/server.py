@@ -129,7 +129,7 @@ class Server(uvicorn.Server):
         limits = ConnectionLimits(
             settings.header_timeout_s,
             connection_limit(max_connections),
-            max_unfetched_bytes=service.uploads.max_bytes,  # as much going out as coming in
+            max_unfetched_bytes=service.body_budget.max_bytes,  # as much going out as coming in
         )
         super().__init__(
             uvicorn.Config(

@@ -121,9 +121,9 @@ class Engine:
     Args:
         artifact: what is loaded.
         reason: why this file, in words.
-        session: runs batches, up to `lanes` of them at the same time.
+        session: runs batches, up to `instances` of them at the same time.
         lone_session: runs a batch beside which nothing else runs; by default `session`.
-        lanes: model calls that may run side by side, >= 1.
+        instances: model calls that may run side by side, >= 1.
         max_batch_size: images of one call, >= 1.
 
     Attributes:
@@ -138,12 +138,12 @@ class Engine:
         session: OpenSession,
         *,
         lone_session: OpenSession | None = None,
-        lanes: int = 1,
+        instances: int = 1,
         max_batch_size: int = 1,
     ) -> None:
         self.artifact = artifact
         self.reason = reason
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.provider = session.provider
         self.device = session.device
@@ -174,7 +174,8 @@ class Engine:
                 one where several run.
             max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
             cpus: that calls share, >= 1; by default those that affinity and quota leave.
-            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its lanes.
+            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its
+                instances.
             tensorrt_cache: as `Session.open` takes it.
 
         Raises:
@@ -198,20 +199,20 @@ class Engine:
                         cuda=options,
                         tensorrt_cache=tensorrt_cache,
                     )
-                    for _ in range(options.lanes)
+                    for _ in range(options.instances)
                 ]
                 return Engine(
                     artifact,
                     reason,
                     _side_by_side(on_gpu),
-                    lanes=options.lanes,
+                    instances=options.instances,
                     max_batch_size=size,
                 )
             threads = intra_op_threads or 1
-            lanes = max(1, all_cpus // threads)
+            instances = max(1, all_cpus // threads)
             sessions = [
                 Session.open(artifact, device=one, threads=threads)
-                for _ in range(lanes if threads > 1 else 1)
+                for _ in range(instances if threads > 1 else 1)
             ]
             lone = None
             if intra_op_threads is None and all_cpus > 1:
@@ -221,7 +222,7 @@ class Engine:
                 reason,
                 _side_by_side(sessions),
                 lone_session=lone,
-                lanes=lanes,
+                instances=instances,
                 max_batch_size=max_batch_size or 1,
             )
 

@@ -22,7 +22,11 @@ Snapshot: TypeAlias = list[Family]
 
 ADDED = ("counter", "histogram")
 SUMMED = frozenset(
-    {"detector_inflight_requests", "detector_upload_bytes", "detector_max_upload_bytes"}
+    {
+        "detector_inflight_requests",
+        "detector_inflight_body_bytes",
+        "detector_max_inflight_body_bytes",
+    }
 )
 _PROCESS = "process_"
 

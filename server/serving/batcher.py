@@ -45,15 +45,16 @@ class Slots(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Groups waiting items of one bucket and hands them to `run_batch`.
 
-    A batch starts as soon as one of the lanes is free and one of these holds: a bucket has
+    A batch starts as soon as one of the instances is free and one of these holds: a bucket has
     `max_batch_size` items; its first item has waited `max_queue_delay_s`; or nobody holds a
     reserved place, so that waiting longer could bring no company (a lone client never pays the
     delay). Among buckets that may start, the one whose first item's turn it is goes first.
 
-    What waits is spread over the free lanes before batches grow: so it is on CPUs, of which each
-    lane has its own. Lanes of one GPU share it, and full batches are worth more there: without
-    `spread`, batches grow first, and beside a batch that runs only a full one starts, or what
-    waited already when one ended.
+    What waits is spread over the free instances before batches grow: so it is on CPUs, of which
+        each
+    instance has its own. Instances of one GPU share it, and full batches are worth more there:
+    without `spread`, batches grow first, and beside a batch that runs only a full one starts, or
+    what waited already when one ended.
 
     A batch of several that fails is run again item by item, once, so that one bad item takes no
     other along.
@@ -64,9 +65,9 @@ class Batcher(Generic[Item, Result]):
         bucket: the items of one batch have equal values of it.
         max_queue_delay_s: seconds, >= 0; 0 batches only what already waits.
         max_queue_images: items that may be reserved or wait, >= 1; past it `reserve` raises.
-        lanes: batches that may run at the same time, >= 1.
+        instances: batches that may run at the same time, >= 1.
         max_batch_size: items, >= 1.
-        spread: over the lanes before batches grow.
+        spread: over the instances before batches grow.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class Batcher(Generic[Item, Result]):
         bucket: Callable[[Item], Hashable],
         max_queue_delay_s: float,
         max_queue_images: int,
-        lanes: int = 1,
+        instances: int = 1,
         max_batch_size: int = 1,
         spread: bool = True,
     ) -> None:
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.spread = spread
         self._run_batch = run_batch
@@ -89,11 +90,11 @@ class Batcher(Generic[Item, Result]):
         self._max_queue_images = max_queue_images
         self._waiting = Turns[Item, Result]()
         self._reserved = 0
-        self._in_lanes: list[list[Entry[Item, Result]]] = []
+        self._running: list[list[Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
         self._last_end = -math.inf  # of a batch, by the event loop's clock
         self._ended = False
-        self._item_s = 0.0  # moving average of a lane's seconds per item; 0 before the first
+        self._item_s = 0.0  # moving average of an instance's seconds per item; 0 before the first
 
     @property
     def queue_images(self) -> int:
@@ -102,19 +103,19 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def running_batches(self) -> int:
-        """Lanes that are busy."""
-        return len(self._in_lanes)
+        """Instances that are busy."""
+        return len(self._running)
 
-    def resize(self, *, lanes: int, max_batch_size: int, spread: bool = True) -> None:
+    def resize(self, *, instances: int, max_batch_size: int, spread: bool = True) -> None:
         """Changes how many batches may run at the same time, and their size, from the next on."""
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.spread = spread
         self._changed.set()
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
-        empty_in_s = self.queue_images * self._item_s / self.lanes
+        empty_in_s = self.queue_images * self._item_s / self.instances
         return max(1, min(60, math.ceil(empty_in_s)))
 
     def refuse_when_full(self) -> None:
@@ -157,22 +158,22 @@ class Batcher(Generic[Item, Result]):
         """
         fault: BaseException | None = None
         try:
-            async with asyncio.TaskGroup() as lanes:
+            async with asyncio.TaskGroup() as instances:
                 while True:
                     batch = await self._next_batch()
-                    alone = not self._in_lanes and len(batch) == 1 and self.queue_images == 0
-                    self._in_lanes.append(batch)
-                    lanes.create_task(self._run(batch, alone))
+                    alone = not self._running and len(batch) == 1 and self.queue_images == 0
+                    self._running.append(batch)
+                    instances.create_task(self._run(batch, alone))
                     del batch  # or the last one, with its model, would stay until the next
         except BaseExceptionGroup as faults:
             fault = faults.exceptions[0]
         finally:
             self._ended = True
-            # In the lanes, too: a task that is cancelled before it begins never runs its batch.
-            for entries in (self._waiting.clear(), *self._in_lanes):
+            # In the instances, too: a task that is cancelled before it begins never runs its batch.
+            for entries in (self._waiting.clear(), *self._running):
                 for entry in entries:
                     fail(entry, "the batch loop has ended")
-            self._in_lanes = []
+            self._running = []
         assert fault is not None, "only a fault ends the loop"
         raise fault  # out here, so that the group is not its context
 
@@ -212,13 +213,13 @@ class Batcher(Generic[Item, Result]):
                 bucket: self._startable_at(entries) for bucket, entries in waiting.items()
             }
             ready = [bucket for bucket, at_s in startable_s.items() if at_s <= loop.time()]
-            if ready and len(self._in_lanes) < self.lanes:
+            if ready and len(self._running) < self.instances:
                 batch = self._take(min(ready, key=lambda bucket: waiting[bucket][0]))
                 if batch:
                     return batch
                 continue
             self._changed.clear()
-            # With every lane busy only the end of a batch can help, and that is a change.
+            # With every instance busy only the end of a batch can help, and that is a change.
             later_s = (at_s for at_s in startable_s.values() if at_s < math.inf)
             wake_s = min(later_s, default=None) if not ready else None
             try:
@@ -231,7 +232,7 @@ class Batcher(Generic[Item, Result]):
         """When a batch of one bucket may start, in seconds of the event loop's clock."""
         if len(entries) >= self.max_batch_size:
             return -math.inf
-        if self._in_lanes and not self.spread and entries[0].submitted > self._last_end:
+        if self._running and not self.spread and entries[0].submitted > self._last_end:
             return math.inf  # the end of a batch is a change
         if self._reserved == 0:
             return -math.inf
@@ -239,7 +240,7 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self, bucket: Hashable) -> list[Entry[Item, Result]]:
         """The items of the next batch; none when all that waited were late or given up."""
-        free = self.lanes - len(self._in_lanes) if self.spread else 1
+        free = self.instances - len(self._running) if self.spread else 1
         share = math.ceil(len(self._waiting.buckets[bucket]) / free)
         return self._waiting.take(bucket, min(share, self.max_batch_size))
 
@@ -254,7 +255,7 @@ class Batcher(Generic[Item, Result]):
                 fail(entry, "the batch loop has ended")
             raise
         finally:
-            self._in_lanes = [each for each in self._in_lanes if each is not batch]
+            self._running = [each for each in self._running if each is not batch]
             self._last_end = asyncio.get_running_loop().time()
             self._changed.set()
 

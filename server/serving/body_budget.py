@@ -52,14 +52,14 @@ class Share:
         budget = self._budget
         if self._taken + count > budget.max_bytes:
             raise TooLarge(
-                f"the request needs {self._taken + count} bytes of memory; max_upload_bytes is "
-                f"{budget.max_bytes}",
+                f"the request needs {self._taken + count} bytes of memory; "
+                f"max_inflight_body_bytes is {budget.max_bytes}",
                 code="body_too_large",
             )
         if budget.taken + count > budget.max_bytes:
             raise UploadsFull(
                 f"other requests hold {budget.taken - self._taken} bytes and this one needs "
-                f"{self._taken + count}; max_upload_bytes is {budget.max_bytes}"
+                f"{self._taken + count}; max_inflight_body_bytes is {budget.max_bytes}"
             )
 
     def give_back(self) -> None:

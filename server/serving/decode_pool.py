@@ -4,7 +4,7 @@ Of a container's limit, or the machine's memory, `decoding_share` leaves to deco
 else needs. With 1 GiB and the default model and settings that is about 550 MiB:
 
     128 MiB   an eighth, spare: allocators, connections, another model during a reload
-    128 MiB   bodies: max_upload_bytes, by default an eighth, 256 MiB at most
+    128 MiB   bodies: max_inflight_body_bytes, by default an eighth, 256 MiB at most
      63 MiB   canvases: max_queue_images of the largest bucket
     160 MiB   the process when it is ready
     545 MiB   decoding
@@ -29,19 +29,19 @@ from server.serving.threads import DECODE_NICENESS, ClientLeft, nice_pool, on_po
 from server.vision.decode import costliest_bytes
 
 LEAST_BYTES = 32 * 2**20
-_SPARE_SHARE = _UPLOAD_SHARE = 8
-_MAX_UPLOAD_BYTES = 256 * 2**20
+_SPARE_SHARE = _BODY_SHARE = 8
+_MAX_INFLIGHT_BODY_BYTES = 256 * 2**20
 
 Result = TypeVar("Result")
 
 
-def upload_share(limit_bytes: int) -> int:
+def body_share(limit_bytes: int) -> int:
     """Bytes of bodies in memory at once, where nobody set them."""
-    return min(_MAX_UPLOAD_BYTES, limit_bytes // _UPLOAD_SHARE)
+    return min(_MAX_INFLIGHT_BODY_BYTES, limit_bytes // _BODY_SHARE)
 
 
 def decoding_share(
-    limit_bytes: int, *, resident_bytes: int, canvas_bytes: int, upload_bytes: int
+    limit_bytes: int, *, resident_bytes: int, canvas_bytes: int, inflight_body_bytes: int
 ) -> int:
     """What decoding may take, at least `LEAST_BYTES`, however small the limit is.
 
@@ -49,10 +49,12 @@ def decoding_share(
         limit_bytes: of the whole process.
         resident_bytes: of the process with its model, warm and idle.
         canvas_bytes: of all canvases that may wait.
-        upload_bytes: of all bodies that may be in memory.
+        inflight_body_bytes: of all bodies that may be in memory.
     """
     spare = limit_bytes // _SPARE_SHARE
-    return max(LEAST_BYTES, limit_bytes - spare - resident_bytes - canvas_bytes - upload_bytes)
+    return max(
+        LEAST_BYTES, limit_bytes - spare - resident_bytes - canvas_bytes - inflight_body_bytes
+    )
 
 
 class NoRoom(Exception):

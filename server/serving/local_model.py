@@ -142,9 +142,9 @@ class OwnModel:
 
     @property
     def status(self) -> str:
-        """The state; "stuck" where a model call does not return."""
-        stuck = self.state == "ready" and self.queue.stuck_s() is not None
-        return "stuck" if stuck else self.state
+        """The state; "hung" where a model call does not return."""
+        hung = self.state == "ready" and self.queue.hung_s() is not None
+        return "hung" if hung else self.state
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -210,7 +210,7 @@ class OwnModel:
 
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
-        refuse_unless_ready(self.state, self.queue.stuck_s(), self._settings.stuck_after_s)
+        refuse_unless_ready(self.state, self.queue.hung_s(), self._settings.inference_watchdog_s)
 
     async def measure(self) -> Callable[[], bytes]:
         """What makes the text of all metrics, on a thread."""
@@ -265,7 +265,7 @@ class OwnModel:
             load_s=round(time.perf_counter() - loading.started, 3),
             reason=engine.reason,
             cpu_fallback=engine.cpu_fallback,
-            lanes=engine.lanes,
+            instances=engine.instances,
             max_batch_size=engine.max_batch_size,
             **running,
         )

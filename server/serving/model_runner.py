@@ -67,7 +67,7 @@ class ModelCalls:
     copies = False
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._stuck_after_s = settings.stuck_after_s
+        self._inference_watchdog_s = settings.inference_watchdog_s
         self._metrics = metrics
         self._calling: ThreadPoolExecutor | None = None
         self._calls: dict[object, float] = {}  # start of each model call that runs
@@ -85,12 +85,12 @@ class ModelCalls:
         return self.batcher.queue_images
 
     @property
-    def lanes(self) -> int:
+    def instances(self) -> int:
         """Model calls that may run side by side; 0 before there is a model."""
-        return self.batcher.lanes if self._calling else 0
+        return self.batcher.instances if self._calling else 0
 
     @property
-    def busy_lanes(self) -> int:
+    def active_inferences(self) -> int:
         """Model calls that run."""
         return len(self._calls)
 
@@ -99,10 +99,10 @@ class ModelCalls:
         # A copy, made in one step: metrics are read on another thread.
         return min(list(self._calls.values()), default=math.inf)
 
-    def stuck_s(self) -> float | None:
-        """Seconds that a model call has been running which is stuck; None when none is."""
+    def hung_s(self) -> float | None:
+        """Seconds that a model call has been running which is hung; None when none is."""
         running_s = time.monotonic() - self.oldest_call()
-        return running_s if running_s > self._stuck_after_s else None
+        return running_s if running_s > self._inference_watchdog_s else None
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
@@ -121,18 +121,18 @@ class ModelCalls:
 
     def arrange_for(self, engine: Engine) -> None:
         """Makes room for as many model calls, and as large ones, as an engine takes."""
-        # Not more threads than lanes: a CUDA session keeps handles and memory for each.
-        before, self._calling = self._calling, nice_pool(engine.lanes, "model", MODEL_NICENESS)
+        # Not more threads than instances: a CUDA session keeps handles and memory for each.
+        before, self._calling = self._calling, nice_pool(engine.instances, "model", MODEL_NICENESS)
         if before is not None:
             before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(
-            lanes=engine.lanes,
+            instances=engine.instances,
             max_batch_size=engine.max_batch_size,
-            spread=engine.device == "cpu",  # each lane has CPUs of its own; a GPU is shared
+            spread=engine.device == "cpu",  # each instance has CPUs of its own; a GPU is shared
         )
 
     def shut_down(self) -> None:
-        """Ends the threads, without waiting for a call that is stuck in the provider."""
+        """Ends the threads, without waiting for a call that is hung in the provider."""
         if self._calling is not None:
             self._calling.shutdown(wait=False, cancel_futures=True)
 
@@ -159,7 +159,7 @@ class ModelCalls:
             return await asyncio.get_running_loop().run_in_executor(self._calling, run)
         finally:
             del self._calls[call]
-            self._metrics.lane_seconds.inc(time.monotonic() - began)
+            self._metrics.inference_busy_seconds.inc(time.monotonic() - began)
             for room in rooms:
                 room.leave()
             self.noted()

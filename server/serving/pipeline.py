@@ -259,7 +259,7 @@ class Pipeline:
                 encoded,
                 engine.artifact.metadata,
                 max_pixels=self._settings.max_image_pixels,
-                reduced=self._settings.jpeg_reduced_decoding,
+                dct_scaling=self._settings.jpeg_dct_scaling,
                 require=claim.require,
             )
             place.put(prepared.canvas)

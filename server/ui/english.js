@@ -132,7 +132,7 @@ export const EN = {
 
   "status.starting": "Loading the model…",
   "status.ready": "Ready",
-  "status.stuck": "The model does not answer",
+  "status.hung": "The model does not answer",
   "status.draining": "Shutting down",
   "status.failed": "Failed",
   "status.unreachable": "No connection",

@@ -25,7 +25,7 @@ __all__ = [
     "Require",
     "costliest_bytes",
     "decode",
-    "decode_reduced",
+    "decode_dct_scaled",
     "decoding_bytes",
     "picture_bytes",
     "quiet_codecs",
@@ -80,7 +80,7 @@ def decode(data: bytes, *, max_pixels: int, require: Require = unlimited) -> NDA
     return _decode_exactly(data, header)
 
 
-def decode_reduced(
+def decode_dct_scaled(
     data: bytes, *, max_pixels: int, full_hw: tuple[int, int], require: Require = unlimited
 ) -> tuple[NDArray[np.uint8], Frame]:
     """Decodes as `decode` does, but a large JPEG at a half, a quarter or an eighth of its size.

@@ -68,7 +68,7 @@ class Hub:
         model.changed = self.tell
         model.prepare = self._make_room
         model.queue.noted = self.publish_soon
-        metrics.http_processes.set_function(
+        metrics.http_workers.set_function(
             lambda: sum(each.up and not each.quiet for each in list(self.links))
         )
         metrics.shared_slots.set_function(lambda: self.slots.count)
@@ -132,8 +132,8 @@ class Hub:
         self.slots.shared.board.write(
             queue_images=queue.queue_images,
             retry_after_s=queue.retry_after_s(),
-            lanes=queue.lanes,
-            busy=queue.busy_lanes,
+            instances=queue.instances,
+            busy=queue.active_inferences,
             oldest_call=queue.oldest_call(),
         )
 
@@ -152,7 +152,7 @@ class Hub:
             self.state,
             str(failure) if isinstance(failure, DeploymentError) else None,
             described(self._generation, engine) if engine is not None else None,
-            (resident_bytes() + self.slots.shared.size) // self.settings.http_processes,
+            (resident_bytes() + self.slots.shared.size) // self.settings.http_workers,
             self.key_digests,
         )
         for link in self.links:
@@ -247,13 +247,13 @@ class Hub:
     def _make_room(self, engine: Engine) -> None:
         metadata = engine.artifact.metadata
         pixel_bytes = max(3 * height * width for height, width in metadata.buckets)
-        in_calls = engine.lanes * engine.max_batch_size
+        in_calls = engine.instances * engine.max_batch_size
         self.slots.fit(
             Room(pixel_bytes, metadata.max_candidates),
             # Those that run, and as many again whose clients have left.
             self.settings.max_queue_images
             + 2 * in_calls
-            + SLOTS_A_FRONT * self.settings.http_processes,
+            + SLOTS_A_FRONT * self.settings.http_workers,
         )
 
     def _read_keys(self) -> None:
@@ -281,7 +281,9 @@ class Hub:
                 unsent_bytes = link.line.unsent_bytes
                 allowed = SILENT_BEATS if link.up else START_BEATS
                 if link.silent_beats > allowed or unsent_bytes > MAX_UNSENT_BYTES:
-                    logger.error("http_process_silent", name=link.name, unsent_bytes=unsent_bytes)
+                    logger.error(
+                        "http_worker_unresponsive", name=link.name, unsent_bytes=unsent_bytes
+                    )
                     link.end()
 
 

@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 
 def serve_with_fronts(settings: Settings, loader: Loader) -> int:
-    """Runs the server with `http_processes` fronts until a signal comes, or it can't go on.
+    """Runs the server with `http_workers` fronts until a signal comes, or it can't go on.
 
     Args:
         settings: checked.
@@ -45,15 +45,13 @@ def serve_with_fronts(settings: Settings, loader: Loader) -> int:
         DeploymentError: it can't start as it was deployed.
     """
     if sys.platform != "linux":
-        raise SettingsInvalid(
-            "http_processes over 1 needs Linux: its memory without a file (memfd)"
-        )
+        raise SettingsInvalid("http_workers over 1 needs Linux: its memory without a file (memfd)")
     keys = Keys(settings.api_keys, settings.api_keys_file)
     metrics = measured(
         settings,
         sorted(rejection_reasons()),
         queue=lambda: model.queue,
-        uploads=ByteBudget(0),
+        body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
     model = OwnModel(settings, loader, metrics)

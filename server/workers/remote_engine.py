@@ -24,11 +24,11 @@ class RemoteEngine:
     provider: str
     device: str
     cpu_fallback: str | None
-    lanes: int
+    instances: int
     max_batch_size: int
 
 
-_FIELDS = ("reason", "provider", "device", "cpu_fallback", "lanes", "max_batch_size")
+_FIELDS = ("reason", "provider", "device", "cpu_fallback", "instances", "max_batch_size")
 
 
 def described(generation: int, engine: LoadedModel) -> dict[str, Any]:

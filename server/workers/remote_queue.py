@@ -47,7 +47,7 @@ class RemoteQueue:
     ) -> None:
         self.shared = shared
         self._max_queue_images = settings.max_queue_images
-        self._stuck_after_s = settings.stuck_after_s
+        self._inference_watchdog_s = settings.inference_watchdog_s
         self._send = send
         self._requests = itertools.count()
         self._asked: dict[int, asyncio.Future[Granted]] = {}
@@ -60,23 +60,23 @@ class RemoteQueue:
         return self.shared.board.queue_images
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side."""
-        return self.shared.board.lanes
+    def instances(self) -> int:
+        """Inferences that may run at the same time."""
+        return self.shared.board.instances
 
     @property
-    def busy_lanes(self) -> int:
+    def active_inferences(self) -> int:
         """Model calls that run."""
         return self.shared.board.busy
 
-    def stuck_s(self) -> float | None:
+    def hung_s(self) -> float | None:
         """Seconds that a model call has been running, or the model process silent, for too long."""
         now = time.monotonic()
         board = self.shared.board
         running_s, silent_s = now - board.oldest_call, now - board.written
-        if running_s > self._stuck_after_s:
+        if running_s > self._inference_watchdog_s:
             return running_s
-        return silent_s if silent_s > max(self._stuck_after_s, SILENT_S) else None
+        return silent_s if silent_s > max(self._inference_watchdog_s, SILENT_S) else None
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty."""

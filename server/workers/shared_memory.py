@@ -101,13 +101,19 @@ class Board:
         self._numbers = np.frombuffer(shared, np.float64, 8)
 
     def write(
-        self, *, queue_images: int, retry_after_s: int, lanes: int, busy: int, oldest_call: float
+        self,
+        *,
+        queue_images: int,
+        retry_after_s: int,
+        instances: int,
+        busy: int,
+        oldest_call: float,
     ) -> None:
         """Tells the fronts; `oldest_call` in seconds of `time.monotonic`, inf without any."""
         numbers = self._numbers
         numbers[0] = queue_images
         numbers[1] = retry_after_s
-        numbers[2] = lanes
+        numbers[2] = instances
         numbers[3] = busy
         numbers[4] = oldest_call
         numbers[5] = time.monotonic()
@@ -123,8 +129,8 @@ class Board:
         return max(1, int(self._numbers[1]))
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side."""
+    def instances(self) -> int:
+        """Inferences that may run at the same time."""
         return int(self._numbers[2])
 
     @property

@@ -11,7 +11,7 @@ from server.errors import DeploymentError
 from server.host import available_cpus
 from server.http.server import MAX_CONNECTIONS
 from server.observability.logs import get_logger
-from server.serving.decode_pool import upload_share
+from server.serving.decode_pool import body_share
 from server.settings import Settings
 from server.workers.connection_passing import Distributor, intake_pair
 from server.workers.coordinator import Hub
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 
 class TooManyDeaths(Exception):
-    """HTTP processes die as often as they are started."""
+    """HTTP workers die as often as they are started."""
 
 
 @dataclass(frozen=True)
@@ -36,30 +36,30 @@ class Shares:
 
     Attributes:
         memory_bytes: that it may use.
-        upload_bytes: for bodies; enough for one.
+        inflight_body_bytes: for bodies; enough for one.
         decode_threads: at least one.
         connections: at least `MIN_CONNECTIONS`.
     """
 
     memory_bytes: int
-    upload_bytes: int
+    inflight_body_bytes: int
     decode_threads: int
     connections: int
 
 
 def shares(settings: Settings, memory_bytes: int, cpus: int) -> Shares:
-    """Divides what there is by `http_processes`, each part rounded up.
+    """Divides what there is by `http_workers`, each part rounded up.
 
     Args:
         settings: of the whole server.
         memory_bytes: that the whole server may use.
         cpus: that it may use, >= 1.
     """
-    fronts = settings.http_processes
-    upload_bytes = settings.max_upload_bytes or upload_share(memory_bytes)
+    fronts = settings.http_workers
+    inflight_body_bytes = settings.max_inflight_body_bytes or body_share(memory_bytes)
     return Shares(
         memory_bytes // fronts,
-        max(settings.max_body_bytes, -(-upload_bytes // fronts)),
+        max(settings.max_body_bytes, -(-inflight_body_bytes // fronts)),
         -(-(settings.decode_threads or cpus) // fronts),
         max(MIN_CONNECTIONS, -(-MAX_CONNECTIONS // fronts)),
     )
@@ -82,7 +82,7 @@ class Fronts:
             mode="json", exclude={"api_keys", "api_keys_file"}
         ) | {
             "decode_threads": self._shares.decode_threads,
-            "max_upload_bytes": self._shares.upload_bytes,
+            "max_inflight_body_bytes": self._shares.inflight_body_bytes,
         }
         self._processes: set[asyncio.subprocess.Process] = set()
 
@@ -93,7 +93,7 @@ class Fronts:
         hub, which ends with a drain: its siblings answer what they have accepted.
         """
         async with asyncio.TaskGroup() as group:
-            for number in range(1, self._hub.settings.http_processes + 1):
+            for number in range(1, self._hub.settings.http_workers + 1):
                 group.create_task(self._keep(f"http-{number}"))
 
     def kill(self) -> None:
@@ -121,10 +121,10 @@ class Fronts:
             try:
                 await self._live(name)
             except OSError as error:  # no process, file or memory is left: the others go on
-                logger.error("http_process_not_started", name=name, reason=str(error))
+                logger.error("http_worker_not_started", name=name, reason=str(error))
             if ending.is_set():
                 return
-            self._hub.metrics.http_process_restarts.inc()
+            self._hub.metrics.worker_restarts.inc()
             deaths.append(loop.time())
             while deaths[0] < loop.time() - DEATHS_S:
                 deaths.popleft()
@@ -168,7 +168,7 @@ class Fronts:
                 await loop.create_unix_connection(lambda: link.line, sock=control)
                 link.send(self._begin(name))
                 self._hub.connected(link)
-                logger.info("http_process_started", name=name, pid=process.pid)
+                logger.info("http_worker_started", name=name, pid=process.pid)
                 code = await process.wait()
             finally:
                 link.end()
@@ -176,7 +176,7 @@ class Fronts:
         if link.unfit is not None:
             raise DeploymentError(link.unfit)
         log = logger.info if self._hub.ending.is_set() else logger.error
-        log("http_process_ended", name=name, pid=process.pid, exit_code=code)
+        log("http_worker_ended", name=name, pid=process.pid, exit_code=code)
 
     def _begin(self, name: str) -> Begin:
         return Begin(

@@ -59,7 +59,7 @@ async def served(
     chosen = Settings.model_validate(given)
     failures: list[BaseException | None] = []
 
-    def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+    def one_instance(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
         assert open_session is not None
         session = open_session(artifacts[0], settings)
         size = settings.max_batch_size or 8
@@ -69,7 +69,7 @@ async def served(
 
     app = create_app(
         chosen,
-        open_engine=one_lane if open_session else None,
+        open_engine=one_instance if open_session else None,
         memory_bytes=memory_bytes,
         on_failure=lambda: failures.append(app.state.service.failure),
     )

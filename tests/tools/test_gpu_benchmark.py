@@ -119,7 +119,7 @@ def test_batches_are_different_ascending_and_positive() -> None:
     ("text", "read"),
     [
         ("tf32=true", ("tf32", True)),
-        ("lanes=2", ("lanes", 2)),
+        ("instances=2", ("instances", 2)),
         ("calls=captured", ("calls", "captured")),
     ],
 )
@@ -457,7 +457,7 @@ def test_an_answer_may_have_a_box_more_or_less_and_not_none() -> None:
 def test_arrangements_of_the_pipeline_are_different_and_the_likely_one_is_first() -> None:
     tried = candidates((1, 2, 4, 8, 16, 32), 16)
     assert len(set(tried)) == len(tried)
-    assert (tried[0].lanes, tried[0].batch, tried[0].feeders) == (1, 32, 32)
+    assert (tried[0].instances, tried[0].batch, tried[0].feeders) == (1, 32, 32)
     assert {each.batch for each in tried} == {8, 16, 32}
     assert {each.batch for each in candidates((1, 2), 2)} == {2}
 

@@ -42,7 +42,9 @@ class Pipeline:
 
     def __call__(self, image: bytes) -> bytes:
         """An image file to its detections, as a JSON text."""
-        prepared, _ = prepare_encoded(image, self._metadata, max_pixels=MAX_PIXELS, reduced=True)
+        prepared, _ = prepare_encoded(
+            image, self._metadata, max_pixels=MAX_PIXELS, dct_scaling=True
+        )
         (candidates,) = self._session.run(prepared.canvas[None])
         found = finish(candidates, prepared, self._metadata, self._parameters)
         return answer_json(found, self._metadata.class_names)

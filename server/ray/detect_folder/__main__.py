@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument("--max-image-bytes", type=_positive, default=64 * 2**20)
     images.add_argument("--max-image-pixels", type=_positive, default=50_000_000)
     images.add_argument(
-        "--jpeg-reduced-decoding", default="true", choices=("true", "false"), help="[true]"
+        "--jpeg-dct-scaling", default="true", choices=("true", "false"), help="[true]"
     )
     cluster = program.add_argument_group("cluster")
     cluster.add_argument(

@@ -131,7 +131,7 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
         parameters=parameters.detect,
         max_image_bytes=options.max_image_bytes,
         max_image_pixels=options.max_image_pixels,
-        jpeg_reduced_decoding=options.jpeg_reduced_decoding == "true",
+        jpeg_dct_scaling=options.jpeg_dct_scaling == "true",
     )
 
 

@@ -61,9 +61,7 @@ class PartActor:
             self._fault = str(error)
             return
         request = job.request
-        limits = Limits(
-            request.max_image_bytes, request.max_image_pixels, request.jpeg_reduced_decoding
-        )
+        limits = Limits(request.max_image_bytes, request.max_image_pixels, request.jpeg_dct_scaling)
         self._class_names = artifact.metadata.class_names
         self._detecting = Detecting(
             engine,

@@ -38,7 +38,7 @@ class Watched(HeldSession):
         return super().run(images)
 
 
-async def test_one_lane_is_one_thread(artifact: Path) -> None:
+async def test_one_instance_is_one_thread(artifact: Path) -> None:
     async with served(artifact, open_session=Watched) as running:
         session = held(running)
         assert isinstance(session, Watched)

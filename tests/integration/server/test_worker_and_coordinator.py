@@ -88,7 +88,7 @@ def value_of(both: Joined, name: str) -> float | None:
 async def joined(
     artifact: Path, *, held: bool = False, up: bool = True, **given: Any
 ) -> AsyncIterator[Joined]:
-    chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_processes": 2}
+    chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_workers": 2}
     settings = Settings.model_validate(chosen | given)
     sessions: list[HeldSession] = []
 
@@ -102,7 +102,7 @@ async def joined(
         settings,
         (),
         queue=lambda: model.queue,
-        uploads=ByteBudget(0),
+        body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
     model = OwnModel(settings, Loader(settings, open_engine), metrics)
@@ -166,7 +166,10 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Pa
         batcher = both.hub.model.queue.batcher
         await both.until(lambda: batcher.running_batches == 0)
         assert (
-            batcher.queue_images == batcher._waiting.weight == both.hub.model.queue.busy_lanes == 0
+            batcher.queue_images
+            == batcher._waiting.weight
+            == both.hub.model.queue.active_inferences
+            == 0
         )
         assert not both.link._images
         assert not both.model.queue._waiting
@@ -303,10 +306,10 @@ async def test_a_front_that_does_not_answer_gets_no_connections_until_it_does(
         link.beat(link.heard + 1)
         assert link.quiet
         assert both.takes == [True, False]
-        assert value_of(both, "detector_http_processes") == 0
+        assert value_of(both, "detector_http_workers") == 0
         link.beat(link.heard)
         assert both.takes == [True, False, True]
-        assert value_of(both, "detector_http_processes") == 1
+        assert value_of(both, "detector_http_workers") == 1
 
 
 async def test_a_front_that_starts_slowly_is_counted_and_gets_connections_once(
@@ -318,7 +321,7 @@ async def test_a_front_that_starts_slowly_is_counted_and_gets_connections_once(
             link.beat(link.heard + 1)
         both.model.tell_up()
         await both.until(lambda: link.up)
-        assert value_of(both, "detector_http_processes") == 1
+        assert value_of(both, "detector_http_workers") == 1
         link.beat(link.heard)
         assert both.takes == [True]
 
@@ -390,7 +393,7 @@ async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
         raise RuntimeError("planted")
 
     async with joined(artifact) as both:
-        both.hub.metrics.http_processes.set_function(lambda: broken(None))  # type: ignore[arg-type,return-value]
+        both.hub.metrics.http_workers.set_function(lambda: broken(None))  # type: ignore[arg-type,return-value]
         async with asyncio.timeout(LIMIT_S):
             with pytest.raises(ServerError, match="the log says why"):
                 await both.model.measure()
@@ -406,7 +409,7 @@ async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
         return int(gate.wait(LIMIT_S))
 
     async with joined(artifact) as both:
-        both.hub.metrics.http_processes.set_function(hangs)
+        both.hub.metrics.http_workers.set_function(hangs)
         monkeypatch.setattr("server.workers.remote_model.MEASURED_S", 0.01)
         with pytest.raises(NotReady, match=r"has not answered for 0\.01 s"):
             await both.model.measure()
@@ -414,7 +417,7 @@ async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
         monkeypatch.undo()
         await both.until(asked.is_set)
         gate.set()
-        assert b"detector_http_processes 1.0" in (await both.model.measure())()
+        assert b"detector_http_workers 1.0" in (await both.model.measure())()
         assert await both.ask() == [1.0]  # also after the late answer
 
 

@@ -316,7 +316,9 @@ async def test_bodies_share_one_budget_and_the_rest_of_one_too_many_is_not_read(
     other.take(100_000)
     mine = budget.share()
     stream = Stream(multipart(file_part(b"x" * 180_000)))
-    with pytest.raises(UploadsFull, match=r"hold 100000 bytes .* max_upload_bytes is 150000"):
+    with pytest.raises(
+        UploadsFull, match=r"hold 100000 bytes .* max_inflight_body_bytes is 150000"
+    ):
         await read(stream, share=mine, content_type=content_type)
     assert stream.taken <= 51_000
     assert budget.taken <= budget.max_bytes
@@ -337,7 +339,7 @@ async def test_an_announced_body_that_does_not_fit_now_is_refused_unread_and_tak
 
 
 async def test_a_body_that_never_fits_is_too_large() -> None:
-    with pytest.raises(TooLarge, match="max_upload_bytes is 999") as refused:
+    with pytest.raises(TooLarge, match="max_inflight_body_bytes is 999") as refused:
         await read(b"x" * 1000, share=ByteBudget(999).share(), content_type="image/png")
     assert refused.value.code == "body_too_large"
 

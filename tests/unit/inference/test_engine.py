@@ -64,15 +64,15 @@ class Meeting(Stub):
 
 
 @pytest.mark.parametrize(
-    ("cpus", "threads", "lanes"),
+    ("cpus", "threads", "instances"),
     [(1, None, 1), (2, None, 2), (8, None, 8), (8, 1, 8), (8, 4, 2), (8, 3, 2), (2, 4, 1)],
 )
 def test_calls_side_by_side_share_out_the_cpus(
-    artifact: Artifact, cpus: int, threads: int | None, lanes: int
+    artifact: Artifact, cpus: int, threads: int | None, instances: int
 ) -> None:
     engine = Engine.open([artifact], device="cpu", intra_op_threads=threads, cpus=cpus)
-    assert (engine.lanes, engine.max_batch_size) == (lanes, 1)
-    assert isinstance(engine._session, SideBySide) == (lanes > 1 and (threads or 1) > 1)
+    assert (engine.instances, engine.max_batch_size) == (instances, 1)
+    assert isinstance(engine._session, SideBySide) == (instances > 1 and (threads or 1) > 1)
     alone_has_its_own = engine._lone_session is not engine._session
     assert alone_has_its_own == (threads is None and cpus > 1)
     engine.warm_up()

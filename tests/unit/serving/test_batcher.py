@@ -56,7 +56,7 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
         max_batch_size=int(limits.get("max_batch_size", 4)),
         max_queue_delay_s=limits.get("max_queue_delay_s", 0.0),
         max_queue_images=int(limits.get("max_queue_images", 64)),
-        lanes=int(limits.get("lanes", 1)),
+        instances=int(limits.get("instances", 1)),
         spread=bool(limits.get("spread", True)),
     )
     task = asyncio.create_task(batcher.serve())
@@ -236,14 +236,14 @@ async def test_a_single_image_waits_for_a_few_of_each_large_request() -> None:
     assert model.batches.index([1]) - before <= 3
 
 
-async def test_more_lanes_are_used_at_once() -> None:
+async def test_more_instances_are_used_at_once() -> None:
     model = Recorder()
     model.release.clear()
     async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(5):
         tasks = [asyncio.create_task(submit(batcher, i)) for i in (1, 2)]
         await model.started.wait()
         model.started.clear()
-        batcher.resize(lanes=2, max_batch_size=1)
+        batcher.resize(instances=2, max_batch_size=1)
         await model.started.wait()
         model.release.set()
         await asyncio.gather(*tasks)
@@ -264,10 +264,10 @@ async def test_what_became_late_while_its_batch_failed_is_not_tried_again() -> N
     assert model.batches == [[13, 1], [13]]
 
 
-async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
+async def test_instances_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
     model = Recorder()
     model.release.clear()
-    async with serving(model, max_batch_size=4, lanes=2) as batcher:
+    async with serving(model, max_batch_size=4, instances=2) as batcher:
         tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
         for _ in range(3):  # the items are put in, the first batch starts, the second
             await asyncio.sleep(0)
@@ -278,10 +278,10 @@ async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow()
     assert model.batches == [[0, 1, 2], [3, 4, 5]]
 
 
-async def test_lanes_of_one_gpu_let_batches_grow_first() -> None:
+async def test_instances_of_one_gpu_let_batches_grow_first() -> None:
     model = Recorder()
     model.release.clear()
-    async with serving(model, max_batch_size=4, lanes=2, spread=False) as batcher:
+    async with serving(model, max_batch_size=4, instances=2, spread=False) as batcher:
         tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
         for _ in range(4):
             await asyncio.sleep(0)
@@ -311,7 +311,7 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
         bucket=lambda item: item // 100,
         max_queue_delay_s=0.0,
         max_queue_images=64,
-        lanes=2,
+        instances=2,
         max_batch_size=2,
         spread=False,
     )
@@ -338,7 +338,7 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
 
 async def test_only_what_has_the_model_for_itself_is_said_to_be_alone() -> None:
     model = Recorder()
-    async with serving(model, max_batch_size=1, lanes=2) as batcher:
+    async with serving(model, max_batch_size=1, instances=2) as batcher:
         await submit(batcher, 1)
         await asyncio.gather(submit(batcher, 2), submit(batcher, 3))
         with batcher.reserve(1):  # somebody's image is on its way

@@ -66,7 +66,7 @@ class Clients(RuleBasedStateMachine):
 
     async def model(self, items: Sequence[int], alone: bool) -> list[int]:
         call = Call(list(items), asyncio.get_running_loop().create_future())
-        assert len(self.calls) < self.batcher.lanes
+        assert len(self.calls) < self.batcher.instances
         assert 1 <= len(items) <= self.batcher.max_batch_size
         assert len({item % BUCKETS for item in items}) == 1
         assert not alone or (not self.calls and self.batcher.queue_images == 0)
@@ -172,13 +172,13 @@ class Clients(RuleBasedStateMachine):
 
         self.do(finish())
 
-    @rule(lanes=st.integers(1, 3), max_batch_size=st.integers(1, 5))
-    def another_model_is_loaded(self, lanes: int, max_batch_size: int) -> None:
-        if lanes < len(self.calls):  # `model` looks at the limit of now
+    @rule(instances=st.integers(1, 3), max_batch_size=st.integers(1, 5))
+    def another_model_is_loaded(self, instances: int, max_batch_size: int) -> None:
+        if instances < len(self.calls):  # `model` looks at the limit of now
             return
 
         async def change() -> None:
-            self.batcher.resize(lanes=lanes, max_batch_size=max_batch_size)
+            self.batcher.resize(instances=instances, max_batch_size=max_batch_size)
 
         self.do(change())
 
@@ -200,15 +200,17 @@ class Clients(RuleBasedStateMachine):
     def places_are_counted(self) -> None:
         running = {item for call in self.calls for item in call.items}
         waiting = [i for i, task in enumerate(self.tasks) if not task.done() and i not in running]
-        retried = [i for i in waiting if self.runs[i]]  # they hold a lane and no place
+        retried = [i for i in waiting if self.runs[i]]  # they hold an instance and no place
         held = sum(request.held for request in self.requests)
         assert self.batcher.queue_images == held + len(waiting) - len(retried)
         assert self.batcher.running_batches == len(self.calls)
 
     @invariant()
-    def nothing_waits_beside_a_free_lane(self) -> None:
+    def nothing_waits_beside_a_free_instance(self) -> None:
         assert (
-            self.lost or not self.batcher._waiting.images or len(self.calls) >= self.batcher.lanes
+            self.lost
+            or not self.batcher._waiting.images
+            or len(self.calls) >= self.batcher.instances
         )
 
     @invariant()

@@ -15,8 +15,8 @@ from server.serving.decode_pool import (
     Claim,
     DecodeMemory,
     NoRoom,
+    body_share,
     decoding_share,
-    upload_share,
 )
 from server.serving.threads import on_pool_until
 
@@ -193,14 +193,14 @@ async def test_work_that_fails_is_kept_by_nobody() -> None:
     ("limit", "uploads"), [(512, 64), (1024, 128), (2048, 256), (64 * 1024, 256)]
 )
 def test_bodies_have_an_eighth_and_256_mib_at_most(limit: int, uploads: int) -> None:
-    assert upload_share(limit * MIB) == uploads * MIB
+    assert body_share(limit * MIB) == uploads * MIB
 
 
 def test_decoding_has_what_is_left_and_never_nothing() -> None:
     parts = {
         "resident_bytes": 160 * MIB,
         "canvas_bytes": 63 * MIB,
-        "upload_bytes": 128 * MIB,
+        "inflight_body_bytes": 128 * MIB,
     }
     assert decoding_share(1024 * MIB, **parts) == (1024 - 128 - 160 - 63 - 128) * MIB
     assert decoding_share(256 * MIB, **parts) == LEAST_BYTES

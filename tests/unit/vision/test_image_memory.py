@@ -30,7 +30,7 @@ from server.vision.annotate import annotate
 from server.api.responses import annotated_picture
 from server.api.body import Upload
 from server.inference.detector import ImageDetections
-from server.vision.decode import decode, decode_reduced, quiet_codecs, read_header
+from server.vision.decode import decode, decode_dct_scaled, quiet_codecs, read_header
 from server.vision.decode import picture_bytes
 from server.host import resident_bytes, return_freed_memory, return_large_blocks
 from server.vision.nms import Detections
@@ -55,7 +55,7 @@ def drawn(data):
     annotated_picture(Upload("x", data), found, ["x"], 10**9, True)
 
 def reduced(data):
-    decode_reduced(data, max_pixels=10**9, full_hw=FULL, require=expected.append)
+    decode_dct_scaled(data, max_pixels=10**9, full_hw=FULL, require=expected.append)
 
 def exact(data):
     decode(data, max_pixels=10**9, require=expected.append)

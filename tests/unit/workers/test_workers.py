@@ -155,9 +155,9 @@ def test_what_no_image_has_used_takes_no_memory(slots: Slots) -> None:
 def test_the_board_tells_what_was_written(slots: Slots) -> None:
     board = SharedFile(slots.shared.file).board
     slots.shared.board.write(
-        queue_images=5, retry_after_s=3, lanes=2, busy=1, oldest_call=float("inf")
+        queue_images=5, retry_after_s=3, instances=2, busy=1, oldest_call=float("inf")
     )
-    assert (board.queue_images, board.retry_after_s, board.lanes, board.busy) == (5, 3, 2, 1)
+    assert (board.queue_images, board.retry_after_s, board.instances, board.busy) == (5, 3, 2, 1)
     assert board.oldest_call == float("inf")
     assert board.written > 0
 
@@ -211,7 +211,9 @@ def test_every_message_has_a_number_of_its_own() -> None:
 
 
 def front(requests: int) -> Metrics:
-    metrics = fresh("queue_full", upload_bytes=lambda: 100 * requests, queue_images=lambda: 77)
+    metrics = fresh(
+        "queue_full", inflight_body_bytes=lambda: 100 * requests, queue_images=lambda: 77
+    )
     metrics.requests.labels("/detect", "200").inc(requests)
     for _ in range(requests):
         metrics.stage_seconds["decode"].observe(0.003)
@@ -240,7 +242,7 @@ def test_what_fronts_count_is_added_and_the_rest_is_the_model_process_own() -> N
     assert there["detector_stage_seconds_bucket"][(("le", "0.005"), *decoded)] == 7
     assert there["detector_batch_size_sum"][()] == 3
     assert there["detector_inflight_requests"][()] == 7
-    assert there["detector_upload_bytes"][()] == 700
+    assert there["detector_inflight_body_bytes"][()] == 700
     assert there["detector_queue_images"][()] == 4
     assert there["detector_model_info"] == values(own.exposition())["detector_model_info"]
 
@@ -249,7 +251,11 @@ def test_one_process_alone_reads_as_it_would_by_itself() -> None:
     own = front(3)
     alone = exposition(merged(snapshot(own.registry), []))
     ours = {name: each for name, each in values(alone).items() if name.startswith("detector_")}
-    gauges = ("detector_inflight_requests", "detector_upload_bytes", "detector_max_upload_bytes")
+    gauges = (
+        "detector_inflight_requests",
+        "detector_inflight_body_bytes",
+        "detector_max_inflight_body_bytes",
+    )
     expected = values(own.exposition())
     assert set(expected) == set(values(alone))
     for name, each in ours.items():
@@ -279,17 +285,17 @@ def test_promtool_accepts_the_sum() -> None:
 
 
 def settings(**given: object) -> Settings:
-    return Settings.model_validate({"http_processes": 4} | given)
+    return Settings.model_validate({"http_workers": 4} | given)
 
 
 def test_what_there_is_is_divided_and_one_request_always_fits() -> None:
-    part = shares(settings(max_upload_bytes=400 * 2**20), 8 * 2**30, cpus=16)
-    assert (part.decode_threads, part.upload_bytes) == (4, 100 * 2**20)
+    part = shares(settings(max_inflight_body_bytes=400 * 2**20), 8 * 2**30, cpus=16)
+    assert (part.decode_threads, part.inflight_body_bytes) == (4, 100 * 2**20)
     assert part.memory_bytes == 2 * 2**30
     assert part.connections == 1024
     small = shares(settings(max_body_bytes=50 * 2**20, decode_threads=2), 2**30, cpus=1)
-    assert (small.decode_threads, small.upload_bytes) == (1, 50 * 2**20)
-    assert shares(settings(http_processes=64), 2**36, cpus=2).connections == MIN_CONNECTIONS
+    assert (small.decode_threads, small.inflight_body_bytes) == (1, 50 * 2**20)
+    assert shares(settings(http_workers=64), 2**36, cpus=2).connections == MIN_CONNECTIONS
 
 
 # ---- the rest

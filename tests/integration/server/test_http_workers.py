@@ -1,4 +1,4 @@
-"""Several HTTP processes before one model process: as one server to whoever asks it."""
+"""Several HTTP workers before one model process: as one server to whoever asks it."""
 
 import json
 import os
@@ -94,11 +94,11 @@ def fronts_of(server: ServerProcess) -> list[psutil.Process]:
 def several(
     repo: Path, artifact: Path, *flags: str, fronts: int = 2, program: str = "", **variables: str
 ) -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    """A server all of whose HTTP processes take connections."""
+    """A server all of whose HTTP workers take connections."""
     words = ("-c", program) if program else ("-m", "server")
-    flags = (f"--http-processes={fronts}", *flags)
+    flags = (f"--http-workers={fronts}", *flags)
     with ready(repo, artifact, *flags, program=words, **variables) as (server, client):
-        until(lambda: value(client, "detector_http_processes") == fronts)
+        until(lambda: value(client, "detector_http_workers") == fronts)
         try:
             yield server, client
         finally:
@@ -190,7 +190,7 @@ def test_the_queue_is_one_and_a_full_one_refuses_at_every_front(
         ThreadPoolExecutor(8) as threads,
     ):
         runs = threads.submit(clients[0].post, "/detect", content=one_cell())
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         files = [("image", one_cell()) for _ in range(2)]
         waiting = [threads.submit(each.post, "/detect", files=files) for each in clients]
         until(lambda: client.get("/health").json()["queue_images"] == 4)
@@ -222,7 +222,7 @@ def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_p
             for _ in range(10)
         ]
         leaving[0].sendall(head.encode() + body)
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         for each in leaving[1:]:
             each.sendall(head.encode() + body)
         until(lambda: client.get("/health").json()["queue_images"] == 9)
@@ -257,25 +257,25 @@ def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started
         counted = 'detector_requests_total{route="/model",status="200"}'
         assert value(client, counted) == 5
         runs = threads.submit(living[0].post, "/detect", content=one_cell())
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         files = [("image", one_cell())] * 3
         waits = threads.submit(living[1].post, "/detect", files=files)
         dies = threads.submit(dying[0].post, "/detect", files=files)
         until(lambda: client.get("/health").json()["queue_images"] == 6)
         name = next(name for name, each in of.items() if each is dying)
-        (victim,) = (e["pid"] for e in server.events("http_process_started") if e["name"] == name)
+        (victim,) = (e["pid"] for e in server.events("http_worker_started") if e["name"] == name)
         os.kill(victim, signal.SIGKILL)
-        ended = server.wait_for("http_process_ended")
+        ended = server.wait_for("http_worker_ended")
         assert (ended["pid"], ended["exit_code"]) == (victim, -signal.SIGKILL)
         assert isinstance(dies.exception(), httpx.RemoteProtocolError | httpx.ReadError)
         # What waited in the queue for the dead is gone.
         until(lambda: value(client, "detector_busy_shared_slots") == 4)
         assert client.get("/health").json()["queue_images"] == 3
-        until(lambda: value(client, "detector_http_processes") == 2)
+        until(lambda: value(client, "detector_http_workers") == 2)
         gate.touch()
         assert [each.result().status_code for each in (runs, waits)] == [200, 200]
         until(lambda: value(client, "detector_busy_shared_slots") == 0)
-        assert value(client, "detector_http_process_restarts_total") == 1
+        assert value(client, "detector_worker_restarts_total") == 1
         assert value(client, counted) == 5  # a counter never falls
         with each_front(client, 4) as new:
             assert [n.post("/detect", content=one_cell()).status_code for n in new] == [200] * 4
@@ -289,18 +289,18 @@ def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_
         assert client.get("/model").status_code == 200
         answers = server.wait_for("request")["process"]
         victim = next(
-            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+            e["pid"] for e in server.events("http_worker_started") if e["name"] != answers
         )
         os.kill(victim, signal.SIGSTOP)
         try:
-            until(lambda: value(client, "detector_http_processes") == 1)
+            until(lambda: value(client, "detector_http_workers") == 1)
             with each_front(client, 8) as clients:
                 codes = [each.post("/detect", content=one_cell()).status_code for each in clients]
             assert codes == [200] * 8
         finally:
             os.kill(victim, signal.SIGCONT)
-        until(lambda: value(client, "detector_http_processes") == 2)
-        assert value(client, "detector_http_process_restarts_total") == 0
+        until(lambda: value(client, "detector_http_workers") == 2)
+        assert value(client, "detector_worker_restarts_total") == 0
         with each_front(client, 4) as clients:
             assert [each.get("/model").status_code for each in clients] == [200] * 4
         # Both have some again.
@@ -344,13 +344,13 @@ def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
         assert client.get("/model").status_code == 200
         answers = server.wait_for("request")["process"]
         victim = next(
-            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+            e["pid"] for e in server.events("http_worker_started") if e["name"] != answers
         )
         # No file is left for another process: what a limit of the system does.
         soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
         os.kill(victim, signal.SIGKILL)
-        server.wait_for("http_process_not_started")
+        server.wait_for("http_worker_not_started")
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         assert client.post("/detect", content=one_cell()).status_code == 200
         assert server.stop() == 0
@@ -383,7 +383,7 @@ def test_a_front_that_always_dies_ends_the_server_and_its_siblings_answer_first(
         until(lambda: value(client, "detector_busy_shared_slots") == 1)
 
         def starts() -> list[int]:
-            events = server.events("http_process_started")
+            events = server.events("http_worker_started")
             return [event["pid"] for event in events if event["name"] != answers]
 
         for deaths in range(MAX_DEATHS + 1):
@@ -599,7 +599,7 @@ def test_keys_are_read_again_for_all_and_a_bad_file_changes_nothing(
         # A front that is started now knows the keys that hold, not those of the file.
         for front in fronts_of(server):
             front.kill()
-        server.wait_for("http_process_started", 4)
+        server.wait_for("http_worker_started", 4)
         with each_front(client) as new:
             headers = {"x-api-key": "key-two"}
             assert {e.post("/detect", content=one_cell(), headers=headers).status_code
@@ -672,7 +672,7 @@ def test_after_thousands_of_requests_the_sums_are_what_was_sent_and_nothing_is_h
         assert value(client, 'detector_images_total{outcome="ok"}') == images
         times = 'detector_request_seconds_count{status="200"}'
         assert value(client, times) == detected + sent["raw"] + left
-        assert value(client, "detector_upload_bytes") == 0
+        assert value(client, "detector_inflight_body_bytes") == 0
         for each in clients:
             each.close()
         until(lambda: all(
@@ -686,7 +686,7 @@ def test_liveness_and_readiness_are_the_whole_servers(
     repo_dir: Path, artifact: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    flags = ("--stuck-after-s=0.3",)
+    flags = ("--inference-watchdog-s=0.3",)
     with (
         several(repo_dir, artifact, *flags, program=GATED, GATE=str(gate)) as (server, client),
         each_front(client) as clients,
@@ -694,12 +694,12 @@ def test_liveness_and_readiness_are_the_whole_servers(
     ):
         assert [each.get("/health/live").status_code for each in clients] == [200, 200]
         with httpx.Client(base_url=client.base_url, timeout=LIMIT_S) as other:
-            stuck = threads.submit(other.post, "/detect", content=one_cell())
+            hung = threads.submit(other.post, "/detect", content=one_cell())
             for each in clients:
                 until(lambda each=each: each.get("/health/live").status_code == 503)  # type: ignore[misc]
-                assert each.get("/health").json()["status"] == "stuck"
+                assert each.get("/health").json()["status"] == "hung"
             gate.touch()
-            assert stuck.result().status_code == 200
+            assert hung.result().status_code == 200
         for each in clients:
             until(lambda each=each: each.get("/health/ready").status_code == 200)  # type: ignore[misc]
         assert server.stop() == 0
@@ -717,7 +717,7 @@ def test_liveness_and_readiness_are_the_whole_servers(
 def test_what_is_wrong_at_the_start_is_said_as_by_one_process(
     repo_dir: Path, artifact: Path, flags: list[str], variables: dict[str, str], message: str
 ) -> None:
-    common = (f"--model={artifact}", "--http-processes=2", "--log-format=console")
+    common = (f"--model={artifact}", "--http-workers=2", "--log-format=console")
     ended = run_to_the_end(repo_dir, *common, *flags, **variables)
     assert ended.returncode == 2, ended
     assert re.match(message, ended.stderr.splitlines()[-1]), ended.stderr
@@ -726,7 +726,7 @@ def test_what_is_wrong_at_the_start_is_said_as_by_one_process(
 
 def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
     endless = endless_artifact(tmp_path / "endless.onnx")
-    with started(repo_dir, endless, "--http-processes=2") as server:
+    with started(repo_dir, endless, "--http-workers=2") as server:
         url = server.wait_for("listening")["url"]
         with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
             assert client.get("/health/live").status_code == 200
@@ -739,11 +739,11 @@ def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
 def test_connections_past_the_limit_of_open_files_are_told_so(
     repo_dir: Path, artifact: Path, processes: int
 ) -> None:
-    flags = (f"--http-processes={processes}",)
+    flags = (f"--http-workers={processes}",)
     ask = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     few_files = ("-c", FEW_FILES)
     with ready(repo_dir, artifact, *flags, program=few_files) as (_, client), ExitStack() as many:
-        until(lambda: value(client, "detector_http_processes") == processes)
+        until(lambda: value(client, "detector_http_workers") == processes)
         address = client.base_url.host, client.base_url.port or 0
         opened = [
             many.enter_context(socket.create_connection(address, timeout=LIMIT_S))

@@ -1,13 +1,13 @@
-"""CPU time of an image in each process of the server, alone and behind several HTTP processes.
+"""CPU time of an image in each process of the server, alone and behind several HTTP workers.
 
-    .venv/bin/python -m benchmarks.http_processes [--model FILE] [--fronts 1 2] [--clients 16]
+    .venv/bin/python -m benchmarks.http_workers [--model FILE] [--fronts 1 2] [--clients 16]
 
 What limits a server whose model is fast is the thread that runs the event loop: one in each
 process. The table has, per image, its CPU milliseconds and those of all other threads (decoding,
 answers, model calls). 1000 / (the event loop's milliseconds in the process with the model) is what
 that process could pass on a second. CPU time is less sensitive to a busy machine than rates are,
 but not insensitive. Other flags go to the server: --max-batch-size=8 --intra-op-threads=N, with N
-the CPUs, makes one lane and batches of it, as a GPU has them.
+the CPUs, makes one instance and batches of it, as a GPU has them.
 """
 
 import argparse
@@ -73,7 +73,7 @@ class Server:
 def server(fronts: int, flags: list[str]) -> Iterator[Server]:
     """Starts one, and ends it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port=0", f"--http-processes={fronts}", *flags],
+        [sys.executable, "-m", "server", "--port=0", f"--http-workers={fronts}", *flags],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,7 +90,7 @@ def server(fronts: int, flags: list[str]) -> Iterator[Server]:
             url = event.get("url", url)
             ready = ready or event["event"] == "ready"
             up += event["event"] == UP_EVENT
-            if event["event"] == "http_process_started":
+            if event["event"] == "http_worker_started":
                 processes[event["name"]] = event["pid"]
         # A log that nobody reads fills its pipe, and the server would wait.
         reader = threading.Thread(target=process.stderr.read, daemon=True)
@@ -141,7 +141,7 @@ def main() -> None:
         flags.append(f"--model={arguments.model.resolve()}")
     request = image_request("/detect", arguments.picture.read_bytes())
     print(f"{os.cpu_count()} CPUs, {arguments.clients} clients, {arguments.picture.name}\n")
-    print("| HTTP processes | process | event loop, ms/image | other threads | images/s |")
+    print("| HTTP workers | process | event loop, ms/image | other threads | images/s |")
     print("|---|---|---|---|---|")
     for fronts in arguments.fronts:
         with server(fronts, flags) as running:
