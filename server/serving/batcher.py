@@ -51,8 +51,7 @@ class Batcher(Generic[Item, Result]):
     delay). Among buckets that may start, the one whose first item's turn it is goes first.
 
     What waits is spread over the free instances before batches grow: so it is on CPUs, of which
-        each
-    instance has its own. Instances of one GPU share it, and full batches are worth more there:
+    each instance has its own. Instances of one GPU share it, and full batches are worth more there:
     without `spread`, batches grow first, and beside a batch that runs only a full one starts, or
     what waited already when one ended.
 
