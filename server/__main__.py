@@ -79,9 +79,9 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     loader = Loader(settings)
 
     if several:
-        from server.workers.engine_process import serve_with_fronts
+        from server.workers.engine_process import serve_with_workers
 
-        return serve_with_fronts(settings, loader)
+        return serve_with_workers(settings, loader)
     from server.run import serve
 
     return serve(settings, loader)

@@ -29,7 +29,7 @@ from server.observability.metrics import Metrics
 from server.observability.tracing import open_tracing
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share
-from server.serving.interface import Model, measured
+from server.serving.interface import Model, create_metrics
 from server.serving.local_model import Loader, OwnModel
 from server.serving.service import Service
 from server.settings import Settings
@@ -69,7 +69,7 @@ def create_app(
     memory_bytes = memory_bytes or available_bytes()
     unset_bytes = max(settings.max_body_bytes, body_share(memory_bytes))
     body_budget = ByteBudget(settings.max_inflight_body_bytes or unset_bytes)
-    metrics = measured(
+    metrics = create_metrics(
         settings,
         sorted(rejection_reasons()),
         queue=lambda: model.queue,

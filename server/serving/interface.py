@@ -174,7 +174,7 @@ class Model(Protocol):
                 has; the old model goes on serving.
         """
 
-    async def measure(self) -> Callable[[], bytes]:
+    async def collect_metrics(self) -> Callable[[], bytes]:
         """Asks for the metrics of the whole server.
 
         Returns:
@@ -212,7 +212,7 @@ def refuse_unless_alive(state: State, hung_s: float | None, inference_watchdog_s
         )
 
 
-def measured(
+def create_metrics(
     settings: Settings,
     rejection_reasons: Iterable[str],
     *,

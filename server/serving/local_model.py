@@ -212,7 +212,7 @@ class OwnModel:
         """Raises `NotReady` or `Draining` unless requests are taken."""
         refuse_unless_ready(self.state, self.queue.hung_s(), self._settings.inference_watchdog_s)
 
-    async def measure(self) -> Callable[[], bytes]:
+    async def collect_metrics(self) -> Callable[[], bytes]:
         """What makes the text of all metrics, on a thread."""
         return self._metrics.exposition
 

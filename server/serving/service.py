@@ -163,7 +163,7 @@ class Service:
 
     async def exposition(self) -> bytes:
         """The metrics of the whole server in the Prometheus text format."""
-        return await self.pipeline.on_thread(await self.model.measure())
+        return await self.pipeline.on_thread(await self.model.collect_metrics())
 
     def _model_changed(self) -> None:
         state = self.state

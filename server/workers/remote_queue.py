@@ -1,4 +1,4 @@
-"""The queue of the model process, as a front sees it."""
+"""The queue of the engine process, as a worker sees it."""
 
 import asyncio
 import itertools
@@ -15,19 +15,19 @@ from server.serving.fair_queue import Answer
 from server.serving.interface import Candidates, LoadedModel, Place
 from server.settings import Settings
 from server.workers.messages import (
-    Done,
     Failed,
-    Granted,
+    Inferred,
     Message,
-    Refused,
     Release,
     Reserve,
+    SlotsGranted,
+    SlotsRefused,
     Submit,
 )
 from server.workers.remote_engine import RemoteEngine
 from server.workers.shared_memory import SharedFile
 
-# The model process writes on the board every second, also when nothing happens.
+# The engine process writes into the shared status every second, also when nothing happens.
 SILENT_S = 10.0
 
 
@@ -37,7 +37,7 @@ class RemoteQueue:
     Args:
         settings: limits.
         shared: the memory that both have.
-        send: sends a message to the model process.
+        send: sends a message to the engine process.
     """
 
     copies = True
@@ -50,37 +50,37 @@ class RemoteQueue:
         self._inference_watchdog_s = settings.inference_watchdog_s
         self._send = send
         self._requests = itertools.count()
-        self._asked: dict[int, asyncio.Future[Granted]] = {}
+        self._pending: dict[int, asyncio.Future[SlotsGranted]] = {}
         self._waiting: dict[int, tuple[RemotePlace, asyncio.Future[Answer[Candidates]]]] = {}
         self._released: list[int] = []
 
     @property
     def queue_images(self) -> int:
-        """Images that wait, or are reserved a place, of all fronts."""
-        return self.shared.board.queue_images
+        """Images that wait, or are reserved a place, of all workers."""
+        return self.shared.status.queue_images
 
     @property
     def instances(self) -> int:
         """Inferences that may run at the same time."""
-        return self.shared.board.instances
+        return self.shared.status.instances
 
     @property
     def active_inferences(self) -> int:
         """Model calls that run."""
-        return self.shared.board.busy
+        return self.shared.status.busy
 
     def hung_s(self) -> float | None:
-        """Seconds that a model call has been running, or the model process silent, for too long."""
+        """Seconds that an inference has run, or the engine process been silent, for too long."""
         now = time.monotonic()
-        board = self.shared.board
-        running_s, silent_s = now - board.oldest_call, now - board.written
+        status = self.shared.status
+        running_s, silent_s = now - status.oldest_call, now - status.written
         if running_s > self._inference_watchdog_s:
             return running_s
         return silent_s if silent_s > max(self._inference_watchdog_s, SILENT_S) else None
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty."""
-        return self.shared.board.retry_after_s
+        return self.shared.status.retry_after_s
 
     def refuse_when_full(self) -> None:
         """Raises `QueueFull` when not even one more image would find a place."""
@@ -104,24 +104,24 @@ class RemoteQueue:
                 place.give_back()
 
     def handle(self, message: Message) -> None:
-        """Takes what the model process says of slots."""
+        """Takes what the engine process says of slots."""
         match message:
-            case Granted():
-                asked = self._asked.pop(message.request)
+            case SlotsGranted():
+                asked = self._pending.pop(message.request)
                 if asked.done():  # the client left meanwhile
                     self._send(Release(message.slots))
                 else:
                     asked.set_result(message)
-            case Refused():
-                asked = self._asked.pop(message.request)
+            case SlotsRefused():
+                asked = self._pending.pop(message.request)
                 if not asked.done():
                     asked.set_exception(QueueFull(message.reason))
-            case Done() | Failed():
+            case Inferred() | Failed():
                 # A place that was given back meanwhile is not there.
                 place, answered = self._waiting.pop(message.slot, (None, None))
                 if place is None or answered is None:
                     return
-                if isinstance(message, Done):
+                if isinstance(message, Inferred):
                     answer = Answer(place.found(message.rows), message.queue_s, message.inference_s)
                     place.give_back()
                     if not answered.done():
@@ -135,10 +135,10 @@ class RemoteQueue:
         """Slots, and where the candidates are."""
         request = next(self._requests)
         granted = asyncio.get_running_loop().create_future()
-        self._asked[request] = granted
+        self._pending[request] = granted
         self._send(Reserve(request, generation, images))
         try:
-            answer: Granted = await granted
+            answer: SlotsGranted = await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 self._send(Release(granted.result().slots))  # it came in this very moment

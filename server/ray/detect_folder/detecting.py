@@ -18,7 +18,7 @@ from server.ray.detect_folder.folders import Folder
 from server.ray.detect_folder.result_rows import ImageError
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share, decoding_share
-from server.serving.interface import measured
+from server.serving.interface import create_metrics
 from server.serving.model_runner import ModelCalls
 from server.serving.pipeline import Found, Pipeline
 from server.serving.threads import on_pool, together
@@ -102,7 +102,7 @@ class Detecting:
                 ),
             }
         )
-        metrics = measured(
+        metrics = create_metrics(
             settings,
             (),
             queue=lambda: self._calls,
