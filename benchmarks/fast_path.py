@@ -22,7 +22,7 @@ from server.api.responses import detections_json
 from server.errors import BadInput
 from server.host import available_cpus
 from server.inference.detector import finish, prepare_encoded
-from server.inference.repository import DEFAULT_MODEL, choose, load_model
+from server.inference.repository import DEFAULT_MODEL, load_model, select_variant
 from server.inference.session import Session
 from server.serving.pipeline import Found
 from server.vision.nms import DetectParameters, nms
@@ -54,7 +54,7 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
 
 def stages(data: bytes, model: Path, rounds: int) -> dict[str, float]:
     """Milliseconds by stage of one encoded picture."""
-    artifact = choose(load_model(model), "cpu").artifact
+    artifact = select_variant(load_model(model), "cpu").artifact
     metadata = artifact.metadata
     found: dict[str, float] = {}
     for name, reduced in (("exactly", False), ("reduced", True)):

@@ -12,7 +12,7 @@ from benchmarks.serving.limit import LimitArrangement, Pipeline
 from server.errors import ServerError
 from server.host import available_cpus
 from server.inference.artifact import Metadata
-from server.inference.engine import OpenSession, SideBySide
+from server.inference.engine import OpenSession, SessionPool
 
 FINALISTS = 3
 TRIALS_SHARE = 0.45  # of the time
@@ -93,7 +93,7 @@ class Instances:
             self._sessions.append(self._opened.enter_context(session))
         for each in self._sessions[:instances]:
             each.warm_up([batch])
-        return SideBySide(self._sessions[:instances])
+        return SessionPool(self._sessions[:instances])
 
     def rate(self, arrangement: LimitArrangement, seconds: float, warm_s: float) -> Window:
         """What passes in a window."""

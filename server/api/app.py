@@ -30,7 +30,7 @@ from server.observability.tracing import open_tracing
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share
 from server.serving.interface import Model, create_metrics
-from server.serving.local_model import Loader, OwnModel
+from server.serving.local_model import Loader, LocalModel
 from server.serving.service import Service
 from server.settings import Settings
 
@@ -80,7 +80,7 @@ def create_app(
     if open_model is not None:
         model = open_model(metrics)
     else:
-        model = OwnModel(settings, loader or Loader(settings, open_engine), metrics)
+        model = LocalModel(settings, loader or Loader(settings, open_engine), metrics)
         register_gpu_metrics(metrics.registry, open_nvml())
     service = Service(
         settings,

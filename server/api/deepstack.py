@@ -108,7 +108,11 @@ def routes(
             engine = service.current()
             _refuse_unless_multipart(headers.get("content-type", ""))
             form = await read_form(
-                headers, request.stream(), limits, record.share, service.pipeline.answering
+                headers,
+                request.stream(),
+                limits,
+                record.body_reservation,
+                service.pipeline.answering,
             )
             if key_in_form:
                 check_form_key(form, keys)

@@ -40,7 +40,11 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
         async with service.accept() as deadline:
             engine = service.current()
             form = await read_form(
-                request.headers, request.stream(), limits, record.share, service.pipeline.answering
+                request.headers,
+                request.stream(),
+                limits,
+                record.body_reservation,
+                service.pipeline.answering,
             )
             record.version = engine.artifact.version
             record.images = len(form.images)

@@ -128,7 +128,7 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
     times_ms = []
     for _ in range(TIMED_RUNS):
         started = time.perf_counter()
-        engine.run(grey, alone=True)
+        engine.run(grey, sole=True)
         times_ms.append((time.perf_counter() - started) * 1000)
     text = (
         f"{statistics.median(times_ms):.1f} ms for one image of {width}x{height} (width x height)"

@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from typing import Generic
 
 from server.errors import InferenceFailed, QueueFull, SessionLost
-from server.serving.fair_queue import Answer, Entry, Item, Result, Share, Turns, fail, is_wanted
+from server.serving.fair_queue import (
+    Entry,
+    FairQueue,
+    Flow,
+    InferenceResult,
+    Item,
+    Result,
+    fail,
+    is_pending,
+)
 
 
 @dataclass(slots=True)
-class Slots(Generic[Item, Result]):
+class Reservation(Generic[Item, Result]):
     """Places in the queue that one request holds for its images until it submits them."""
 
     _batcher: "Batcher[Item, Result]"
     _held: int
-    _share: Share
+    _flow: Flow
 
-    async def submit(self, item: Item, deadline: float = math.inf) -> Answer[Result]:
+    async def submit(self, item: Item, deadline: float = math.inf) -> InferenceResult[Result]:
         """Puts an item into one of the places and waits for its own result.
 
         Args:
@@ -35,7 +44,7 @@ class Slots(Generic[Item, Result]):
         self._held -= 1
         return await self._batcher._submit(self, item, deadline)
 
-    def give_back(self, images: int = 1) -> None:
+    def release(self, images: int = 1) -> None:
         """Frees places whose images will not be submitted."""
         assert self._held >= images
         self._held -= images
@@ -48,7 +57,8 @@ class Batcher(Generic[Item, Result]):
     A batch starts as soon as one of the instances is free and one of these holds: a bucket has
     `max_batch_size` items; its first item has waited `max_queue_delay_s`; or nobody holds a
     reserved place, so that waiting longer could bring no company (a lone client never pays the
-    delay). Among buckets that may start, the one whose first item's turn it is goes first.
+    delay). Among buckets that may start, the one whose first item has the least virtual start goes
+    first.
 
     What waits is spread over the free instances before batches grow: so it is on CPUs, of which
     each instance has its own. Instances of one GPU share it, and full batches are worth more there:
@@ -87,7 +97,7 @@ class Batcher(Generic[Item, Result]):
         self._bucket = bucket
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue_images = max_queue_images
-        self._waiting = Turns[Item, Result]()
+        self._waiting = FairQueue[Item, Result]()
         self._reserved = 0
         self._running: list[list[Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
@@ -125,27 +135,27 @@ class Batcher(Generic[Item, Result]):
             )
 
     @contextmanager
-    def reserve(self, images: int) -> Iterator[Slots[Item, Result]]:
+    def reserve(self, images: int) -> Iterator[Reservation[Item, Result]]:
         """Holds places for a request's images; those not submitted are free again afterwards.
 
         Raises:
             QueueFull: at once, when there is not a place for each.
         """
-        slots = self.hold(images)
+        reservation = self.hold(images)
         try:
-            yield slots
+            yield reservation
         finally:
-            slots.give_back(slots._held)
+            reservation.release(reservation._held)
 
-    def hold(self, images: int) -> Slots[Item, Result]:
-        """As `reserve`, where each place is submitted or given back one by one.
+    def hold(self, images: int) -> Reservation[Item, Result]:
+        """As `reserve`, where each place is submitted or released one by one.
 
         Raises:
             QueueFull: at once, when there is not a place for each.
         """
         self._refuse(images)
         self._reserved += images
-        return Slots(self, images, Share(images))
+        return Reservation(self, images, Flow(images))
 
     async def serve(self) -> None:
         """Runs batches until cancelled; a failed batch does not stop it.
@@ -160,9 +170,9 @@ class Batcher(Generic[Item, Result]):
             async with asyncio.TaskGroup() as instances:
                 while True:
                     batch = await self._next_batch()
-                    alone = not self._running and len(batch) == 1 and self.queue_images == 0
+                    sole = not self._running and len(batch) == 1 and self.queue_images == 0
                     self._running.append(batch)
-                    instances.create_task(self._run(batch, alone))
+                    instances.create_task(self._run(batch, sole))
                     del batch  # or the last one, with its model, would stay until the next
         except BaseExceptionGroup as faults:
             fault = faults.exceptions[0]
@@ -189,13 +199,13 @@ class Batcher(Generic[Item, Result]):
         self._changed.set()
 
     async def _submit(
-        self, slots: Slots[Item, Result], item: Item, deadline: float
-    ) -> Answer[Result]:
+        self, reservation: Reservation[Item, Result], item: Item, deadline: float
+    ) -> InferenceResult[Result]:
         self._free(1)
         if self._ended:
             raise InferenceFailed("the batch loop has ended")
         bucket = self._bucket(item)
-        entry = self._waiting.add(bucket, slots._share, item, deadline)
+        entry = self._waiting.add(bucket, reservation._flow, item, deadline)
         try:
             return await entry.future
         except asyncio.CancelledError:
@@ -240,14 +250,14 @@ class Batcher(Generic[Item, Result]):
     def _take(self, bucket: Hashable) -> list[Entry[Item, Result]]:
         """The items of the next batch; none when all that waited were late or given up."""
         free = self.instances - len(self._running) if self.spread else 1
-        share = math.ceil(len(self._waiting.buckets[bucket]) / free)
-        return self._waiting.take(bucket, min(share, self.max_batch_size))
+        size = math.ceil(len(self._waiting.buckets[bucket]) / free)
+        return self._waiting.take(bucket, min(size, self.max_batch_size))
 
-    async def _run(self, batch: list[Entry[Item, Result]], alone: bool) -> None:
+    async def _run(self, batch: list[Entry[Item, Result]], sole: bool) -> None:
         try:
-            if not await self._attempt(batch, alone):
+            if not await self._attempt(batch, sole):
                 for entry in batch:
-                    if is_wanted(entry):
+                    if is_pending(entry):
                         await self._attempt([entry], False)
         except BaseException:
             for entry in batch:  # those that were still to be tried again
@@ -258,12 +268,12 @@ class Batcher(Generic[Item, Result]):
             self._last_end = asyncio.get_running_loop().time()
             self._changed.set()
 
-    async def _attempt(self, batch: list[Entry[Item, Result]], alone: bool) -> bool:
+    async def _attempt(self, batch: list[Entry[Item, Result]], sole: bool) -> bool:
         """Runs a batch; false when it failed and its items should be tried one by one."""
         started = time.perf_counter()
         size = len(batch)
         try:
-            results = await self._run_batch([entry.item for entry in batch], alone)
+            results = await self._run_batch([entry.item for entry in batch], sole)
             if len(results) != size:
                 raise ValueError(f"{size} items gave {len(results)} results")
         except BaseException as error:
@@ -279,7 +289,9 @@ class Batcher(Generic[Item, Result]):
         self._observe(took_s / size)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.submitted_at, took_s))
+                entry.future.set_result(
+                    InferenceResult(result, started - entry.submitted_at, took_s)
+                )
         return True
 
     def _observe(self, item_s: float) -> None:

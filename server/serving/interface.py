@@ -16,7 +16,7 @@ from server.inference.artifact import Artifact
 from server.observability.log_output import process_log
 from server.observability.metrics import Metrics
 from server.serving.body_budget import ByteBudget
-from server.serving.fair_queue import Answer
+from server.serving.fair_queue import InferenceResult
 from server.settings import Settings
 
 State = Literal["starting", "ready", "draining", "failed"]
@@ -58,18 +58,18 @@ class LoadedModel(Protocol):
         """Images of one call."""
 
 
-class Place(Protocol):
-    """One image's place in the queue: `put` and `infer`, or `give_back`; the latter only once."""
+class ImageReservation(Protocol):
+    """One image's place in the queue: `write` and `infer`, or `release`; the latter only once."""
 
-    def put(self, canvas: NDArray[np.uint8]) -> None:
+    def write(self, canvas: NDArray[np.uint8]) -> None:
         """Lays an image where the model finds it; on any thread.
 
         Args:
             canvas: (H, W, 3) uint8, RGB, letterboxed; (H, W) one of the model's buckets.
         """
 
-    async def infer(self, deadline: float) -> Answer[Candidates]:
-        """Submits what was put and waits for its own (K, 6) candidates.
+    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+        """Submits what was written and waits for its own (K, 6) candidates.
 
         Args:
             deadline: seconds of the event loop's clock; later it is not run any more.
@@ -79,7 +79,7 @@ class Place(Protocol):
             DeadlineExceeded: the deadline passed while it waited.
         """
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Frees a place whose image will not be submitted."""
 
 
@@ -87,7 +87,8 @@ class Queue(Protocol):
     """The one queue before the model.
 
     Attributes:
-        copies: whether `Place.put` copies the pixels, and had better be called on a thread.
+        copies: whether `ImageReservation.write` copies the pixels, and had better be called on a
+            thread.
     """
 
     copies: bool
@@ -115,7 +116,7 @@ class Queue(Protocol):
 
     def reserve(
         self, engine: LoadedModel, images: int
-    ) -> AbstractAsyncContextManager[Sequence[Place]]:
+    ) -> AbstractAsyncContextManager[Sequence[ImageReservation]]:
         """Holds places for a request's images; those not submitted are free again afterwards.
 
         Raises:

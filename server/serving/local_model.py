@@ -18,7 +18,7 @@ from server.inference.repository import load_model
 from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.serving.interface import State, refuse_unless_ready
-from server.serving.model_runner import ModelCalls
+from server.serving.model_runner import ModelRunner
 from server.serving.threads import MODEL_NICENESS, nice_pool
 from server.settings import Settings
 from server.vision import nms
@@ -102,7 +102,7 @@ def open_onnx_engine(
     )
 
 
-class OwnModel:
+class LocalModel:
     """One model at a time behind the queue, from start to end; a `server.serving.interface.Model`.
 
     Args:
@@ -122,7 +122,7 @@ class OwnModel:
     def __init__(self, settings: Settings, loader: Loader, metrics: Metrics) -> None:
         assert loader.first is not None
         self.name = loader.first.artifacts.result()[0].metadata.name
-        self.queue = ModelCalls(settings, metrics)
+        self.queue = ModelRunner(settings, metrics)
         self.state: State = "starting"
         self.failure: BaseException | None = None
         self.engine: Engine | None = None
@@ -248,7 +248,7 @@ class OwnModel:
     def _serve_with(self, engine: Engine, event: str, loading: Loading) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
-        self.queue.arrange_for(engine)
+        self.queue.resize_for(engine)
         model = engine.artifact.metadata
         running = {
             "name": model.name,

@@ -17,8 +17,8 @@ from server.host import available_cpus
 from server.inference.artifact import Metadata
 from server.inference.detector import ImageDetections, Prepared, finish, prepare_encoded
 from server.observability.metrics import Metrics
-from server.serving.decode_pool import Claim, Decoding
-from server.serving.interface import Candidates, LoadedModel, Place, Queue
+from server.serving.decode_pool import DecodePool, MemoryReservation
+from server.serving.interface import Candidates, ImageReservation, LoadedModel, Queue
 from server.serving.threads import on_pool, together
 from server.settings import Settings
 from server.vision.decode import picture_bytes, read_header
@@ -84,7 +84,7 @@ class Pipeline:
         self._metrics = metrics
         threads = settings.decode_threads or available_cpus()
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
-        self.decoding = Decoding(threads, settings.max_image_pixels)
+        self.decoding = DecodePool(threads, settings.max_image_pixels)
         self.answering = ThreadPoolExecutor(threads, "answer")
 
     def shut_down(self) -> None:
@@ -126,16 +126,16 @@ class Pipeline:
                 memory for a picture.
             ClientLeft: `left` was set before the last image was decoded.
         """
-        # The threads are shared by turns, too: a request of many has few at a time.
-        turns = asyncio.Semaphore(self.decoding.threads)
+        # The threads are shared fairly, too: a request of many has few at a time.
+        decode_slots = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
         if images > 1:  # a single one of `max_image_pixels` is always within those of a request
             await self.decoding.run(lambda _: self._refuse_pixels(encoded), left)
-        async with self._queue.reserve(engine, images) as places:
+        async with self._queue.reserve(engine, images) as reservations:
             with self._counting_failures(images):
                 inferred = await together(
-                    self._infer_one(engine, each, place, turns, deadline, left)
-                    for each, place in zip(encoded, places, strict=True)
+                    self._infer_one(engine, each, reservation, decode_slots, deadline, left)
+                    for each, reservation in zip(encoded, reservations, strict=True)
                 )
 
         def finish_all() -> Result:
@@ -155,10 +155,10 @@ class Pipeline:
         if not pictures:
             return await on_pool(self.answering, finish_all)
 
-        def draw_all(claim: Claim) -> Result:
+        def draw_all(memory: MemoryReservation) -> Result:
             for file, outcome in zip(encoded, inferred, strict=True):
                 if isinstance(outcome, Inferred):
-                    claim.require(picture_bytes(file, read_header(file)))
+                    memory.require(picture_bytes(file, read_header(file)))
             return finish_all()
 
         return await self.decoding.run(draw_all, left)
@@ -181,18 +181,20 @@ class Pipeline:
             QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
         """
         images = len(canvases)
-        async with self._queue.reserve(engine, images) as places:
+        async with self._queue.reserve(engine, images) as reservations:
 
-            def put_all() -> None:
-                for place, canvas in zip(places, canvases, strict=True):
-                    place.put(canvas)
+            def write_all() -> None:
+                for reservation, canvas in zip(reservations, canvases, strict=True):
+                    reservation.write(canvas)
 
             with self._counting_failures(images):
                 if self._queue.copies:
-                    await self.on_thread(put_all)
+                    await self.on_thread(write_all)
                 else:
-                    put_all()
-                answers = await together(place.infer(deadline) for place in places)
+                    write_all()
+                answers = await together(
+                    reservation.infer(deadline) for reservation in reservations
+                )
         stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
         for stage_s in stages:
             self._observe(stage_s)
@@ -210,18 +212,18 @@ class Pipeline:
         self,
         engine: LoadedModel,
         encoded: bytes,
-        place: Place,
-        turns: asyncio.Semaphore,
+        reservation: ImageReservation,
+        decode_slots: asyncio.Semaphore,
         deadline: float,
         left: threading.Event | None,
     ) -> Inferred | BadInput:
         try:
-            async with turns:
-                prepared, stage_s = await self._prepare(engine, encoded, place, left)
+            async with decode_slots:
+                prepared, stage_s = await self._prepare(engine, encoded, reservation, left)
         except BadInput as error:
-            place.give_back()
+            reservation.release()
             return error
-        answer = await place.infer(deadline)
+        answer = await reservation.infer(deadline)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         return Inferred(prepared, answer.result, stage_s)
@@ -250,19 +252,23 @@ class Pipeline:
             self._metrics.stage_seconds[stage].observe(seconds)
 
     async def _prepare(
-        self, engine: LoadedModel, encoded: bytes, place: Place, left: threading.Event | None
+        self,
+        engine: LoadedModel,
+        encoded: bytes,
+        reservation: ImageReservation,
+        left: threading.Event | None,
     ) -> tuple[Prepared, dict[str, float]]:
-        """Decodes an image into its place; what is left of it has no pixels."""
+        """Decodes an image into its reservation; what is left of it has no pixels."""
 
-        def prepare(claim: Claim) -> tuple[Prepared, dict[str, float]]:
+        def prepare(memory: MemoryReservation) -> tuple[Prepared, dict[str, float]]:
             prepared, stage_s = prepare_encoded(
                 encoded,
                 engine.artifact.metadata,
                 max_pixels=self._settings.max_image_pixels,
                 dct_scaling=self._settings.jpeg_dct_scaling,
-                require=claim.require,
+                require=memory.require,
             )
-            place.put(prepared.canvas)
+            reservation.write(prepared.canvas)
             return replace(prepared, canvas=NO_PIXELS), stage_s
 
         return await self.decoding.run(prepare, left)

@@ -12,7 +12,7 @@ from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.metrics_merge import Snapshot, counted, merged, snapshot
 from server.serving.interface import State
-from server.serving.local_model import OwnModel
+from server.serving.local_model import LocalModel
 from server.settings import Settings
 from server.workers.messages import MetricsResponse, Ping, SnapshotRequest, StateUpdate
 from server.workers.remote_engine import described
@@ -48,7 +48,7 @@ class Coordinator:
         fault: why it ends, where that is neither a signal nor the model.
     """
 
-    def __init__(self, settings: Settings, model: OwnModel, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, settings: Settings, model: LocalModel, metrics: Metrics, keys: Keys) -> None:
         self.settings = settings
         self.model = model
         self.metrics = metrics
@@ -67,7 +67,7 @@ class Coordinator:
         self._to_publish = False
         model.changed = self.publish_state
         model.prepare = self._fit_slots
-        model.queue.noted = self.publish_soon
+        model.queue.on_change = self.publish_soon
         metrics.http_workers.set_function(
             lambda: sum(each.ready and not each.unresponsive for each in list(self.workers))
         )
@@ -134,7 +134,7 @@ class Coordinator:
             retry_after_s=queue.retry_after_s(),
             instances=queue.instances,
             busy=queue.active_inferences,
-            oldest_call=queue.oldest_call(),
+            oldest_inference=queue.oldest_inference(),
         )
 
     def publish_state(self) -> None:
@@ -192,7 +192,7 @@ class Coordinator:
                 self._forget_unless_held(generation)
 
     async def reload(self) -> None:
-        """Serves the model and the keys as they are now, in all workers; as `OwnModel.reload`."""
+        """Serves the model and the keys as they are now, in all workers; as `LocalModel.reload`."""
         try:
             await self.model.reload(self._read_keys)
         finally:

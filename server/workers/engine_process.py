@@ -18,7 +18,7 @@ from server.observability.logs import get_logger
 from server.run import exit_code, log_listening, spare_the_collector
 from server.serving.body_budget import ByteBudget
 from server.serving.interface import create_metrics
-from server.serving.local_model import Loader, OwnModel
+from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionDispatcher
 from server.workers.coordinator import Coordinator
@@ -54,7 +54,7 @@ def serve_with_workers(settings: Settings, loader: Loader) -> int:
         body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
-    model = OwnModel(settings, loader, metrics)
+    model = LocalModel(settings, loader, metrics)
     register_gpu_metrics(metrics.registry, open_nvml())
     with listen(settings.host, settings.port) as listener:
         spare_the_collector()

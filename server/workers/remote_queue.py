@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
-from server.serving.fair_queue import Answer
-from server.serving.interface import Candidates, LoadedModel, Place
+from server.serving.fair_queue import InferenceResult
+from server.serving.interface import Candidates, ImageReservation, LoadedModel
 from server.settings import Settings
 from server.workers.messages import (
     Failed,
@@ -51,7 +51,9 @@ class RemoteQueue:
         self._send = send
         self._requests = itertools.count()
         self._pending: dict[int, asyncio.Future[SlotsGranted]] = {}
-        self._waiting: dict[int, tuple[RemotePlace, asyncio.Future[Answer[Candidates]]]] = {}
+        self._waiting: dict[
+            int, tuple[RemoteReservation, asyncio.Future[InferenceResult[Candidates]]]
+        ] = {}
         self._released: list[int] = []
 
     @property
@@ -73,7 +75,7 @@ class RemoteQueue:
         """Seconds that an inference has run, or the engine process been silent, for too long."""
         now = time.monotonic()
         status = self.shared.status
-        running_s, silent_s = now - status.oldest_call, now - status.written
+        running_s, silent_s = now - status.oldest_inference, now - status.written
         if running_s > self._inference_watchdog_s:
             return running_s
         return silent_s if silent_s > max(self._inference_watchdog_s, SILENT_S) else None
@@ -90,18 +92,20 @@ class RemoteQueue:
             )
 
     @asynccontextmanager
-    async def reserve(self, engine: LoadedModel, images: int) -> AsyncIterator[Sequence[Place]]:
+    async def reserve(
+        self, engine: LoadedModel, images: int
+    ) -> AsyncIterator[Sequence[ImageReservation]]:
         """Holds places for a request's images; see `server.serving.interface.Queue`."""
         assert isinstance(engine, RemoteEngine)
-        places = [
-            RemotePlace(self, slot, candidates_at)
+        reservations = [
+            RemoteReservation(self, slot, candidates_at)
             for slot, candidates_at in await self._reserve(engine.generation, images)
         ]
         try:
-            yield places
+            yield reservations
         finally:
-            for place in places:
-                place.give_back()
+            for reservation in reservations:
+                reservation.release()
 
     def handle(self, message: Message) -> None:
         """Takes what the engine process says of slots."""
@@ -117,17 +121,19 @@ class RemoteQueue:
                 if not asked.done():
                     asked.set_exception(QueueFull(message.reason))
             case Inferred() | Failed():
-                # A place that was given back meanwhile is not there.
-                place, answered = self._waiting.pop(message.slot, (None, None))
-                if place is None or answered is None:
+                # A place that was released meanwhile is not there.
+                reservation, answered = self._waiting.pop(message.slot, (None, None))
+                if reservation is None or answered is None:
                     return
                 if isinstance(message, Inferred):
-                    answer = Answer(place.found(message.rows), message.queue_s, message.inference_s)
-                    place.give_back()
+                    answer = InferenceResult(
+                        reservation.found(message.rows), message.queue_s, message.inference_s
+                    )
+                    reservation.release()
                     if not answered.done():
                         answered.set_result(answer)
                 else:
-                    place.give_back()
+                    reservation.release()
                     if not answered.done():
                         answered.set_exception(_error(message))
 
@@ -146,15 +152,15 @@ class RemoteQueue:
         return [(slot, slot + answer.candidates_at) for slot in answer.slots]
 
     async def _infer(
-        self, place: "RemotePlace", slot: int, hw: tuple[int, int], deadline: float
-    ) -> Answer[Candidates]:
+        self, reservation: "RemoteReservation", slot: int, hw: tuple[int, int], deadline: float
+    ) -> InferenceResult[Candidates]:
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Answer[Candidates]] = loop.create_future()
-        self._waiting[slot] = (place, answered)
+        answered: asyncio.Future[InferenceResult[Candidates]] = loop.create_future()
+        self._waiting[slot] = (reservation, answered)
         self._send(Submit(slot, *hw, max(0.0, deadline - loop.time())))
         return await answered
 
-    def _give_back(self, slot: int) -> None:
+    def _release(self, slot: int) -> None:
         self._waiting.pop(slot, None)
         if not self._released:
             asyncio.get_running_loop().call_soon(self._send_released)
@@ -165,7 +171,7 @@ class RemoteQueue:
         self._send(Release(released))
 
 
-class RemotePlace:
+class RemoteReservation:
     """One image's slot in the shared memory."""
 
     def __init__(self, queue: RemoteQueue, slot: int, candidates: int) -> None:
@@ -173,21 +179,21 @@ class RemotePlace:
         self._slot = slot
         self._candidates = candidates
         self._hw: tuple[int, int] | None = None
-        self._given_back = False
+        self._released = False
         # A request that is cut off leaves threads behind that still decode for it: they must not
         # write into what is another's by then.
         self._lock = threading.Lock()
 
-    def put(self, canvas: NDArray[np.uint8]) -> None:
-        """Copies an image into the slot; nothing when it was given back meanwhile."""
+    def write(self, canvas: NDArray[np.uint8]) -> None:
+        """Copies an image into the slot; nothing when it was released meanwhile."""
         height, width, _ = canvas.shape
         with self._lock:
-            if not self._given_back:
+            if not self._released:
                 self._queue.shared.pixels(self._slot, height, width)[:] = canvas
                 self._hw = height, width
 
-    async def infer(self, deadline: float) -> Answer[Candidates]:
-        """Submits it; see `server.serving.interface.Place`."""
+    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+        """Submits it; see `server.serving.interface.ImageReservation`."""
         assert self._hw is not None
         return await self._queue._infer(self, self._slot, self._hw, deadline)
 
@@ -195,13 +201,13 @@ class RemotePlace:
         """A copy of what the model found."""
         return self._queue.shared.candidates(self._candidates, rows).copy()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Frees the slot; safe to call again. A model call that reads it is waited for there."""
         with self._lock:
-            if self._given_back:
+            if self._released:
                 return
-            self._given_back = True
-        self._queue._give_back(self._slot)
+            self._released = True
+        self._queue._release(self._slot)
 
 
 def _error(failed: Failed) -> ServerError:

@@ -107,15 +107,15 @@ class SharedStatus:
         retry_after_s: int,
         instances: int,
         busy: int,
-        oldest_call: float,
+        oldest_inference: float,
     ) -> None:
-        """Tells the workers; `oldest_call` in seconds of `time.monotonic`, inf without any."""
+        """Tells the workers; `oldest_inference` in seconds of `time.monotonic`, inf without any."""
         numbers = self._numbers
         numbers[0] = queue_images
         numbers[1] = retry_after_s
         numbers[2] = instances
         numbers[3] = busy
-        numbers[4] = oldest_call
+        numbers[4] = oldest_inference
         numbers[5] = time.monotonic()
 
     @property
@@ -139,7 +139,7 @@ class SharedStatus:
         return int(self._numbers[3])
 
     @property
-    def oldest_call(self) -> float:
+    def oldest_inference(self) -> float:
         """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
         return float(self._numbers[4])
 

@@ -10,9 +10,9 @@ from server.errors import InferenceFailed, QueueFull, ServerError
 from server.inference.engine import Engine
 from server.observability.logs import get_logger
 from server.observability.metrics_merge import Snapshot
-from server.serving.batcher import Slots
+from server.serving.batcher import Reservation
 from server.serving.interface import Candidates
-from server.serving.local_model import OwnModel
+from server.serving.local_model import LocalModel
 from server.serving.model_runner import Canvas
 from server.workers.messages import (
     Ack,
@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 class ConnectionOwner(Protocol):
     """What a worker asks of the `Coordinator` that has it, and that imports this module."""
 
-    model: OwnModel
+    model: LocalModel
     slots: SlotPool
 
     def engine(self, generation: int) -> Engine:
@@ -77,14 +77,14 @@ class _Image:
     """One image of a worker's request.
 
     Attributes:
-        places: those of its request in the queue.
+        reservation: those of its request in the queue.
         engine: that its request began with.
         lease: its slot.
         submitting: what waits for its turn, once it is submitted.
         submitted: whether that has begun.
     """
 
-    places: Slots[Canvas, Candidates]
+    reservation: Reservation[Canvas, Candidates]
     engine: Engine
     lease: Lease
     submitting: asyncio.Task[None] | None = None
@@ -198,18 +198,18 @@ class WorkerConnection:
             raise BadMessage(f"{asked.images} images")
         batcher = coordinator.model.queue.batcher
         try:
-            places = batcher.hold(asked.images)
+            reservation = batcher.hold(asked.images)
         except QueueFull as full:
             self.send(SlotsRefused(asked.request, str(full)))
             return
         try:
             leases = coordinator.slots.take(asked.images)
         except QueueFull as full:
-            places.give_back(asked.images)
+            reservation.release(asked.images)
             self.send(SlotsRefused(asked.request, str(full)))
             return
         for lease in leases:
-            self._images[lease.slot] = _Image(places, engine, lease)
+            self._images[lease.slot] = _Image(reservation, engine, lease)
         slots = [lease.slot for lease in leases]
         self.send(SlotsGranted(asked.request, slots, leases[0].layout.candidates_at))
 
@@ -230,7 +230,7 @@ class WorkerConnection:
         image.submitted = True
         slot = image.lease.slot
         try:
-            answer = await image.places.submit(canvas, deadline)
+            answer = await image.reservation.submit(canvas, deadline)
         except ServerError as error:
             if isinstance(error, InferenceFailed):
                 # The worker, which has the request's id, does not have the cause.
@@ -247,7 +247,7 @@ class WorkerConnection:
         if image is None:
             raise BadMessage(f"slot {slot} is not there to be released")
         if not image.submitted:
-            image.places.give_back()
+            image.reservation.release()
         if image.submitting is not None:
             image.submitting.cancel()
         image.lease.release()

@@ -74,7 +74,7 @@ def test_the_warm_up_records_every_shape(
         shapes = len(artifacts["fp16"].metadata.buckets) * len(padded_sizes(BATCH_SIZE))
         assert len(captured) == shapes
         assert all(captured.values())
-    # Such as that there is no page-locked memory, or that a graph could not be recorded.
+    # Such as that there is no pinned memory, or that a graph could not be recorded.
     assert not [record.getMessage() for record in caplog.records]
 
 

@@ -18,7 +18,7 @@ from server.errors import InferenceFailed
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine, OpenSession
 from server.inference.session import Session
-from server.serving.model_runner import ModelCalls
+from server.serving.model_runner import ModelRunner
 from server.serving.service import Service
 from server.settings import Settings
 from tests.support.artifacts import paint
@@ -139,9 +139,9 @@ def held(running: Served) -> HeldSession:
     return session
 
 
-def calls(running: Served) -> ModelCalls:
+def calls(running: Served) -> ModelRunner:
     """The queue of an app, and the model calls behind it."""
-    assert isinstance(running.service.queue, ModelCalls)
+    assert isinstance(running.service.queue, ModelRunner)
     return running.service.queue
 
 

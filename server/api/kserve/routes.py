@@ -96,10 +96,12 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
             engine = service.current()
             artifact = engine.artifact
             model = _asked(request, artifact)
-            refuse_by_headers(request.headers, limits, record.share)
-            body = await read_whole(request.stream(), limits, record.share)
+            refuse_by_headers(request.headers, limits, record.body_reservation)
+            body = await read_whole(request.stream(), limits, record.body_reservation)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
-            record.share.take(await service.pipeline.on_thread(parsed_bytes, body, json_length))
+            record.body_reservation.take(
+                await service.pipeline.on_thread(parsed_bytes, body, json_length)
+            )
             asked, images = await service.pipeline.on_thread(
                 _read, body, json_length, model, artifact, limits
             )

@@ -25,7 +25,7 @@ class CudaOptions:
     Attributes:
         calls: each step adds one thing to the one before. "plain": ONNX Runtime copies each batch
             and allocates its answer, as most of its users let it do. "bound": buffers for each
-            input shape that stay where they are, filled from page-locked memory. "fixed": for each
+            input shape that stay where they are, filled from pinned memory. "fixed": for each
             shape a session of its own, in which nothing is left to be worked out from the shape:
             every node is on the GPU; it has weights and activations of its own, too. "captured":
             each shape's kernels recorded once, as a CUDA graph, and launched as one. To be

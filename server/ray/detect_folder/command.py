@@ -10,7 +10,7 @@ import ray
 from server.api.parameters import read_parameters
 from server.inference.artifact import Artifact
 from server.inference.devices import CUDA
-from server.inference.repository import Choice, choose, load_model
+from server.inference.repository import SelectedVariant, load_model, select_variant
 from server.ort import onnxruntime
 from server.ray.connection import connected
 from server.ray.detect_folder.errors import JobRefused
@@ -84,9 +84,9 @@ def job_of_before(
     return FolderJob.open(request, out, images_per_part=options.images_per_part)
 
 
-def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> Choice:
+def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> SelectedVariant:
     """One file for all nodes, whatever they would choose by themselves."""
-    return choose(artifacts, "cuda:0" if device == "cuda" else device, precision)
+    return select_variant(artifacts, "cuda:0" if device == "cuda" else device, precision)
 
 
 def tell_results(job: FolderJob, progress: Progress) -> None:

@@ -19,7 +19,7 @@ from server.ray.detect_folder.result_rows import ImageError
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share, decoding_share
 from server.serving.interface import create_metrics
-from server.serving.model_runner import ModelCalls
+from server.serving.model_runner import ModelRunner
 from server.serving.pipeline import Found, Pipeline
 from server.serving.threads import on_pool, together
 from server.settings import Settings
@@ -109,8 +109,8 @@ class Detecting:
             body_budget=ByteBudget(0),
             state=lambda: "ready",
         )
-        self._calls = ModelCalls(settings, metrics)
-        self._calls.arrange_for(engine)
+        self._calls = ModelRunner(settings, metrics)
+        self._calls.resize_for(engine)
         self._pipeline = Pipeline(settings, self._calls, metrics)
         if memory_bytes is not None:
             self._pipeline.decoding.limit(self._decoding_bytes(memory_bytes))

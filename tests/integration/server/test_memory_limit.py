@@ -81,7 +81,7 @@ async def test_one_that_waits_for_memory_keeps_no_thread_and_no_longer_than_its_
         assert await post(running, b"\xff\xd8\xff") == 422  # the one thread is free
         assert await late == 504
         assert not memory._waiting
-        others.give_back()
+        others.release()
         assert await post(running, ONE_AT_A_TIME) == 200
 
 
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_while_it_waits_lets_the_next_pass(artifact: 
         leaving.cancel()
         with anyio.fail_after(LIMIT_S):
             assert await behind == 200
-        others.give_back()
+        others.release()
         assert memory.taken == 0
 
 

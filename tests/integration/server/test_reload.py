@@ -13,7 +13,7 @@ import pytest
 
 from server.errors import InferenceFailed
 from server.inference.artifact import Artifact, load_artifact
-from server.serving.decode_pool import Claim
+from server.serving.decode_pool import MemoryReservation
 from server.settings import Settings
 from tests.support.artifacts import tiny_artifact
 from tests.support.serving import LIMIT_S, HeldSession, Served, held, one_cell, served
@@ -255,7 +255,7 @@ async def test_decoding_that_does_not_end_fails_readiness_and_not_liveness(artif
     async with served(artifact, decode_threads=2, request_timeout_s=0.05) as running:
         decoding, gates, begun = running.service.pipeline.decoding, [], threading.Semaphore(0)
 
-        def held(gate: threading.Event, _: Claim) -> bool:
+        def held(gate: threading.Event, _: MemoryReservation) -> bool:
             begun.release()
             return gate.wait(LIMIT_S)
 

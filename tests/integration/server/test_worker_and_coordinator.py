@@ -27,7 +27,7 @@ from server.inference.artifact import Artifact
 from server.inference.engine import Engine
 from server.serving.body_budget import ByteBudget
 from server.serving.interface import create_metrics
-from server.serving.local_model import Loader, OwnModel
+from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionDispatcher, _received, passing_sockets
 from server.workers.coordinator import Coordinator
@@ -73,10 +73,12 @@ class Joined:
         """Infers the same image some times; gives the best score of each."""
         engine = engine or self.model.engine
         deadline = asyncio.get_running_loop().time() + LIMIT_S
-        async with self.model.queue.reserve(engine, images) as places:
-            for place in places:
-                place.put(PIXELS)
-            answers = await asyncio.gather(*(place.infer(deadline) for place in places))
+        async with self.model.queue.reserve(engine, images) as reservations:
+            for reservation in reservations:
+                reservation.write(PIXELS)
+            answers = await asyncio.gather(
+                *(reservation.infer(deadline) for reservation in reservations)
+            )
         return [float(answer.result[:, 4].max()) for answer in answers]
 
 
@@ -105,7 +107,7 @@ async def joined(
         body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
-    model = OwnModel(settings, Loader(settings, open_engine), metrics)
+    model = LocalModel(settings, Loader(settings, open_engine), metrics)
     coordinator = Coordinator(settings, model, metrics, Keys(()))
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -186,10 +188,10 @@ async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody
         async with queue.reserve(both.model.engine, 1) as (late,):
             pass
         await both.until(lambda: both.coordinator.slots.taken == 0)
-        async with queue.reserve(both.model.engine, 1) as (place,):
-            place.put(PIXELS)  # the same slot: it came back last
-            late.put(np.zeros_like(PIXELS))
-            infers = asyncio.create_task(place.infer(float("inf")))
+        async with queue.reserve(both.model.engine, 1) as (reservation,):
+            reservation.write(PIXELS)  # the same slot: it came back last
+            late.write(np.zeros_like(PIXELS))
+            infers = asyncio.create_task(reservation.infer(float("inf")))
             await both.until(lambda: len(both.sessions[0].batch_sizes) == 1)
             both.sessions[0].gate.set()
             assert (await infers).result[:, 4].max() == 1.0
@@ -210,7 +212,7 @@ async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
                 both.model.queue.refuse_when_full()
             with pytest.raises(QueueFull, match="2 images already wait and 1 more came"):
                 await both.ask()
-            late.put(PIXELS)
+            late.write(PIXELS)
             waits = asyncio.create_task(late.infer(0.0))
             both.sessions[0].gate.set()
             with pytest.raises(DeadlineExceeded):
@@ -284,9 +286,9 @@ async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
     async with joined(artifact) as both:
         queue = both.model.queue
         assert both.model.engine is not None
-        async with queue.reserve(both.model.engine, 1) as (place,):
-            place.put(PIXELS)
-            submitted = asyncio.create_task(place.infer(float("inf")))
+        async with queue.reserve(both.model.engine, 1) as (reservation,):
+            reservation.write(PIXELS)
+            submitted = asyncio.create_task(reservation.infer(float("inf")))
             await asyncio.sleep(0)  # both messages come in one read
         await both.until(lambda: both.coordinator.slots.taken == 0)
         assert both.coordinator.model.queue.queue_images == 0

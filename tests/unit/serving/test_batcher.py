@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
 from server.serving.batcher import Batcher
-from server.serving.fair_queue import Answer
+from server.serving.fair_queue import InferenceResult
 
 pytestmark = pytest.mark.anyio
 Numbers = Batcher[int, int]
@@ -27,14 +27,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.alone: list[bool] = []
+        self.sole: list[bool] = []
         self.started = asyncio.Event()
         self.release = asyncio.Event()
         self.release.set()
 
-    async def __call__(self, items: Sequence[int], alone: bool) -> list[int]:
+    async def __call__(self, items: Sequence[int], sole: bool) -> list[int]:
         self.batches.append(list(items))
-        self.alone.append(alone)
+        self.sole.append(sole)
         self.started.set()
         await self.release.wait()
         if 13 in items:
@@ -68,9 +68,9 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
 
 
 async def submit(batcher: Numbers, item: int, deadline: float = math.inf) -> int:
-    with batcher.reserve(1) as slots:
-        answer = await slots.submit(item, deadline)
-    assert isinstance(answer, Answer)
+    with batcher.reserve(1) as reservation:
+        answer = await reservation.submit(item, deadline)
+    assert isinstance(answer, InferenceResult)
     return answer.result
 
 
@@ -100,11 +100,11 @@ async def test_a_lone_item_does_not_wait_for_company_that_cannot_come() -> None:
 async def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            first = asyncio.create_task(slots.submit(1))
+        with batcher.reserve(2) as reservation:
+            first = asyncio.create_task(reservation.submit(1))
             await asyncio.sleep(0)
             assert model.batches == []
-            second = asyncio.create_task(slots.submit(2))
+            second = asyncio.create_task(reservation.submit(2))
             assert [(await first).result, (await second).result] == [10, 20]
     assert model.batches == [[1, 2]]
 
@@ -112,18 +112,18 @@ async def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
 async def test_a_batch_goes_when_the_image_on_its_way_is_given_up() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            first = asyncio.create_task(slots.submit(1))
+        with batcher.reserve(2) as reservation:
+            first = asyncio.create_task(reservation.submit(1))
             await asyncio.sleep(0)
-            slots.give_back()
+            reservation.release()
             assert (await first).result == 10
 
 
 async def test_a_batch_waits_no_longer_than_the_max_queue_delay() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=0.01) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            answer = await slots.submit(7)
+        with batcher.reserve(2) as reservation:
+            answer = await reservation.submit(7)
     assert model.batches == [[7]]
     assert answer.queue_s >= 0.009
 
@@ -134,8 +134,8 @@ async def test_a_full_batch_does_not_wait() -> None:
         serving(model, max_batch_size=2, max_queue_delay_s=3600) as batcher,
         asyncio.timeout(5),
     ):
-        with batcher.reserve(3) as slots:
-            await asyncio.gather(slots.submit(1), slots.submit(2))
+        with batcher.reserve(3) as reservation:
+            await asyncio.gather(reservation.submit(1), reservation.submit(2))
     assert model.batches == [[1, 2]]
 
 
@@ -172,8 +172,8 @@ async def test_a_single_image_does_not_wait_for_all_images_of_a_large_request() 
     model = Recorder()
     model.release.clear()
     async with serving(model, max_batch_size=1) as batcher:
-        with batcher.reserve(8) as slots:
-            many = [asyncio.create_task(slots.submit(i)) for i in range(20, 28)]
+        with batcher.reserve(8) as reservation:
+            many = [asyncio.create_task(reservation.submit(i)) for i in range(20, 28)]
             await model.started.wait()
             single = asyncio.create_task(submit(batcher, 1))
             await asyncio.sleep(0)
@@ -213,8 +213,8 @@ async def test_a_large_request_is_served_though_single_images_never_cease(client
         singles = [
             asyncio.create_task(submit_until(batcher, 20 + i, ended)) for i in range(clients)
         ]
-        with batcher.reserve(16) as slots:
-            await asyncio.gather(*(slots.submit(100 + i) for i in range(16)))
+        with batcher.reserve(16) as reservation:
+            await asyncio.gather(*(reservation.submit(100 + i) for i in range(16)))
         ended.set()
         await asyncio.gather(*singles)
     first, last = (model.batches.index([item]) for item in (100, 115))
@@ -301,7 +301,7 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
     release = [asyncio.Event() for _ in range(4)]
     batches: list[list[int]] = []
 
-    async def model(items: Sequence[int], alone: bool) -> list[int]:
+    async def model(items: Sequence[int], sole: bool) -> list[int]:
         batches.append(list(items))
         await release[len(batches) - 1].wait()
         return list(items)
@@ -344,7 +344,7 @@ async def test_only_what_has_the_model_for_itself_is_said_to_be_alone() -> None:
         with batcher.reserve(1):  # somebody's image is on its way
             await submit(batcher, 4)
     assert model.batches == [[1], [2], [3], [4]]
-    assert model.alone == [True, False, False, False]
+    assert model.sole == [True, False, False, False]
 
 
 async def test_a_failure_keeps_its_cause_for_the_log() -> None:

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
-from server.serving.batcher import Batcher, Slots
-from server.serving.fair_queue import Answer
+from server.serving.batcher import Batcher, Reservation
+from server.serving.fair_queue import InferenceResult
 
 MAX_QUEUE_IMAGES = 12
 BUCKETS = 3
 LIMIT_S = 20
-Task = asyncio.Task[Answer[int]]
+Task = asyncio.Task[InferenceResult[int]]
 
 
 @dataclass
 class Request:
     """What one client holds."""
 
-    reservation: AbstractContextManager[Slots[int, int]]
-    slots: Slots[int, int]
+    context: AbstractContextManager[Reservation[int, int]]
+    reservation: Reservation[int, int]
     held: int
     tasks: list[Task] = field(default_factory=list)
 
@@ -64,12 +64,12 @@ class Clients(RuleBasedStateMachine):
     async def begin(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.batcher.serve())
 
-    async def model(self, items: Sequence[int], alone: bool) -> list[int]:
+    async def model(self, items: Sequence[int], sole: bool) -> list[int]:
         call = Call(list(items), asyncio.get_running_loop().create_future())
         assert len(self.calls) < self.batcher.instances
         assert 1 <= len(items) <= self.batcher.max_batch_size
         assert len({item % BUCKETS for item in items}) == 1
-        assert not alone or (not self.calls and self.batcher.queue_images == 0)
+        assert not sole or (not self.calls and self.batcher.queue_images == 0)
         self.calls.append(call)
         end = "lost"
         try:
@@ -100,12 +100,12 @@ class Clients(RuleBasedStateMachine):
     def comes(self, images: int) -> None:
         async def reserve() -> None:
             free = MAX_QUEUE_IMAGES - self.batcher.queue_images
-            reservation = self.batcher.reserve(images)
+            context = self.batcher.reserve(images)
             if images > free:
                 with pytest.raises(QueueFull):
-                    reservation.__enter__()
+                    context.__enter__()
                 return
-            self.requests.append(Request(reservation, reservation.__enter__(), images))
+            self.requests.append(Request(context, context.__enter__(), images))
 
         self.do(reserve())
 
@@ -120,7 +120,9 @@ class Clients(RuleBasedStateMachine):
                 item = len(self.tasks)
                 if late:
                     self.late.add(item)
-                task = asyncio.create_task(request.slots.submit(item, 0 if late else math.inf))
+                task = asyncio.create_task(
+                    request.reservation.submit(item, 0 if late else math.inf)
+                )
                 self.runs.append([])
                 self.tasks.append(task)
                 request.tasks.append(task)
@@ -133,10 +135,10 @@ class Clients(RuleBasedStateMachine):
         request = data.draw(st.sampled_from([each for each in self.requests if each.held]))
         request.held -= 1
 
-        async def give_back() -> None:
-            request.slots.give_back()
+        async def release() -> None:
+            request.reservation.release()
 
-        self.do(give_back())
+        self.do(release())
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -146,7 +148,7 @@ class Clients(RuleBasedStateMachine):
 
         async def leave() -> None:
             await self.cancel(request.tasks)
-            request.reservation.__exit__(None, None, None)
+            request.context.__exit__(None, None, None)
 
         self.do(leave())
 
@@ -240,7 +242,7 @@ class Clients(RuleBasedStateMachine):
             self.serving.cancel()
             await asyncio.wait([self.serving, *self.tasks])
             for request in self.requests:
-                request.reservation.__exit__(None, None, None)
+                request.context.__exit__(None, None, None)
 
         self.do(end())
         self.runner.close()

@@ -155,7 +155,7 @@ def test_what_no_image_has_used_takes_no_memory(slots: SlotPool) -> None:
 def test_the_shared_status_reads_as_it_was_written(slots: SlotPool) -> None:
     status = SharedFile(slots.shared.file).status
     slots.shared.status.write(
-        queue_images=5, retry_after_s=3, instances=2, busy=1, oldest_call=float("inf")
+        queue_images=5, retry_after_s=3, instances=2, busy=1, oldest_inference=float("inf")
     )
     assert (status.queue_images, status.retry_after_s, status.instances, status.busy) == (
         5,
@@ -163,7 +163,7 @@ def test_the_shared_status_reads_as_it_was_written(slots: SlotPool) -> None:
         2,
         1,
     )
-    assert status.oldest_call == float("inf")
+    assert status.oldest_inference == float("inf")
     assert status.written > 0
 
 
