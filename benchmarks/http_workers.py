@@ -4,7 +4,7 @@
 
 What limits a server whose model is fast is the thread that runs the event loop: one in each
 process. The table has, per image, its CPU milliseconds and those of all other threads (decoding,
-answers, model calls). 1000 / (the event loop's milliseconds in the process with the model) is what
+answers, inferences). 1000 / (the event loop's milliseconds in the process with the model) is what
 that process could pass on a second. CPU time is less sensitive to a busy machine than rates are,
 but not insensitive. Other flags go to the server: --max-batch-size=8 --intra-op-threads=N, with N
 the CPUs, makes one instance and batches of it, as a GPU has them.

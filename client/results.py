@@ -174,8 +174,8 @@ class Health:
         provider: ONNX Runtime's execution provider.
         device: what it runs on.
         cpu_fallback: why the model runs on the CPU though a GPU was to be expected.
-        instances: model calls that may run side by side.
-        max_batch_size: images of one model call at most.
+        instances: inferences that may run side by side.
+        max_batch_size: images of one inference at most.
         queue_images: images that wait now.
         max_queue_images: that may wait.
     """

@@ -93,5 +93,5 @@ if __name__ == "__main__":
     if sys.stdout:
         with suppress(OSError):  # whoever read it has seen enough, or the disk is full
             sys.stdout.flush()  # os._exit does not
-    # Not sys.exit(): it would wait for a model call that never returns.
+    # Not sys.exit(): it would wait for an inference that never returns.
     os._exit(code)

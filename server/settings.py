@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Images that one model call takes at most; unset: 8 on a GPU, 1 on a CPU.",
+        description="Images in one inference at most; unset: 8 on a GPU, 1 on a CPU.",
     )
     max_queue_delay_s: float = Field(
         0.0,
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds that one model call may take; past it `/health/live` fails.",
+        description="Seconds that one inference may take; past it `/health/live` fails.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Threads of a model call; unset: all CPUs for a lone one, 1 where several run.",
+        description="Threads of an inference; unset: all CPUs for a sole one, 1 where several run.",
     )
 
     http_workers: int = Field(

@@ -1,9 +1,9 @@
-"""The limit: the server's own decode, letterbox, model calls and NMS in one process without HTTP.
+"""The limit: the server's own decode, letterbox, inferences and NMS in one process without HTTP.
 
     python -m benchmarks.serving.limit --model MODEL.onnx --pictures FOLDER --lone
 
 Prints one JSON object: images/s and CPU milliseconds an image by arrangement, or the median
-latency of one image at a time. An arrangement is INSTANCESxTHREADSxBATCHxFEEDERS: model calls side
+latency of one image at a time. An arrangement is INSTANCESxTHREADSxBATCHxFEEDERS: inferences side
 by side, threads and images of each, and threads that decode, call and finish. Where feeders are
 more than instances, the model waits for no decoder.
 """

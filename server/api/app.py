@@ -13,11 +13,11 @@ from server.api.ui import read_samples
 from server.host import available_bytes
 from server.http.auth import Keys, key_check, key_schemes
 from server.http.errors import (
-    answer_errors,
-    answer_unexpected,
+    install_error_handlers,
     refuse_early,
     rejection_reasons,
     respond_in,
+    unexpected_error_response,
 )
 from server.http.middleware import DETECTION, EarlyRefusal, RequestScope
 from server.http.security_headers import allow_origins
@@ -142,7 +142,7 @@ def create_app(
     ]
     for router in routers:
         app.include_router(router)
-    answer_errors(app, service, respond)
+    install_error_handlers(app, service, respond)
     # From the inside out.
     app.add_middleware(
         EarlyRefusal,
@@ -159,7 +159,7 @@ def create_app(
         RequestScope,
         metrics=metrics,
         body_budget=body_budget,
-        unexpected=answer_unexpected(respond),
+        unexpected=unexpected_error_response(respond),
         ending=lambda: service.ending,
         tracing=tracing,
     )

@@ -10,7 +10,7 @@ import orjson
 
 from server.api.base64_text import read_base64
 from server.api.multipart import MultipartReader, Part
-from server.api.parameters import NAMES, shown
+from server.api.parameters import NAMES, truncate_repr
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
 from server.serving.body_budget import BodyReservation, announced_bytes
 
@@ -243,5 +243,5 @@ def _likely_mistake(form: Form, media_type: str) -> str:
     if meant is None:
         return ""
     if media_type == JSON:
-        return f': unknown field {shown(meant)}; images come as "images": ["<base64>", ...]'
-    return f": field {shown(meant)} is text; a file is sent as image=@FILE"
+        return f': unknown field {truncate_repr(meant)}; images come as "images": ["<base64>", ...]'
+    return f": field {truncate_repr(meant)} is text; a file is sent as image=@FILE"

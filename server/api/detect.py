@@ -44,16 +44,16 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                 request.stream(),
                 limits,
                 record.body_reservation,
-                service.pipeline.answering,
+                service.pipeline.response_threads,
             )
             record.version = engine.artifact.version
             record.images = len(form.images)
-            given = [*request.query_params.multi_items(), *form.fields]
-            chosen = read_parameters(given, engine.artifact.metadata.class_names)
+            parameters = [*request.query_params.multi_items(), *form.fields]
+            chosen = read_parameters(parameters, engine.artifact.metadata.class_names)
             if chosen.format == "image" and len(form.images) > 1:
                 raise InvalidParameter(f"format=image takes one image, not {len(form.images)}")
 
-            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
+            def respond(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
                 record.stage_ms = stage_ms(outcomes)
                 first = first_found(outcomes, form.images[0].filename)
                 if chosen.format == "image":
@@ -82,7 +82,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     encoded,
                     chosen.detect,
                     deadline,
-                    answer,
+                    respond,
                     pictures=chosen.format == "image",
                     left=left,
                 )

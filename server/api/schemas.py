@@ -61,7 +61,7 @@ class Timings(Body):
 
     decode: float = Field(description="Decoding and letterboxing.")
     queue: float = Field(description="Waiting for a batch.")
-    inference: float = Field(description="The model call of the image's batch.")
+    inference: float = Field(description="The inference of the image's batch.")
     postprocess: float = Field(description="NMS, and back to original pixels.")
     total: float = Field(description="From the end of the request's headers to its answer.")
 

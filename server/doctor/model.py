@@ -107,8 +107,8 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
     text = f"{engine.instances} side by side, batches of up to {engine.max_batch_size}"
     if engine.provider == CPU:
         all_threads = threads or available_cpus()
-        text += f"; CPU threads: {threads or 1} for each, {all_threads} for a lone one"
-    yield Check(SECTION, "model calls", "info", text)
+        text += f"; CPU threads: {threads or 1} for each, {all_threads} for a sole request"
+    yield Check(SECTION, "inferences", "info", text)
     device = "tensorrt" if engine.provider == TENSORRT else engine.device
     nodes = Session.open(
         engine.artifact,
@@ -133,4 +133,4 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
     text = (
         f"{statistics.median(times_ms):.1f} ms for one image of {width}x{height} (width x height)"
     )
-    yield Check(SECTION, "one alone", "info", f"{text}, median of {TIMED_RUNS} model calls")
+    yield Check(SECTION, "one alone", "info", f"{text}, median of {TIMED_RUNS} inferences")

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from server.errors import DeploymentError, ServerError
 from server.http.connection import KEEP_ALIVE_S, ConnectionLimits
-from server.http.errors import problem
+from server.http.errors import problem_response
 from server.http.middleware import refusal
 from server.http.protocol import bounded_protocol
 from server.observability.logs import get_logger
@@ -50,16 +50,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
 
 
-def connection_limit(wanted: int = MAX_CONNECTIONS) -> int:
+def connection_limit(needed: int = MAX_CONNECTIONS) -> int:
     """How many connections may be open, after asking for as many files as so many need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted += OTHER_FILES
-    if resource.RLIM_INFINITY != soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed += OTHER_FILES
+    if resource.RLIM_INFINITY != soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with suppress(OSError, ValueError):  # a sandbox may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    files = needed if soft == resource.RLIM_INFINITY else min(needed, soft)
     return max(1, files - OTHER_FILES)
 
 
@@ -134,7 +134,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(limits, refusal(service.metrics, problem)),
+                http=bounded_protocol(limits, refusal(service.metrics, problem_response)),
                 ws="none",
                 log_config=None,  # its lines go through ours
                 access_log=False,  # the middleware writes one, with the request id

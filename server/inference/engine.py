@@ -123,7 +123,7 @@ class Engine:
         reason: why this file, in words.
         session: runs batches, up to `instances` of them at the same time.
         latency_session: runs a batch beside which nothing else runs; by default `session`.
-        instances: model calls that may run side by side, >= 1.
+        instances: inferences that may run side by side, >= 1.
         max_batch_size: images of one call, >= 1.
 
     Attributes:

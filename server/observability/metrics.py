@@ -44,7 +44,7 @@ class Metrics:
         rejection_reasons: error codes that start at 0, so that a first rejection is a rate too.
         queue_images: asked at each scrape for the number of images that wait.
         inflight_body_bytes: asked for the bytes that requests' bodies have in memory.
-        instances: asked for the model calls that may run side by side.
+        instances: asked for the inferences that may run side by side.
         active_inferences: asked for those that run.
         state: asked for one of `STATES`.
         max_queue_images: the limit of `queue_images`.
@@ -102,7 +102,7 @@ class Metrics:
             self.request_seconds.labels(status)
         self.batch_size = Histogram(
             "detector_batch_size",
-            "Images in one model call.",
+            "Images in one inference.",
             buckets=IMAGES,
             registry=self.registry,
         )
@@ -133,7 +133,7 @@ class Metrics:
         for outcome in ("ok", "failed"):
             self.reloads.labels(outcome)
         for name, ask, documentation in (
-            ("queue_images", queue_images, "Images accepted and not yet in a model call."),
+            ("queue_images", queue_images, "Images accepted and not yet in an inference."),
             (
                 "max_queue_images",
                 lambda: max_queue_images,

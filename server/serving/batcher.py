@@ -1,4 +1,4 @@
-"""Dynamic batching: a bounded, fair queue in front of model calls that run side by side."""
+"""Dynamic batching: a bounded, fair queue in front of inferences that run side by side."""
 
 import asyncio
 import math

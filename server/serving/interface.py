@@ -99,14 +99,14 @@ class Queue(Protocol):
 
     @property
     def instances(self) -> int:
-        """Model calls that may run side by side; 0 before there is a model."""
+        """Inferences that may run side by side; 0 before there is a model."""
 
     @property
     def active_inferences(self) -> int:
-        """Model calls that run."""
+        """Inferences that run."""
 
     def hung_s(self) -> float | None:
-        """Seconds that a model call has been running which is hung; None when none is."""
+        """Seconds that an inference has been running which is hung; None when none is."""
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
@@ -192,7 +192,7 @@ def refuse_unless_ready(state: State, hung_s: float | None, inference_watchdog_s
 
     Args:
         state: of the server.
-        hung_s: seconds that a model call has been running which is hung.
+        hung_s: seconds that an inference has been running which is hung.
         inference_watchdog_s: from how many on it is.
     """
     if state == "draining":
@@ -208,7 +208,7 @@ def refuse_unless_alive(state: State, hung_s: float | None, inference_watchdog_s
         raise NotReady("the model has stopped")
     if hung_s is not None:
         raise NotReady(
-            f"a model call has been running for {hung_s:.0f} s; "
+            f"an inference has been running for {hung_s:.0f} s; "
             f"inference_watchdog_s is {inference_watchdog_s:g}"
         )
 

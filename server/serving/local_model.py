@@ -142,7 +142,7 @@ class LocalModel:
 
     @property
     def status(self) -> str:
-        """The state; "hung" where a model call does not return."""
+        """The state; "hung" where an inference does not return."""
         hung = self.state == "ready" and self.queue.hung_s() is not None
         return "hung" if hung else self.state
 

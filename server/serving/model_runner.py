@@ -53,7 +53,7 @@ class Canvas(NamedTuple):
 
 
 class ModelRunner:
-    """The one queue, and the model calls that empty it.
+    """The one queue, and the inferences that empty it.
 
     Args:
         settings: limits.
@@ -70,7 +70,7 @@ class ModelRunner:
         self._inference_watchdog_s = settings.inference_watchdog_s
         self._metrics = metrics
         self._threads: ThreadPoolExecutor | None = None
-        self._inferences: dict[object, float] = {}  # start of each model call that runs
+        self._inferences: dict[object, float] = {}  # start of each inference that runs
         self.on_change: Callable[[], None] = lambda: None
         self.batcher = Batcher[Canvas, Candidates](
             self._infer,
@@ -86,12 +86,12 @@ class ModelRunner:
 
     @property
     def instances(self) -> int:
-        """Model calls that may run side by side; 0 before there is a model."""
+        """Inferences that may run side by side; 0 before there is a model."""
         return self.batcher.instances if self._threads else 0
 
     @property
     def active_inferences(self) -> int:
-        """Model calls that run."""
+        """Inferences that run."""
         return len(self._inferences)
 
     def oldest_inference(self) -> float:
@@ -100,7 +100,7 @@ class ModelRunner:
         return min(list(self._inferences.values()), default=math.inf)
 
     def hung_s(self) -> float | None:
-        """Seconds that a model call has been running which is hung; None when none is."""
+        """Seconds that an inference has been running which is hung; None when none is."""
         running_s = time.monotonic() - self.oldest_inference()
         return running_s if running_s > self._inference_watchdog_s else None
 
@@ -122,7 +122,7 @@ class ModelRunner:
             yield [_LocalReservation(engine, reservation) for _ in range(images)]
 
     def resize_for(self, engine: Engine) -> None:
-        """Makes room for as many model calls, and as large ones, as an engine takes."""
+        """Makes room for as many inferences, and as large ones, as an engine takes."""
         # Not more threads than instances: a CUDA session keeps handles and memory for each.
         before, self._threads = self._threads, nice_pool(engine.instances, "model", MODEL_NICENESS)
         if before is not None:

@@ -1,4 +1,4 @@
-"""The way of images through the server: decode, queue, model call, detections, answer."""
+"""The way of images through the server: decode, queue, inference, detections, answer."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ from server.settings import Settings
 from server.vision.decode import picture_bytes, read_header
 from server.vision.nms import DetectParameters
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
@@ -74,7 +74,7 @@ class Pipeline:
         metrics: where images and their times are counted.
 
     Attributes:
-        answering: threads that make answers.
+        response_threads: threads that make answers.
         decoding: threads that decode images, and the memory for it.
     """
 
@@ -85,12 +85,12 @@ class Pipeline:
         threads = settings.decode_threads or available_cpus()
         # Two, so that what is found needn't wait behind pictures that are still to be decoded.
         self.decoding = DecodePool(threads, settings.max_image_pixels)
-        self.answering = ThreadPoolExecutor(threads, "answer")
+        self.response_threads = ThreadPoolExecutor(threads, "respond")
 
     def shut_down(self) -> None:
         """Ends the threads."""
         self.decoding.shut_down()
-        self.answering.shutdown(wait=False, cancel_futures=True)
+        self.response_threads.shutdown(wait=False, cancel_futures=True)
 
     async def detect(
         self,
@@ -98,7 +98,7 @@ class Pipeline:
         encoded: Sequence[bytes],
         parameters: DetectParameters,
         deadline: float,
-        answer: Callable[[list[Found | BadInput]], Result],
+        respond: Callable[[list[Found | BadInput]], Result],
         *,
         pictures: bool = False,
         left: threading.Event | None = None,
@@ -110,14 +110,14 @@ class Pipeline:
             encoded: whole image files.
             parameters: for all of them.
             deadline: seconds of the event loop's clock; later nothing is inferred.
-            answer: gets one outcome per image, in their order, on a thread: what is wrong with an
+            respond: gets one outcome per image, in their order, on a thread: what is wrong with an
                 image is a value.
-            pictures: `answer` decodes and draws, one image after the other, so that the answers
+            pictures: `respond` decodes and draws, one image after the other, so that the answers
                 of others must not wait behind it, and it has to wait with the images.
             left: set when nobody waits for the answer any more; then no image begins to be decoded.
 
         Returns:
-            What `answer` returned.
+            What `respond` returned.
 
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
@@ -150,10 +150,10 @@ class Pipeline:
                     self._metrics.images.labels("ok").inc()
                 else:
                     self._metrics.images.labels(outcome.code).inc()
-            return answer(outcomes)
+            return respond(outcomes)
 
         if not pictures:
-            return await on_pool(self.answering, finish_all)
+            return await on_pool(self.response_threads, finish_all)
 
         def draw_all(memory: MemoryReservation) -> Result:
             for file, outcome in zip(encoded, inferred, strict=True):
@@ -203,10 +203,10 @@ class Pipeline:
         return np.stack([each.result for each in answers]), longest_s
 
     async def on_thread(
-        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+        self, work: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
     ) -> Result:
         """Runs the work of an answer on a thread, with the log context of the request."""
-        return await on_pool(self.answering, work, *args, **kwargs)
+        return await on_pool(self.response_threads, work, *args, **kwargs)
 
     async def _infer_one(
         self,

@@ -129,7 +129,7 @@ class Service:
 
     @property
     def status(self) -> State | Literal["hung"]:
-        """The state; "hung" where model calls or decoding do not end, and no request is taken."""
+        """The state; "hung" where inferences or decoding do not end, and no request is taken."""
         if self.state == "ready" and (self.queue.hung_s() is not None or self._decoding_hangs()):
             return "hung"
         return self.state

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     from server.settings import Settings
     from server.vision import nms
     from server.vision.decode import quiet_codecs
-    from server.workers.worker import answer_http
+    from server.workers.worker import serve_http
 
     cv2.setNumThreads(1)  # images are decoded side by side, one thread each
     quiet_codecs()
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = Settings.model_validate(init.settings)
     configure_logging(settings.log_format, log, process=init.name)
     try:
-        return answer_http(init, settings, control, rest, receiver, memory)
+        return serve_http(init, settings, control, rest, receiver, memory)
     finally:
         log.close()
 

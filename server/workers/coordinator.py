@@ -217,13 +217,15 @@ class Coordinator:
         worker.snapshot_received.set()
 
     async def _collect_metrics(self) -> tuple[Snapshot, list[Snapshot]]:
-        asked = [worker for worker in self.workers if worker.ready and not worker.unresponsive]
-        for worker in asked:
+        ready_workers = [
+            worker for worker in self.workers if worker.ready and not worker.unresponsive
+        ]
+        for worker in ready_workers:
             worker.snapshot_received.clear()
             worker.send(SnapshotRequest(0))
         with suppress(TimeoutError):  # then with what it said last
             async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
-                for worker in asked:
+                for worker in ready_workers:
                     await worker.snapshot_received.wait()
         loop = asyncio.get_running_loop()
         own = await loop.run_in_executor(None, snapshot, self.metrics.registry)
@@ -272,9 +274,9 @@ class Coordinator:
             await asyncio.sleep(HEARTBEAT_S)
             heartbeats += 1
             self.publish()
-            asked, self._number = self._number, self._number + 1
+            number, self._number = self._number, self._number + 1
             for worker in [*self.workers]:
-                worker.heartbeat(asked)
+                worker.heartbeat(number)
                 worker.send(Ping(self._number))
                 if (
                     heartbeats % SNAPSHOT_HEARTBEATS == 0

@@ -138,11 +138,11 @@ class RemoteModel:
         self, question: type[Reload] | type[MetricsRequest]
     ) -> Reloaded | MetricsResponse:
         request = next(self._requests)
-        answered: asyncio.Future[Reloaded | MetricsResponse] = self._loop.create_future()
-        self._pending[request] = answered
+        response: asyncio.Future[Reloaded | MetricsResponse] = self._loop.create_future()
+        self._pending[request] = response
         self._channel.send(question(request))
         try:
-            return await answered
+            return await response
         finally:
             self._pending.pop(request, None)
 
@@ -154,9 +154,9 @@ class RemoteModel:
             case Ping():
                 self._channel.send(Ack(message.number))
             case Reloaded() | MetricsResponse():
-                answered = self._pending.get(message.request)
-                if answered is not None and not answered.done():  # else nobody waits any more
-                    answered.set_result(message)
+                response = self._pending.get(message.request)
+                if response is not None and not response.done():  # else nobody waits any more
+                    response.set_result(message)
             case SnapshotRequest():
                 own = worker_part(snapshot(self._metrics.registry))
                 self._channel.send(MetricsSnapshot(message.number, own))

@@ -68,7 +68,7 @@ class RemoteQueue:
 
     @property
     def active_inferences(self) -> int:
-        """Model calls that run."""
+        """Inferences that run."""
         return self.shared.status.busy
 
     def hung_s(self) -> float | None:
@@ -111,31 +111,31 @@ class RemoteQueue:
         """Takes what the engine process says of slots."""
         match message:
             case SlotsGranted():
-                asked = self._pending.pop(message.request)
-                if asked.done():  # the client left meanwhile
+                pending = self._pending.pop(message.request)
+                if pending.done():  # the client left meanwhile
                     self._send(Release(message.slots))
                 else:
-                    asked.set_result(message)
+                    pending.set_result(message)
             case SlotsRefused():
-                asked = self._pending.pop(message.request)
-                if not asked.done():
-                    asked.set_exception(QueueFull(message.reason))
+                pending = self._pending.pop(message.request)
+                if not pending.done():
+                    pending.set_exception(QueueFull(message.reason))
             case Inferred() | Failed():
                 # A place that was released meanwhile is not there.
-                reservation, answered = self._waiting.pop(message.slot, (None, None))
-                if reservation is None or answered is None:
+                reservation, result = self._waiting.pop(message.slot, (None, None))
+                if reservation is None or result is None:
                     return
                 if isinstance(message, Inferred):
                     answer = InferenceResult(
                         reservation.found(message.rows), message.queue_s, message.inference_s
                     )
                     reservation.release()
-                    if not answered.done():
-                        answered.set_result(answer)
+                    if not result.done():
+                        result.set_result(answer)
                 else:
                     reservation.release()
-                    if not answered.done():
-                        answered.set_exception(_error(message))
+                    if not result.done():
+                        result.set_exception(_error(message))
 
     async def _reserve(self, generation: int, images: int) -> list[tuple[int, int]]:
         """Slots, and where the candidates are."""
@@ -155,10 +155,10 @@ class RemoteQueue:
         self, reservation: "RemoteReservation", slot: int, hw: tuple[int, int], deadline: float
     ) -> InferenceResult[Candidates]:
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[InferenceResult[Candidates]] = loop.create_future()
-        self._waiting[slot] = (reservation, answered)
+        result: asyncio.Future[InferenceResult[Candidates]] = loop.create_future()
+        self._waiting[slot] = (reservation, result)
         self._send(Submit(slot, *hw, max(0.0, deadline - loop.time())))
-        return await answered
+        return await result
 
     def _release(self, slot: int) -> None:
         self._waiting.pop(slot, None)
@@ -202,7 +202,7 @@ class RemoteReservation:
         return self._queue.shared.candidates(self._candidates, rows).copy()
 
     def release(self) -> None:
-        """Frees the slot; safe to call again. A model call that reads it is waited for there."""
+        """Frees the slot; safe to call again. An inference that reads it is waited for there."""
         with self._lock:
             if self._released:
                 return

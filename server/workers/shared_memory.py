@@ -135,7 +135,7 @@ class SharedStatus:
 
     @property
     def busy(self) -> int:
-        """Model calls that run."""
+        """Inferences that run."""
         return int(self._numbers[3])
 
     @property
@@ -239,7 +239,7 @@ class _Area:
 class Lease:
     """A slot that a worker has; a `server.serving.model_runner.SlotLayout`.
 
-    It comes back when the worker has released it and no model call uses it.
+    It comes back when the worker has released it and no inference uses it.
 
     Attributes:
         slot: its offset.

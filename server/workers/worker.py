@@ -21,7 +21,7 @@ from server.workers.remote_model import RemoteModel
 from server.workers.shared_memory import SharedFile
 
 
-def answer_http(
+def serve_http(
     init: Init, settings: Settings, control: socket.socket, rest: bytes, receiver: int, memory: int
 ) -> int:
     """Answers HTTP until the engine process ends, or tells this one to.

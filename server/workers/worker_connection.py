@@ -188,30 +188,30 @@ class WorkerConnection:
             case _:
                 raise BadMessage(f"{type(message).__name__} from a worker")
 
-    def _reserve(self, asked: Reserve) -> None:
+    def _reserve(self, request: Reserve) -> None:
         coordinator = self._coordinator
         try:
-            engine = coordinator.engine(asked.generation)
+            engine = coordinator.engine(request.generation)
         except KeyError:
-            raise BadMessage(f"no model of generation {asked.generation}") from None
-        if asked.images < 1:
-            raise BadMessage(f"{asked.images} images")
+            raise BadMessage(f"no model of generation {request.generation}") from None
+        if request.images < 1:
+            raise BadMessage(f"{request.images} images")
         batcher = coordinator.model.queue.batcher
         try:
-            reservation = batcher.hold(asked.images)
+            reservation = batcher.hold(request.images)
         except QueueFull as full:
-            self.send(SlotsRefused(asked.request, str(full)))
+            self.send(SlotsRefused(request.request, str(full)))
             return
         try:
-            leases = coordinator.slots.take(asked.images)
+            leases = coordinator.slots.take(request.images)
         except QueueFull as full:
-            reservation.release(asked.images)
-            self.send(SlotsRefused(asked.request, str(full)))
+            reservation.release(request.images)
+            self.send(SlotsRefused(request.request, str(full)))
             return
         for lease in leases:
             self._images[lease.slot] = _Image(reservation, engine, lease)
         slots = [lease.slot for lease in leases]
-        self.send(SlotsGranted(asked.request, slots, leases[0].layout.candidates_at))
+        self.send(SlotsGranted(request.request, slots, leases[0].layout.candidates_at))
 
     def _submit(self, message: Submit) -> None:
         image = self._images.get(message.slot)

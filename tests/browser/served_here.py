@@ -26,7 +26,7 @@ def served_here(
         **settings: beside the model.
 
     Yields:
-        Its URL; and the gate that each model call waits for, which is closed.
+        Its URL; and the gate that each inference waits for, which is closed.
     """
     gate = threading.Event()
 

@@ -140,7 +140,7 @@ def held(running: Served) -> HeldSession:
 
 
 def calls(running: Served) -> ModelRunner:
-    """The queue of an app, and the model calls behind it."""
+    """The queue of an app, and the inferences behind it."""
     assert isinstance(running.service.queue, ModelRunner)
     return running.service.queue
 

@@ -87,7 +87,7 @@ def test_every_part_gives_figures_and_the_report_is_one_of_a_cpu(
     assert figures["memory"]["warm_bytes"] > figures["memory"]["before_bytes"] > 0
     (front,) = figures["front"]["arrangements"]
     pools = {row["threads"] for row in front["threads"]}
-    assert {"main thread", "decode", "answer"} <= pools
+    assert {"main thread", "decode", "respond"} <= pools
     assert {"decode", "inference"} <= front["stage_ms"].keys()
 
 

@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 class Pipeline:
     """One image in, JSON out. `__call__` may be called from several threads at once.
 
-    Reads PEER_ARTIFACT, PEER_THREADS (of one model call), PEER_SPINNING (0 or 1: the session's
+    Reads PEER_ARTIFACT, PEER_THREADS (of one inference), PEER_SPINNING (0 or 1: the session's
     threads wait busily), PEER_CONF and PEER_MAX_DET.
     """
 

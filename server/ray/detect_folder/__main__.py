@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "int8"))
     model.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "tensorrt"))
     model.add_argument(
-        "--batch-size", type=_positive, help="images of a model call [8 on a GPU, 1 on a CPU]"
+        "--batch-size", type=_positive, help="images of an inference [8 on a GPU, 1 on a CPU]"
     )
     images = program.add_argument_group("images")
     images.add_argument("--all-files", action="store_true", help="whatever their names end in")

@@ -46,7 +46,7 @@ def detect_folder(options: argparse.Namespace) -> None:
             done.finish()
             progress = Progress(done.images, done.images)
             progress.say(f"all {done.images:,} images were done before")
-            tell_results(done, progress)
+            print_summary(done, progress)
             return
     with connected(options.address):
         device, why = device_for(options.device)
@@ -67,7 +67,7 @@ def detect_folder(options: argparse.Namespace) -> None:
         progress.say(f"{request.model_name} {request.model_version}, {reason}")
         progress.say(f"{workers.count} workers on {device} ({why})")
         run_job(job, workers, progress.part_done, progress.say)
-    tell_results(job, progress)
+    print_summary(job, progress)
 
 
 def job_of_before(
@@ -89,7 +89,7 @@ def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> Select
     return select_variant(artifacts, "cuda:0" if device == "cuda" else device, precision)
 
 
-def tell_results(job: FolderJob, progress: Progress) -> None:
+def print_summary(job: FolderJob, progress: Progress) -> None:
     """Says how many images a job that is done has, and what was wrong with some."""
     rows, errors = counted(results(job.out))
     progress.say(f"done: {rows:,} images in {job.out}")
@@ -119,8 +119,8 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
         InvalidParameter: a threshold or a class that the model does not have.
     """
     names = ("conf", "iou", "max_det", "classes", "agnostic_nms")
-    given = [(name, getattr(options, name)) for name in names]
-    parameters = read_parameters(given, artifact.metadata.class_names)
+    values = [(name, getattr(options, name)) for name in names]
+    parameters = read_parameters(values, artifact.metadata.class_names)
     return Request(
         source=source,
         all_files=options.all_files,

@@ -33,7 +33,7 @@ Outcome = ImageDetections | ImageError
 
 # Files that are read at the same time: an object store answers late, but many at once.
 READERS = 16
-# How often it is looked whether a model call still runs that should have returned long ago.
+# How often it is looked whether an inference still runs that should have returned long ago.
 HUNG_LOOKS_S = 5.0
 
 
@@ -154,7 +154,7 @@ class Detecting:
                     raise
                 hung_s = self._calls.hung_s()
                 if hung_s is not None:
-                    raise EngineLost(f"a model call has been running for {hung_s:.0f} s") from None
+                    raise EngineLost(f"an inference has been running for {hung_s:.0f} s") from None
 
     def _decoding_bytes(self, memory_bytes: int) -> int:
         height, width = full_size(self._engine.artifact.metadata.buckets)

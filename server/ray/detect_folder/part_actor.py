@@ -32,7 +32,7 @@ class PartActor:
     Args:
         job: what to do.
         device: "cpu", "cuda" or "tensorrt".
-        max_batch_size: images of a model call; None takes the device's default.
+        max_batch_size: images of an inference; None takes the device's default.
         cpus: that this actor may use, >= 1.
         gpus: likewise; a fraction where several share one.
         memory: by CPUs and GPUs, what this process may use; its share of the node by default.

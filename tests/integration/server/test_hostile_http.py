@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from server.http.connection import ConnectionLimits, LingeringProtocol
-from server.http.errors import problem
+from server.http.errors import problem_response
 from server.http.middleware import refusal
 from server.http.protocol import (
     MAX_HEAD_BYTES,
@@ -116,7 +116,7 @@ async def listening(
     async with served(artifact, **settings) as running:
         config = uvicorn.Config(
             running.app,
-            http=bounded_protocol(limits, refusal(running.service.metrics, problem)),
+            http=bounded_protocol(limits, refusal(running.service.metrics, problem_response)),
             ws="none",
             log_config=None,
             server_header=False,

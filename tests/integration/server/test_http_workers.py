@@ -230,7 +230,7 @@ def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_p
         for each in leaving:
             each.close()
         until(lambda: client.get("/health").json()["queue_images"] == 0)
-        # The model call still reads its own.
+        # The inference still reads its own.
         until(lambda: value(client, "detector_busy_shared_slots") == 1)
         gate.touch()
         until(lambda: value(client, "detector_busy_shared_slots") == 0)

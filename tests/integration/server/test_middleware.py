@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from server.http.errors import answer_unexpected, respond_in
+from server.http.errors import respond_in, unexpected_error_response
 from server.http.middleware import MAX_LOGGED_PATH, RequestScope
 from server.observability.tracing import Tracing
 from tests.support.serving import HeldSession, held, one_cell, served
@@ -165,7 +165,7 @@ async def test_a_fault_in_what_reads_the_headers_is_answered_and_counted(artifac
             running.app,
             metrics=running.service.metrics,
             body_budget=running.service.body_budget,
-            unexpected=answer_unexpected(respond_in({})),
+            unexpected=unexpected_error_response(respond_in({})),
             ending=lambda: False,
             tracing=Tracing(TracerProvider(sampler=FaultySampler())),
         )

@@ -335,7 +335,7 @@ def test_it_is_ready_soon_and_small(repo_dir: Path, artifact: Path) -> None:
     assert resident_kib < 200 * 1024
 
 
-def test_a_model_call_that_never_returns_does_not_keep_the_process(
+def test_an_inference_that_never_returns_does_not_keep_the_process(
     repo_dir: Path, tmp_path: Path
 ) -> None:
     with started(repo_dir, endless_artifact(tmp_path / "endless.onnx")) as server:

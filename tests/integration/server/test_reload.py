@@ -230,7 +230,7 @@ async def test_while_draining_nothing_is_reloaded(model: Path) -> None:
         assert (response.status_code, response.json()["code"]) == (503, "draining")
 
 
-async def test_a_model_call_that_does_not_return_fails_liveness(artifact: Path) -> None:
+async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) -> None:
     async with served(artifact, open_session=HeldSession, inference_watchdog_s=0.05) as running:
         session = held(running)
         asked = asyncio.create_task(running.client.post("/detect", content=IMAGE))

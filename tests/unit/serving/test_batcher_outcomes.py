@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(eq=False)
 class Call:
-    """A model call that has begun."""
+    """An inference that has begun."""
 
     items: list[int]
     end: asyncio.Future[str]

@@ -82,7 +82,7 @@ def test_slots_do_not_overlap_and_none_is_handed_out_twice(slots: SlotPool) -> N
     assert slots.take(1)[0].slot == leases[0].slot
 
 
-def test_a_slot_that_a_model_call_uses_comes_back_only_after_it(slots: SlotPool) -> None:
+def test_a_slot_that_an_inference_uses_comes_back_only_after_it(slots: SlotPool) -> None:
     slots.fit(LAYOUT, 1)
     (lease,) = slots.take(1)
     lease.enter()
