@@ -7,10 +7,10 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from server.api.body import Limits, read_form
-from server.api.openapi import detect_request, picture_response, problem_responses
+from server.api.openapi import detect_request, image_response, problem_responses
 from server.api.parameters import read_parameters
 from server.api.responses import (
-    annotated_picture,
+    annotated_image,
     detections_json,
     first_found,
     prefers_png,
@@ -31,7 +31,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
     @router.post(
         "/detect",
         response_model=DetectResponse,
-        responses=picture_response() | problem_responses(400, 401, 413, 415, 422, 500, 503, 504),
+        responses=image_response() | problem_responses(400, 401, 413, 415, 422, 500, 503, 504),
         openapi_extra=detect_request(),
     )
     async def detect(request: Request) -> Response:
@@ -57,7 +57,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                 record.stage_ms = stage_ms(outcomes)
                 first = first_found(outcomes, form.images[0].filename)
                 if chosen.format == "image":
-                    return annotated_picture(
+                    return annotated_image(
                         form.images[0],
                         first.detections,
                         engine.artifact.metadata.class_names,
@@ -83,7 +83,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     chosen.detect,
                     deadline,
                     respond,
-                    pictures=chosen.format == "image",
+                    draws=chosen.format == "image",
                     left=left,
                 )
             headers = {"Vary": "Accept"} if chosen.format == "image" else None

@@ -23,7 +23,7 @@ class RequestParameters:
 
     Attributes:
         detect: thresholds and classes of the postprocessing.
-        format: "json", or "image" for an annotated picture.
+        format: "json", or "image" for an annotated image.
     """
 
     detect: DetectParameters

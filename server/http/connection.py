@@ -134,7 +134,7 @@ class LingeringProtocol(HttpToolsProtocol):
             self.unread.pop(self, None)
 
     def _cut_off_the_longest_unread(self) -> None:
-        """An annotated picture may have 100 MB: clients that read none would fill memory."""
+        """An annotated image may have 100 MB: clients that read none would fill memory."""
         kept = sum(each._socket.get_write_buffer_size() for each in self.unread)
         for each in [*self.unread]:
             if kept <= self.limits.max_unread_bytes or each is self:

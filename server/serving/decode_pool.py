@@ -1,4 +1,4 @@
-"""How much memory pictures may take at once while they are decoded, and who waits for it.
+"""How much memory images may take at once while they are decoded, and who waits for it.
 
 Of a container's limit, or the machine's memory, `decoding_share` leaves to decoding what nothing
 else needs. With 1 GiB and the default model and settings that is about 550 MiB:
@@ -9,8 +9,8 @@ else needs. With 1 GiB and the default model and settings that is about 550 MiB:
     160 MiB   the process when it is ready
     545 MiB   decoding
 
-A thread learns what a picture needs when it has read its header. Where that is not there, the
-picture waits outside of the threads, and the first that waits is the first to go on: none is
+A thread learns what an image needs when it has read its header. Where that is not there, the
+image waits outside of the threads, and the first that waits is the first to go on: none is
 overtaken by smaller ones.
 """
 
@@ -58,7 +58,7 @@ def decoding_share(
 
 
 class MemoryUnavailable(Exception):
-    """A picture needs memory that others have now.
+    """An image needs memory that others have now.
 
     Attributes:
         needed: bytes.
@@ -73,7 +73,7 @@ class DecodeMemoryLimiter:
     """Memory for decoding, shared by all threads.
 
     Attributes:
-        max_bytes: for all pictures that are being decoded; None: as much as they need. May be set
+        max_bytes: for all images that are being decoded; None: as much as they need. May be set
             while others wait.
         taken: bytes, now.
     """
@@ -85,7 +85,7 @@ class DecodeMemoryLimiter:
         self._waiting: deque[_Waiter] = deque()
 
     def reserve(self) -> "MemoryReservation":
-        """An empty reservation, for a picture whose needs are not known yet."""
+        """An empty reservation, for an image whose needs are not known yet."""
         return MemoryReservation(self)
 
     async def wait_for(self, needed: int) -> "MemoryReservation":
@@ -132,7 +132,7 @@ class DecodeMemoryLimiter:
 
 
 class MemoryReservation:
-    """What one picture has of the memory; to be released once it is decoded."""
+    """What one image has of the memory; to be released once it is decoded."""
 
     def __init__(self, memory: DecodeMemoryLimiter) -> None:
         self._memory = memory

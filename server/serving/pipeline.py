@@ -21,7 +21,7 @@ from server.serving.decode_pool import DecodePool, MemoryReservation
 from server.serving.interface import Candidates, ImageReservation, LoadedModel, Queue
 from server.serving.threads import on_pool, together
 from server.settings import Settings
-from server.vision.decode import picture_bytes, read_header
+from server.vision.decode import image_bytes, read_header
 from server.vision.nms import DetectParameters
 
 Params = ParamSpec("Params")
@@ -83,7 +83,7 @@ class Pipeline:
         self._queue = queue
         self._metrics = metrics
         threads = settings.decode_threads or available_cpus()
-        # Two, so that what is found needn't wait behind pictures that are still to be decoded.
+        # Two, so that what is found needn't wait behind images that are still to be decoded.
         self.decoding = DecodePool(threads, settings.max_image_pixels)
         self.response_threads = ThreadPoolExecutor(threads, "respond")
 
@@ -100,7 +100,7 @@ class Pipeline:
         deadline: float,
         respond: Callable[[list[Found | BadInput]], Result],
         *,
-        pictures: bool = False,
+        draws: bool = False,
         left: threading.Event | None = None,
     ) -> Result:
         """Images from bytes to detections, and to whatever is made of them.
@@ -112,7 +112,7 @@ class Pipeline:
             deadline: seconds of the event loop's clock; later nothing is inferred.
             respond: gets one outcome per image, in their order, on a thread: what is wrong with an
                 image is a value.
-            pictures: `respond` decodes and draws, one image after the other, so that the answers
+            draws: `respond` decodes and draws, one image after the other, so that the answers
                 of others must not wait behind it, and it has to wait with the images.
             left: set when nobody waits for the answer any more; then no image begins to be decoded.
 
@@ -123,7 +123,7 @@ class Pipeline:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
             TooLarge: the images have more than `max_request_pixels` together; or there is never
-                memory for a picture.
+                memory for an image.
             ClientLeft: `left` was set before the last image was decoded.
         """
         # The threads are shared fairly, too: a request of many has few at a time.
@@ -152,13 +152,13 @@ class Pipeline:
                     self._metrics.images.labels(outcome.code).inc()
             return respond(outcomes)
 
-        if not pictures:
+        if not draws:
             return await on_pool(self.response_threads, finish_all)
 
         def draw_all(memory: MemoryReservation) -> Result:
             for file, outcome in zip(encoded, inferred, strict=True):
                 if isinstance(outcome, Inferred):
-                    memory.require(picture_bytes(file, read_header(file)))
+                    memory.require(image_bytes(file, read_header(file)))
             return finish_all()
 
         return await self.decoding.run(draw_all, left)

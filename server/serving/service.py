@@ -185,7 +185,7 @@ class Service:
     def _share_memory(self) -> None:
         """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs.
 
-        Not again at a reload: under load, what is resident is also pictures and the model of
+        Not again at a reload: under load, what is resident is also images and the model of
         before. The part that is spare had to hold both models, so it holds what one is larger.
         """
         parts = {

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 # Inferences take all CPUs; refusals and health should not have to wait for their turn, nor behind
-# the pictures of a queue that fills up, which are all decoded at once.
+# the images of a queue that fills up, which are all decoded at once.
 MODEL_NICENESS = 5
 DECODE_NICENESS = 2
 MAX_NICENESS = 19  # that there is

@@ -119,7 +119,7 @@ def refuse_costly_jpeg(header: JpegHeader, data_bytes: int) -> None:
             f"the JPEG image has {header.scans} scans, the limit at {pixels} pixels is {limit}"
         )
     # A Huffman code takes a bit or more for each block of 8 x 8 samples, an arithmetic code of the
-    # poorest photograph 0.4. What is missing would be grey, and cost as much as a picture.
+    # poorest photograph 0.4. What is missing would be grey, and cost as much as an image.
     if header.samples // 64 > 8 * data_bytes * (8 if header.arithmetic else 1):
         raise UndecodableImage(f"the JPEG image is cut off: {data_bytes} bytes for {pixels} pixels")
 
@@ -154,7 +154,7 @@ def _sampling_factors(data: bytes, frame: int) -> list[tuple[int, int]]:
 
 
 def jpeg_orientation(data: bytes) -> int | None:
-    """Reads how a picture has to be turned.
+    """Reads how an image has to be turned.
 
     Args:
         data: a whole JPEG file.

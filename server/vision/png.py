@@ -23,16 +23,16 @@ _ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-# 1 byte inflates to 1,032 at most, so these take 2.5 s: as much as the dearest picture of
+# 1 byte inflates to 1,032 at most, so these take 2.5 s: as much as the dearest image of
 # max_image_pixels. Checking doubles the time of inflating, which small photos are spared.
 _UNCHECKED_BYTES = 2**20
 _EXCESS_BYTES = 2**24
 
 
 def essential_png(data: bytes) -> bytes:
-    """Leaves the chunks out that the first picture's pixels and orientation don't need.
+    """Leaves the chunks out that the first image's pixels and orientation don't need.
 
-    So the frames of an animation after the default picture go as well.
+    So the frames of an animation after the default image go as well.
 
     Args:
         data: a file that begins as a PNG file does.

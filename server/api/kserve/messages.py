@@ -21,7 +21,7 @@ from server.errors import MalformedRequest
 # The length of the JSON, where binary data follows.
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 # What the JSON may hold, counted before it is parsed, which takes Python's lock for all of it. A
-# picture of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
+# image of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
 # are sent as binary data.
 JSON_LIMITS = {b",": (1_500_000, "values"), b"[": (500_000, "lists"), b":": (10_000, "names")}
 # Measured with orjson 3.13, beside the characters of texts: a value, in its tree and as an object;

@@ -90,7 +90,7 @@ async def test_pictures_are_drawn_where_images_are_decoded(artifact: Path, pictu
                 DetectParameters(),
                 deadline,
                 lambda _: threading.current_thread().name,
-                pictures=pictures,
+                draws=pictures,
             )
     assert thread.startswith("decode" if pictures else "respond")
 
