@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from client.errors import (
-    PictureRefused,
+    ImageRefused,
     Refused,
     ServerFailed,
     Unauthorized,
@@ -29,8 +29,8 @@ from client.results import (
 
 # The request may be taken later: by the server, or by what a proxy finds behind it.
 AGAIN = frozenset({429, 502, 503, 504})
-# Faults of one picture, not of the request around it.
-PICTURE_CODES = frozenset(
+# Faults of one image, not of the request around it.
+IMAGE_CODES = frozenset(
     {"unsupported_image", "undecodable_image", "too_many_pixels", "too_much_memory"}
 )
 SHOWN_CHARACTERS = 200
@@ -114,7 +114,7 @@ def _kind(status: int, code: str) -> type[Refused]:
         return Unavailable
     if status >= 500:
         return ServerFailed
-    return PictureRefused if code in PICTURE_CODES or status == 413 else Refused
+    return ImageRefused if code in IMAGE_CODES or status == 413 else Refused
 
 
 def _image_result(value: Mapping[str, Any], model: ModelName, timings: Timings) -> ImageResult:
@@ -142,11 +142,11 @@ def _detection(value: Mapping[str, Any]) -> Detection:
 
 
 def _side(value: object, error: object) -> int | None:
-    """A picture's width or height; only one with an error may have none."""
+    """An image's width or height; only one with an error may have none."""
     if value is None and error is not None:
         return None
     if type(value) is not int or value < 1:
-        raise ValueError(f"a picture of {value!r} pixels")
+        raise ValueError(f"an image of {value!r} pixels")
     return value
 
 

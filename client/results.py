@@ -148,13 +148,13 @@ class AnnotatedImage:
 
     Attributes:
         filename: the image's name as it was given here; None where it has none.
-        picture: a whole JPEG or PNG file, by `media_type`; empty where there is an error.
+        image: a whole JPEG or PNG file, by `media_type`; empty where there is an error.
         media_type: "image/jpeg" or "image/png"; None where there is an error.
-        error: None where there is a picture.
+        error: None where there is an image.
     """
 
     filename: str | None
-    picture: bytes
+    image: bytes
     media_type: str | None
     error: ImageError | None = None
 

@@ -22,7 +22,7 @@ class Retry:
 
     Sent again is what got no answer (refused, reset, timed out), and what was answered with 429,
     502, 503 or 504. All that this client sends is safe to repeat: detecting changes nothing on the
-    server, so a picture that was detected twice costs time and nothing else. Every other answer is
+    server, so an image that was detected twice costs time and nothing else. Every other answer is
     final. The wait doubles from `first_wait_s` to `longest_wait_s`, and is a random part of that;
     where the server says `Retry-After`, it is at least that long.
 

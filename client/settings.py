@@ -15,7 +15,7 @@ from client.operations import Ask, Limits
 from client.retry import LONGEST_S, Retry, asking, asking_once
 
 DISTRIBUTION = "yolov8-fla"
-MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any picture or its detections take
+MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any image or its detections take
 
 
 def this_version() -> str:

@@ -20,9 +20,9 @@ import client.settings as settings
 from client import (
     AsyncClient,
     Client,
+    ImageRefused,
     ImageResult,
     NamedImage,
-    PictureRefused,
     Refused,
     Retry,
     Unauthorized,
@@ -30,7 +30,7 @@ from client import (
     UnexpectedAnswer,
     Unreachable,
 )
-from client.pictures import Image
+from client.images import Image
 from client.results import Box, Detection
 from tests.support.artifacts import paint
 from tests.support.processes import LIMIT_S, ready
@@ -187,7 +187,7 @@ async def test_annotated_pictures_are_jpeg_or_png(artifact: Path) -> None:
     async with served(artifact) as running, client_of(running) as client:
         jpeg = await client.annotated(one_cell(), conf=0.5)
         png = await client.annotated(one_cell(), png=True)
-        with pytest.raises(PictureRefused, match="unsupported_image"):
+        with pytest.raises(ImageRefused, match="unsupported_image"):
             await client.annotated(b"junk")
         images: list[Image] = [
             NamedImage("a.png", one_cell()),
@@ -200,7 +200,7 @@ async def test_annotated_pictures_are_jpeg_or_png(artifact: Path) -> None:
     assert [(x.filename, x.media_type) for x in each] == [
         ("a.png", "image/png"), ("a.jpg", "image/jpeg"), (None, None),
     ]  # fmt: skip
-    assert each[0].picture == png
+    assert each[0].image == png
     assert each[2].error is not None
 
 
@@ -262,7 +262,7 @@ async def test_another_server_than_ours_is_told(artifact: Path) -> None:
         for ask in (lambda: client.detect(b""), client.health, client.model):
             with pytest.raises(UnexpectedAnswer, match="Welcome to nginx"):
                 ask()
-        with pytest.raises(UnexpectedAnswer, match="a picture was asked for, text/plain came"):
+        with pytest.raises(UnexpectedAnswer, match="an image was asked for, text/plain came"):
             client.annotated(b"")
     with (
         Client("http://other/old", transport=httpx.MockTransport(other)) as client,

@@ -404,12 +404,12 @@ def test_a_heartbeat_that_fails_ends_the_server_with_the_reason_and_a_drain(
 import os
 from pathlib import Path
 from server.workers.worker_connection import WorkerConnection
-beat = WorkerConnection.beat
+heartbeat = WorkerConnection.heartbeat
 def breaking(self, number):
     if Path(os.environ["BROKEN"]).exists():
         raise RuntimeError("planted")
-    beat(self, number)
-WorkerConnection.beat = breaking
+    heartbeat(self, number)
+WorkerConnection.heartbeat = breaking
 {GATED}"""
     with (
         several(repo_dir, artifact, program=program, GATE=str(gate), BROKEN=str(broken)) as (

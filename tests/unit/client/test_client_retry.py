@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from client.answers import error_of
 from client.errors import (
-    PictureRefused,
+    ImageRefused,
     Refused,
     ServerFailed,
     Unauthorized,
@@ -183,9 +183,9 @@ def test_a_retry_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
     [
         (401, "unauthorized", Unauthorized),
         (403, "keys_not_configured", Unauthorized),
-        (413, "body_too_large", PictureRefused),
-        (415, "unsupported_image", PictureRefused),
-        (422, "undecodable_image", PictureRefused),
+        (413, "body_too_large", ImageRefused),
+        (415, "unsupported_image", ImageRefused),
+        (422, "undecodable_image", ImageRefused),
         (422, "invalid_parameter", Refused),
         (400, "malformed_request", Refused),
         (500, "inference_failed", ServerFailed),
