@@ -47,8 +47,8 @@ def read_results(answer: Answer) -> list[ImageResult]:
     body = _json_object(answer)
     try:
         model = ModelName(str(body["model"]["name"]), str(body["model"]["version"]))
-        given = body["timings_ms"]
-        timings = Timings(**{each.name: _number(given[each.name]) for each in fields(Timings)})
+        values = body["timings_ms"]
+        timings = Timings(**{each.name: _number(values[each.name]) for each in fields(Timings)})
         return [_image_result(each, model, timings) for each in body["results"]]
     except STRANGE as error:
         raise _not_understood(answer, error) from error
@@ -79,13 +79,13 @@ def assert_named(model: ModelDescription) -> None:
     _ = model.name, model.class_names
 
 
-def error_of(answer: Answer, retry_after_s: float | None = None, asked: str = "") -> Exception:
+def error_of(answer: Answer, retry_after_s: float | None = None, attempts: str = "") -> Exception:
     """The error that an answer other than a 2xx tells.
 
     Args:
         answer: of any server or proxy.
         retry_after_s: as it asks for.
-        asked: goes before the message's end, such as "asked 5 times".
+        attempts: goes before the message's end, such as "asked 5 times".
     """
     if not 400 <= answer.status < 600:
         where = answer.headers.get("location")
@@ -95,7 +95,7 @@ def error_of(answer: Answer, retry_after_s: float | None = None, asked: str = ""
     code = str(problem.get("code") or _words(answer.status))
     detail = str(problem.get("detail") or _text(answer))
     request_id = problem.get("request_id") or answer.headers.get("x-request-id")
-    tail = f"; {asked}" if asked else ""
+    tail = f"; {attempts}" if attempts else ""
     shown_id = f" (request {request_id})" if request_id else ""
     return _kind(answer.status, code)(
         f"{answer.status} {code}: {detail}{tail}{shown_id}",

@@ -85,9 +85,9 @@ class Bar:
 
 
 @contextmanager
-def showing(wanted: bool, total: int | None) -> Iterator[Progress]:
+def showing(visible: bool, total: int | None) -> Iterator[Progress]:
     """A bar where it is wanted, for as long as the block lasts."""
-    progress: Progress = Bar(total) if wanted else Silent()
+    progress: Progress = Bar(total) if visible else Silent()
     try:
         yield progress
     finally:

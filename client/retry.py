@@ -147,8 +147,8 @@ def _date(text: str) -> datetime | None:
 def _given_up(
     outcome: Outcome, attempts: int, elapsed_s: float, asked_s: float | None
 ) -> Exception:
-    asked = f"asked {attempts} times in {elapsed_s:.0f} s" if attempts > 1 else ""
+    attempts_text = f"asked {attempts} times in {elapsed_s:.0f} s" if attempts > 1 else ""
     if isinstance(outcome, Answer):
         later = f"the server asks to come again in {asked_s:.0f} s" if asked_s is not None else ""
-        return error_of(outcome, asked_s, "; ".join(filter(None, (asked, later))))
-    return Unreachable(f"{outcome.reason}; {asked}" if asked else outcome.reason)
+        return error_of(outcome, asked_s, "; ".join(filter(None, (attempts_text, later))))
+    return Unreachable(f"{outcome.reason}; {attempts_text}" if attempts_text else outcome.reason)

@@ -135,7 +135,7 @@ class Images:
         raise NothingToDo(f"there are no images in {self.base}; --all-files takes any file")
 
 
-async def run(job: Job, client: AsyncClient, images: Images, shown: Progress) -> Tally:
+async def run(job: Job, client: AsyncClient, images: Images, progress: Progress) -> Tally:
     """Does a job; a run that ends early, for whatever reason, leaves what was done.
 
     Raises:
@@ -146,18 +146,18 @@ async def run(job: Job, client: AsyncClient, images: Images, shown: Progress) ->
     model = None if job.form == "images" else await client.model()
     writer, done = _writer(job, model, images)
     tally = Tally(before=len(done))
-    shown.skip(len(done))
-    wanted = (each for each in images if each.name not in done)
+    progress.skip(len(done))
+    remaining = (each for each in images if each.name not in done)
     try:
-        async with aclosing(_results(job, client, wanted)) as results:
+        async with aclosing(_results(job, client, remaining)) as results:
             async for each in results:
                 _refuse_another(model, each)
-                _take(each, writer, tally, shown)
+                _take(each, writer, tally, progress)
         writer.finish()
     except BaseException:
         writer.stop()
         if tally.done and writer.rest is not None:
-            shown.say(f"{tally.done} images were done: {writer.rest}")
+            progress.say(f"{tally.done} images were done: {writer.rest}")
         raise
     return tally
 
@@ -173,7 +173,7 @@ def _refuse_another(model: ModelDescription | None, result: ImageResult | Annota
 
 
 def _take(
-    result: ImageResult | AnnotatedImage, writer: Writer, tally: Tally, shown: Progress
+    result: ImageResult | AnnotatedImage, writer: Writer, tally: Tally, progress: Progress
 ) -> None:
     fault = None if result.error is None else f"{result.error.code}: {result.error.detail}"
     try:
@@ -184,25 +184,27 @@ def _take(
         tally.done += 1
     else:
         tally.failed += 1
-        shown.say(f"{result.filename}: {fault}")
+        progress.say(f"{result.filename}: {fault}")
     if isinstance(result, ImageResult) and result.truncated:
         tally.truncated += 1
-    shown.done(result)
+    progress.done(result)
 
 
 async def _results(
-    job: Job, client: AsyncClient, wanted: Iterator[NamedImage]
+    job: Job, client: AsyncClient, remaining: Iterator[NamedImage]
 ) -> AsyncGenerator[ImageResult | AnnotatedImage, None]:
     # In their order, so that the same images give the same files.
     chosen = job.parameters.arguments()
     if job.form == "images":
-        annotated = client.stream_annotated(wanted, in_flight=job.in_flight, ordered=True, **chosen)
+        annotated = client.stream_annotated(
+            remaining, in_flight=job.in_flight, ordered=True, **chosen
+        )
         async with aclosing(annotated) as images:
             async for image in images:
                 yield image
         return
     detected = client.stream(
-        wanted,
+        remaining,
         in_flight=job.in_flight,
         images_per_request=job.images_per_request,
         ordered=True,

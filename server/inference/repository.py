@@ -100,11 +100,11 @@ def select_variant(
     preference = _preference(device, instructions())
     by_precision = {each.metadata.precision: each for each in artifacts}
     if precision != "auto":
-        asked = next((each for name, each in by_precision.items() if name == precision), None)
-        if asked is None:
+        requested = next((each for name, each in by_precision.items() if name == precision), None)
+        if requested is None:
             there = ", ".join(f"{name} ({each.path})" for name, each in by_precision.items())
             raise ArtifactInvalid(f"precision {precision} was asked for, but there is {there}")
-        return SelectedVariant(asked, f"{precision}: asked for; {_proof(asked)}")
+        return SelectedVariant(requested, f"{precision}: asked for; {_proof(requested)}")
     if len(artifacts) == 1:
         (only,) = artifacts
         name = only.metadata.precision

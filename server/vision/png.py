@@ -84,7 +84,7 @@ def _inflated_bytes(data: bytes) -> int:
     return total
 
 
-def _refuse_excess(pixels: Iterable[memoryview], wanted: int) -> None:
+def _refuse_excess(pixels: Iterable[memoryview], expected: int) -> None:
     inflater, inflated = zlib.decompressobj(), 0
     for compressed in pixels:
         rest: bytes | memoryview = compressed
@@ -93,6 +93,6 @@ def _refuse_excess(pixels: Iterable[memoryview], wanted: int) -> None:
                 inflated += len(inflater.decompress(rest, 2**20))
             except zlib.error:
                 return  # libpng will stop here too
-            if inflated > wanted + _EXCESS_BYTES:
+            if inflated > expected + _EXCESS_BYTES:
                 raise UndecodableImage("the PNG image holds far more data than pixels")
             rest = inflater.unconsumed_tail

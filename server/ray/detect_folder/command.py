@@ -135,17 +135,17 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
     )
 
 
-def device_without_ray(asked: str) -> str | None:
+def device_without_ray(requested: str) -> str | None:
     """Where workers run the model, if that is known before the cluster's GPUs are."""
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return None if CUDA in onnxruntime().get_available_providers() else "cpu"
 
 
-def device_for(asked: str) -> tuple[str, str]:
+def device_for(requested: str) -> tuple[str, str]:
     """Where all workers run the model, and why."""
-    if asked != "auto":
-        return asked, "asked for"
+    if requested != "auto":
+        return requested, "asked for"
     gpus = ray.cluster_resources().get("GPU", 0)
     if not gpus:
         return "cpu", "the cluster has no GPU"
