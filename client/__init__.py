@@ -25,7 +25,7 @@ from client.errors import (
     ServerFailed,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
 )
 from client.images import NamedImage
@@ -63,6 +63,6 @@ __all__ = [
     "Timings",
     "Unauthorized",
     "Unavailable",
-    "UnexpectedAnswer",
+    "UnexpectedResponse",
     "Unreachable",
 ]

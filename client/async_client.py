@@ -26,7 +26,7 @@ from client.parameters import Chosen, Flow, Parameters
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
+from client.settings import Connection, given_up, http_arguments, no_response, response_of
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
@@ -206,11 +206,11 @@ class AsyncClient:
                     body += piece
                     if (reason := given_up(body, send)) is not None:
                         return reason
-                return answer_of(response, bytes(body))
+                return response_of(response, bytes(body))
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
-            return no_answer(error, request.url)
+            return no_response(error, request.url)
 
 
 async def _streamed(

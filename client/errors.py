@@ -2,7 +2,7 @@
 
 DetectClientError
 ├── Unreachable          no answer came: refused, reset, timed out, or no such host
-├── UnexpectedAnswer     what answered is not this server, or of another version
+├── UnexpectedResponse     what answered is not this server, or of another version
 └── Refused              the server answered with an error
     ├── Unauthorized     it asks for a key, and none or a wrong one was sent
     ├── ImageRefused   it can't read the image that was sent, or not one so large
@@ -22,7 +22,7 @@ class Unreachable(DetectClientError):
     """No answer came, however often it was asked for."""
 
 
-class UnexpectedAnswer(DetectClientError):
+class UnexpectedResponse(DetectClientError):
     """An answer came that this client does not understand; mostly, the address is wrong."""
 
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from client.answers import IMAGE_CODES, error_of, read_health, read_model, read_results
-from client.errors import ImageRefused, Refused, ServerFailed, UnexpectedAnswer
-from client.exchange import Answer, Operation, Request
+from client.errors import ImageRefused, Refused, ServerFailed, UnexpectedResponse
+from client.exchange import Operation, Request, Response
 from client.images import ImageFile, failed
 from client.parameters import Parameters
+from client.responses import IMAGE_CODES, error_of, read_health, read_model, read_results
 from client.results import AnnotatedImage, Health, ImageError, ImageResult, ModelDescription
 
 # Sends a request, again where that may help, and returns the final answer.
-Ask = Callable[[Request], Operation[Answer]]
+Ask = Callable[[Request], Operation[Response]]
 
 BINARY = "application/octet-stream"
 # Read at once by a call for any number of images; the rest wait as paths, or as they were given.
@@ -88,14 +88,14 @@ def detecting(
 def _detecting_part(
     part: list[ImageFile], parameters: Parameters, ask: Ask, limits: Limits, go_on: bool
 ) -> Operation[list[ImageResult]]:
-    answer = yield from ask(_detect_request(part, parameters.query()))
-    if answer.status == 200:
-        results = read_results(answer)
+    response = yield from ask(_detect_request(part, parameters.query()))
+    if response.status == 200:
+        results = read_results(response)
         if len(results) != len(part):
-            raise UnexpectedAnswer(f"{len(part)} images were sent, {len(results)} results came")
+            raise UnexpectedResponse(f"{len(part)} images were sent, {len(results)} results came")
         # Images go out under their number: a name may hold what no header can.
         return [replace(r, filename=p.name) for r, p in zip(results, part, strict=True)]
-    error = error_of(answer)
+    error = error_of(response)
     if not isinstance(error, ImageRefused) and not (go_on and isinstance(error, ServerFailed)):
         raise error
     assert isinstance(error, Refused)
@@ -125,12 +125,12 @@ def annotating(
     """
     query = [*parameters.query(), ("format", "image")]
     accept = "image/png" if png else "image/jpeg"
-    answer = yield from ask(_detect_request([file], query, accept))
-    if answer.status != 200:
-        raise error_of(answer)
-    if answer.media_type not in MEDIA_TYPES:
-        raise UnexpectedAnswer(f"an image was asked for, {answer.media_type or 'nothing'} came")
-    return AnnotatedImage(file.name, answer.body, answer.media_type)
+    response = yield from ask(_detect_request([file], query, accept))
+    if response.status != 200:
+        raise error_of(response)
+    if response.media_type not in MEDIA_TYPES:
+        raise UnexpectedResponse(f"an image was asked for, {response.media_type or 'nothing'} came")
+    return AnnotatedImage(file.name, response.body, response.media_type)
 
 
 def annotating_each(
@@ -164,23 +164,23 @@ def annotating_each(
 
 def asking_health(ask: Ask) -> Operation[Health]:
     """The server's state; a server that is not ready tells it with a 503."""
-    answer = yield from ask(Request("GET", "/health"))
-    if answer.status not in (200, 503):
-        raise error_of(answer)
+    response = yield from ask(Request("GET", "/health"))
+    if response.status not in (200, 503):
+        raise error_of(response)
     try:
-        return read_health(answer)
-    except UnexpectedAnswer:
-        if answer.status == 503:  # a proxy's, that has no server behind it
-            raise error_of(answer) from None
+        return read_health(response)
+    except UnexpectedResponse:
+        if response.status == 503:  # a proxy's, that has no server behind it
+            raise error_of(response) from None
         raise
 
 
 def asking_model(ask: Ask) -> Operation[ModelDescription]:
     """The model that is served."""
-    answer = yield from ask(Request("GET", "/model"))
-    if answer.status != 200:
-        raise error_of(answer)
-    return read_model(answer)
+    response = yield from ask(Request("GET", "/model"))
+    if response.status != 200:
+        raise error_of(response)
+    return read_model(response)
 
 
 def _detect_request(

@@ -13,7 +13,7 @@ from typing import Self, TypeVar, Unpack
 import httpx
 
 from client import operations
-from client.exchange import NoAnswer, Operation, Outcome, Send, Wait
+from client.exchange import NoResponse, Operation, Outcome, Send, Wait
 from client.images import (
     Image,
     as_sequence,
@@ -26,12 +26,12 @@ from client.parameters import Chosen, Flow, Parameters
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
+from client.settings import Connection, given_up, http_arguments, no_response, response_of
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
 Item = TypeVar("Item", ImageResult, AnnotatedImage)
-_ABANDONED = NoAnswer("the stream was closed", again=False)
+_ABANDONED = NoResponse("the stream was closed", again=False)
 
 
 class Client:
@@ -103,7 +103,7 @@ class Client:
             TypeError, ValueError: something is not an image, or not a parameter's value.
             Refused: the server refuses a parameter or the key, can't take the request, or fails.
             Unreachable: no answer came.
-            UnexpectedAnswer: the address is not this server's.
+            UnexpectedResponse: the address is not this server's.
         """
         parameters = Parameters(**chosen)
         found: list[ImageResult] = []
@@ -274,11 +274,11 @@ class Client:
                     body += piece
                     if (reason := given_up(body, send)) is not None:
                         return reason
-                return answer_of(response, bytes(body))
+                return response_of(response, bytes(body))
             finally:
                 response.close()
         except httpx.HTTPError as error:
-            return no_answer(error, request.url)
+            return no_response(error, request.url)
 
 
 def _streamed(

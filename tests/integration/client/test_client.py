@@ -27,7 +27,7 @@ from client import (
     Retry,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
 )
 from client.images import Image
@@ -75,8 +75,8 @@ async def test_every_schema_of_the_servers_answers_has_a_value_with_its_fields(
     async with served(artifact) as running:
         document = (await running.client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    answers = ["DetectResponse", "Health", "ModelDescription"]
-    waiting, seen = list(answers), set()
+    responses = ["DetectResponse", "Health", "ModelDescription"]
+    waiting, seen = list(responses), set()
     while waiting:
         seen.add(name := waiting.pop())
         if name in ("Metadata", "Certificate"):
@@ -260,13 +260,13 @@ async def test_another_server_than_ours_is_told(artifact: Path) -> None:
 
     with Client("http://other/", transport=httpx.MockTransport(other)) as client:
         for ask in (lambda: client.detect(b""), client.health, client.model):
-            with pytest.raises(UnexpectedAnswer, match="Welcome to nginx"):
+            with pytest.raises(UnexpectedResponse, match="Welcome to nginx"):
                 ask()
-        with pytest.raises(UnexpectedAnswer, match="an image was asked for, text/plain came"):
+        with pytest.raises(UnexpectedResponse, match="an image was asked for, text/plain came"):
             client.annotated(b"")
     with (
         Client("http://other/old", transport=httpx.MockTransport(other)) as client,
-        pytest.raises(UnexpectedAnswer, match="https://new/detect"),
+        pytest.raises(UnexpectedResponse, match="https://new/detect"),
     ):
         client.detect(b"")
 
@@ -300,7 +300,7 @@ async def test_an_answer_of_more_than_any_picture_takes_is_given_up(
     monkeypatch.undo()
     with (
         Client("http://x", transport=transport) as waiting,
-        pytest.raises(UnexpectedAnswer, match="answered 200"),
+        pytest.raises(UnexpectedResponse, match="answered 200"),
     ):
         waiting.model()
 
