@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu_pipeline import in_words
+from benchmarks.gpu_pipeline import describe
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_targets import spread_text, verdicts
 
@@ -117,13 +117,13 @@ def pipeline(figures: Figures) -> list[str]:
     """The finalists."""
     rows = [
         [
-            in_words(row["arrangement"]),
+            describe(row["arrangement"]),
             spread_text(row["images_per_s"], 0),
             f"{row['cpu_ms_per_image']['median']:.2f}",
         ]
         for row in figures.get("rows", [])
     ]
-    best = f"Best: {in_words(figures['best'])}." if "best" in figures else ""
+    best = f"Best: {describe(figures['best'])}." if "best" in figures else ""
     return [table(["arrangement", "images/s", "CPU ms an image"], rows), best]
 
 

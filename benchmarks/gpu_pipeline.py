@@ -131,7 +131,7 @@ def best_known(known: Mapping[str, Any], batches: Sequence[int]) -> LimitArrange
     return candidates(batches, available_cpus())[0]
 
 
-def in_words(arrangement: str) -> str:
+def describe(arrangement: str) -> str:
     """For the tables."""
     each = LimitArrangement.parse(arrangement)
     return f"{each.instances} session(s), batch {each.batch}, {each.feeders} threads"

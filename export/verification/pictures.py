@@ -47,7 +47,7 @@ def pictures(given: Path | None, split: str = "val") -> tuple[list[Image], str]:
         raise DatasetInvalid(
             f"--data {given}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
         )
-    return found, f"{len(found)} pictures of {in_words(given, split)}"
+    return found, f"{len(found)} pictures of {describe_split(given, split)}"
 
 
 def calibration_canvases(
@@ -102,7 +102,7 @@ def listed(given: Path, split: str) -> list[Path]:
     return split_images(given, split)[1]
 
 
-def in_words(given: Path, split: str) -> str:
+def describe_split(given: Path, split: str) -> str:
     """The name of a folder, or of a data set and its split, without where it lies."""
     path = given.resolve()
     return path.name if path.is_dir() else f"{path.parent.name}/{path.name}, {split}"

@@ -1,4 +1,4 @@
-"""Puts the server together: one service, the doors to it, and what surrounds every request."""
+"""Puts the server together: one service, the endpoints of it, and what surrounds every request."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager

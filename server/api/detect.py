@@ -1,4 +1,4 @@
-"""`POST /detect`, the server's own door. `detect` is the request path, top to bottom."""
+"""`POST /detect`, the server's own endpoint. `detect` is the request path, top to bottom."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: the one table of statuses, and the body that a door's clients expect."""
+"""Errors as HTTP answers: the one table of statuses, and the body that an API's clients expect."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -57,8 +57,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 # What became of verification:
 # - draft: it is still to come; never served.
 # - equal: detections are the source's, as `Certificate.detections_agreement` says.
-# - within_gate: a reduced precision that keeps mAP50-95 to within its gate.
-# - loss_accepted: a reduced precision whose loss is beyond its gate or was not measured, which
+# - within_gate: a reduced precision that keeps mAP50-95 to within its tolerance.
+# - loss_accepted: a reduced precision whose loss is beyond its tolerance or was not measured, which
 #   whoever exported it accepted.
 Verdict = Literal["draft", "equal", "within_gate", "loss_accepted"]
 

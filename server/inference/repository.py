@@ -143,12 +143,12 @@ def _proof(artifact: Artifact) -> str:
     kept = certificate.verdict == "within_gate"
     accuracy = certificate.accuracy
     if accuracy is None:
-        return "within its gate" if kept else "its loss of accuracy was not measured"
+        return "within its tolerance" if kept else "its loss of accuracy was not measured"
     figures = (
         f"mAP50-95 {accuracy.artifact_map50_95:.4f} against {accuracy.source_map50_95:.4f} "
         "of its source"
     )
-    return f"{'within' if kept else 'beyond'} its gate ({figures})"
+    return f"{'within' if kept else 'beyond'} its tolerance ({figures})"
 
 
 def _refuse_unless_together(one: Artifact, other: Artifact) -> None:

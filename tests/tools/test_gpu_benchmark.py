@@ -21,7 +21,6 @@ import pytest
 from benchmarks.gpu import cuda_option, numbers, parts_of
 from benchmarks.gpu_bench import Job
 from benchmarks.gpu_child import run_part
-from benchmarks.gpu_front import parsed_stages, stage_ms
 from benchmarks.gpu_generator import about
 from benchmarks.gpu_kernels import summed
 from benchmarks.gpu_load import figures, split, together
@@ -43,6 +42,7 @@ from benchmarks.gpu_rounds import Contender, Deadline, Window, ratio, spread, tu
 from benchmarks.gpu_server import fewest_that_saturate
 from benchmarks.gpu_sweep import CHOICES, DEFAULT
 from benchmarks.gpu_threads import MAIN, NAMING, ThreadUse, by_group, group_of, threads_of
+from benchmarks.gpu_workers import parsed_stages, stage_ms
 from benchmarks.serving.http_client import Answer
 from benchmarks.serving.load import Load, Outcome
 from server.inference.cuda.options import CudaOptions

@@ -54,7 +54,7 @@ async def test_pictures_are_not_drawn_into_where_they_are(
 ) -> None:
     job = Job([folder], tmp_path / out, "images", Parameters(), force=True)
     async with AsyncClient("http://x", transport=httpx.MockTransport(reloaded)) as client:
-        with pytest.raises(OutputRefused, match="where the pictures are"):
+        with pytest.raises(OutputRefused, match="where the images are"):
             await run(job, client, Images([folder], all_files=False, out=job.out), Silent())
 
 

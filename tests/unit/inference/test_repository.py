@@ -146,8 +146,8 @@ def test_the_best_for_the_device_is_taken_then_the_next(
 def test_the_reason_says_what_speaks_for_it_and_what_it_costs(make: Make) -> None:
     _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=vnni)
     assert reason == (
-        "int8: this CPU has AVX512-VNNI; within its gate (mAP50-95 0.6191 against 0.6181 of its "
-        "source)"
+        "int8: this CPU has AVX512-VNNI; within its tolerance (mAP50-95 0.6191 against 0.6181 of "
+        "its source)"
     )
     _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=none)
     assert reason == (
@@ -177,7 +177,7 @@ def test_the_precision_that_is_asked_for_is_taken_whatever_its_certificate_says(
     artifacts = [make("fp32"), make("int8", "loss_accepted")]
     chosen, reason = select_variant(artifacts, "cuda:0", "int8", instructions=none)
     assert chosen is artifacts[1]
-    assert reason.startswith("int8: asked for; beyond its gate (mAP50-95 0.6191")
+    assert reason.startswith("int8: asked for; beyond its tolerance (mAP50-95 0.6191")
 
 
 @pytest.mark.parametrize("precisions", [["fp32"], ["fp32", "int8"]])

@@ -157,7 +157,7 @@ async def test_a_traceback_of_serve_is_not_told_to_clients() -> None:
     assert "secret" not in answer.text
 
 
-async def test_the_other_doors_get_errors_in_their_form() -> None:
+async def test_the_other_apis_get_errors_in_their_form() -> None:
     app = answered_by(PlainTextResponse("no", 503))
     assert set((await ask(app, "/v2/models/m/infer")).json()) == {"error"}
     assert (await ask(app, "/v1/vision/detection")).json()["success"] is False
