@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 
 
 def passing_sockets() -> tuple[socket.socket, socket.socket]:
-    """Two ends, the engine process' and the worker's, that connections go through."""
+    """A pair of sockets, the engine process' and the worker's end, to pass connections."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     theirs.setblocking(False)

@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 
 class Coordinator:
-    """What the workers talk to.
+    """Connects all workers with the one model: its queue, its state, the metrics of all.
 
     Args:
         settings: limits.
@@ -95,7 +95,7 @@ class Coordinator:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keeps the shared status fresh, and an eye on the workers."""
+        """Updates the shared status and watches the workers' heartbeats."""
         watching = asyncio.create_task(self._watch_workers())
         try:
             yield
@@ -138,7 +138,7 @@ class Coordinator:
         )
 
     def publish_state(self) -> None:
-        """Tells all workers the state."""
+        """Sends the state to all workers."""
         engine = self.model.engine
         known = self._engines.get(self._generation)
         if engine is not None and (known is None or known[0] is not engine):
@@ -180,7 +180,7 @@ class Coordinator:
             self.on_snapshot(worker)
 
     def acknowledged(self, worker: WorkerConnection, number: int) -> None:
-        """A worker has taken over what it was told."""
+        """A worker has acknowledged a state update or a ping."""
         worker.acked = number
         self._acked.set()
 

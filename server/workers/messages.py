@@ -1,4 +1,4 @@
-"""What the engine process and its workers tell each other: lines of JSON over a Unix socket.
+"""The messages between the engine process and its workers: lines of JSON over a Unix socket.
 
 Both ends are the same code, so there is no version. JSON and not pickle: a worker reads what
 clients send, and what it sends in turn must not be able to run anything in the process with the
@@ -23,11 +23,11 @@ logger = get_logger(__name__)
 
 
 class Ready(NamedTuple):
-    """It takes connections now."""
+    """The worker takes connections now."""
 
 
 class StartupFailed(NamedTuple):
-    """It can't start as the server was deployed, and ends."""
+    """The worker can't start as the server was deployed, and ends."""
 
     reason: str
 
@@ -62,7 +62,7 @@ class ModelReleased(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """A `StateUpdate` was taken over, or a `Ping` came."""
+    """Acknowledges a `StateUpdate` or a `Ping`."""
 
     number: int
 
@@ -130,7 +130,7 @@ class StateUpdate(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Asks for a sign of life, with a number like that of `StateUpdate`; answered by `Ack`."""
+    """A heartbeat, with a number like that of `StateUpdate`; answered by `Ack`."""
 
     number: int
 
@@ -144,7 +144,7 @@ class SlotsGranted(NamedTuple):
 
 
 class SlotsRefused(NamedTuple):
-    """There are not as many places."""
+    """The queue is full."""
 
     request: int
     reason: str
@@ -286,7 +286,7 @@ class Channel(asyncio.Protocol):
         self._handled()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Tells it."""
+        """Reports that the other end is gone."""
         self._transport = None
         self._lost()
 

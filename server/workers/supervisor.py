@@ -66,10 +66,10 @@ def shares(settings: Settings, memory_bytes: int, cpus: int) -> Shares:
 
 
 class Supervisor:
-    """All HTTP worker processes.
+    """Starts all HTTP worker processes, and restarts those that die.
 
     Args:
-        coordinator: what they talk to.
+        coordinator: what they connect to.
         dispatcher: where their connections come from.
         memory_bytes: that the whole server may use.
     """

@@ -1,4 +1,4 @@
-"""The engine process' end of the channel to one worker: its requests, and the slots that it has."""
+"""The engine process' end of one worker's channel: its requests, and the slots it holds."""
 
 import asyncio
 import math
@@ -42,7 +42,7 @@ logger = get_logger(__name__)
 
 
 class ConnectionOwner(Protocol):
-    """What a worker asks of the `Coordinator` that has it, and that imports this module."""
+    """What a connection needs of the `Coordinator`, which imports this module."""
 
     model: LocalModel
     slots: SlotPool
@@ -54,7 +54,7 @@ class ConnectionOwner(Protocol):
         """Something has changed that all workers see."""
 
     def acknowledged(self, worker: "WorkerConnection", number: int) -> None:
-        """A worker has taken over what it was told."""
+        """A worker has acknowledged a state update or a ping."""
 
     def model_released(self, worker: "WorkerConnection", generation: int) -> None:
         """A worker has no request with a model any more."""
@@ -92,24 +92,24 @@ class _Image:
 
 
 class WorkerConnection:
-    """One HTTP worker.
+    """The connection to one HTTP worker.
 
     Args:
         name: such as "http-1".
-        coordinator: what it talks to.
-        on_ready: called when it takes connections, also again.
-        on_unresponsive: called when it does not answer, and others had better have them; and when
-            it is gone.
+        coordinator: gets its requests.
+        on_ready: called when it is ready for connections, also again.
+        on_unresponsive: called when it misses heartbeats, so that others get its connections; and
+            when it is gone.
         kill: ends the process.
 
     Attributes:
-        line: to it.
+        channel: the messages to and from it.
         ready: it takes connections.
         startup_failure: why it can't start as the server was deployed.
-        acked: the number of the last `StateUpdate` that it took over.
-        missed_heartbeats: for how many seconds it has not answered.
-        last_snapshot: its metrics, as it said last.
-        snapshot_received: set when they came.
+        acked: the number of the last `StateUpdate` or `Ping` that it acknowledged.
+        missed_heartbeats: that it has not acknowledged, in a row.
+        last_snapshot: its metrics, as it sent them last.
+        snapshot_received: set when they have come.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class WorkerConnection:
 
     @property
     def unresponsive(self) -> bool:
-        """It hangs, or is busy beyond answering."""
+        """Whether it has missed `UNRESPONSIVE_HEARTBEATS` heartbeats in a row."""
         return self.missed_heartbeats >= UNRESPONSIVE_HEARTBEATS
 
     def heartbeat(self, number: int) -> None:
-        """A second has passed; it was asked with the number at the last one.
+        """Counts a heartbeat as missed unless the worker has acknowledged `number`, the last one.
 
         Counted in heartbeats: when the machine slept, nobody was silent.
         """

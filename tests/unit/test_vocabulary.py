@@ -53,7 +53,14 @@ GONE = {
     "OwnModel": "LocalModel",
     "ModelCalls": "ModelRunner",
     "page_locked": "pinned_array",
-    # HTTP
+    "RemotePlace": "RemoteReservation",
+    "in_words": "describe",
+    # HTTP and client
+    "answer_errors": "install_error_handlers",
+    "write_infer_answer": "write_infer_response",
+    "annotated_picture": "annotated_image",
+    "PictureRefused": "ImageRefused",
+    "UnexpectedAnswer": "UnexpectedResponse",
     "_Gentle": "_LingeringTransport",
     "_deaf": "_discarding",
     "unfetched": "unread",
