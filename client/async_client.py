@@ -224,7 +224,7 @@ async def _streamed(
     """Runs groups as tasks within a window; yields what comes of them."""
     window: Window[asyncio.Task[list[Item]], Item] = Window(in_flight, ordered)
     more = True
-    with showing(progress, total) as shown:
+    with showing(progress, total) as reporter:
         try:
             while more or window.running:
                 if more and window.has_room():
@@ -241,7 +241,7 @@ async def _streamed(
                     window.running, timeout=at_once, return_when=asyncio.FIRST_COMPLETED
                 )
                 for each in window.finish(done, asyncio.Task.result):
-                    shown.done(each)
+                    reporter.done(each)
                     yield each
         finally:
             for task in window.running:

@@ -93,7 +93,7 @@ def detect(
     retry = Retry(deadline_s=options.deadline)
     images = Images(job.sources, all_files=job.all_files, out=job.out)
     count = images.count()
-    shown: Progress = Silent() if options.quiet else Bar(count, always=False)
+    progress: Progress = Silent() if options.quiet else Bar(count, always=False)
 
     async def whole() -> Tally:
         task = asyncio.current_task()
@@ -103,12 +103,12 @@ def detect(
         async with AsyncClient(
             options.url, api_key=key, timeout_s=options.timeout, retry=retry
         ) as client:
-            return await run(job, client, images, shown)
+            return await run(job, client, images, progress)
 
     try:
         tally = asyncio.run(whole())
     finally:
-        shown.close()
+        progress.close()
     if not options.quiet:
         print(summary(tally, out), file=sys.stderr)
     return EXIT_SOME_FAILED if tally.failed else EXIT_ALL

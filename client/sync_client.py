@@ -291,7 +291,7 @@ def _streamed(
 ) -> Generator[Item, None, None]:
     """Runs groups on threads within a window; yields what comes of them."""
     window: Window[Future[list[Item]], Item] = Window(in_flight, ordered)
-    with showing(progress, total) as shown, _stoppable(in_flight) as (pool, stopped):
+    with showing(progress, total) as reporter, _stoppable(in_flight) as (pool, stopped):
         more = True
         while more or window.running:
             if more and window.has_room():
@@ -304,7 +304,7 @@ def _streamed(
             at_once = 0 if more and window.has_room() else None
             done = wait(window.running, at_once, FIRST_COMPLETED).done
             for each in window.finish(done, Future.result):
-                shown.done(each)
+                reporter.done(each)
                 yield each
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from export.errors import ModelUnsupported
 from export.sources.allow_list import ALLOWED, known_names
 from export.sources.foreign import TAKE_OVER, ForeignLayer
-from export.sources.yaml_file import read_yaml, shown
+from export.sources.yaml_file import read_yaml, truncate_repr
 
 # The tutorials' come last: of the two named FocusedLinearAttention theirs is meant, not ours.
 KINDS: Mapping[str, type[nn.Module]] = {
@@ -39,7 +39,8 @@ def read_class_map(path: Path) -> dict[str, str]:
     for name, kind in table.items():
         if not isinstance(name, str) or not isinstance(kind, str):
             raise ModelUnsupported(
-                f"{path}: {shown(name)}: {shown(kind)} does not map a name to a name"
+                f"{path}: {truncate_repr(name)}: {truncate_repr(kind)} does not map a name "
+                "to a name"
             )
     return table
 
@@ -66,8 +67,8 @@ def kinds_of(names: Set[str], class_map: Mapping[str, str]) -> dict[str, type[nn
         if name in allowed:
             raise ModelUnsupported(f"the map has {name}, which is known without a map")
         if not any(name in (full, bare(full)) for full in foreign):
-            asked = ", ".join(sorted(foreign)) or "no class that is not known"
-            raise ModelUnsupported(f"the map has {name}, the file names {asked}")
+            known = ", ".join(sorted(foreign)) or "no class that is not known"
+            raise ModelUnsupported(f"the map has {name}, the file names {known}")
     kinds = {}
     for full in foreign:
         kind_name = class_map.get(full) or class_map.get(bare(full)) or bare(full)

@@ -58,21 +58,21 @@ class Material:
     labelled: Labelled | None
 
 
-def gather(given: Path | None, class_names: Sequence[str]) -> Material:
+def gather(data: Path | None, class_names: Sequence[str]) -> Material:
     """Pictures, and labels where a data set's YAML is given.
 
     Args:
-        given: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
+        data: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
             pictures are generated.
         class_names: the model's.
 
     Raises:
         DatasetInvalid: what is given can't be used; the message says why.
     """
-    images, description = pictures(given)
+    images, description = pictures(data)
     labelled = None
-    if given is not None and given.is_file():
-        labelled = read_labelled(given, class_names)
+    if data is not None and data.is_file():
+        labelled = read_labelled(data, class_names)
     return Material(images, description, labelled)
 
 

@@ -124,14 +124,14 @@ def coco_figures(
     detect: Detect, labelled: Labelled, who: str, report: Callable[[str], None]
 ) -> CocoFigures:
     """COCO average precision of a detector; tells of its progress every few seconds."""
-    found, told = [], time.perf_counter()
+    found, last_report_s = [], time.perf_counter()
     for done, image in enumerate(labelled.images, 1):
         try:
             picture = decode(image.path.read_bytes(), max_pixels=MAX_PIXELS)
         except (BadInput, OSError) as error:
             raise DatasetInvalid(f"{image.path}: {error}") from None
         found.append(detect(picture))
-        if time.perf_counter() - told > REPORT_EVERY_S:
-            told = time.perf_counter()
+        if time.perf_counter() - last_report_s > REPORT_EVERY_S:
+            last_report_s = time.perf_counter()
             report(f"average precision of {who}: {done} of {len(labelled.images)} pictures")
     return coco_accuracy(labelled.images, found, labelled.names, PARAMETERS.max_det)

@@ -46,9 +46,9 @@ def check_software(build: Build, environment: Mapping[str, str]) -> Iterator[Che
         text = f"{packages} are both installed; they share their files, and one is broken"
         yield Check(section, "ONNX Runtime", "warn", text, INSTALL_ANEW)
     else:
-        shown = ", ".join(name.removesuffix("ExecutionProvider") for name in build.providers)
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in build.providers)
         kind = "GPU build" if "onnxruntime-gpu" in build.packages else "CPU build"
-        text = f"{packages or 'not installed by pip'}, {kind} ({shown})"
+        text = f"{packages or 'not installed by pip'}, {kind} ({providers})"
         yield Check(section, "ONNX Runtime", "ok", text)
     versions = [f"{name} {_version(name)}" for name in PACKAGES]
     yield Check(section, "packages", "info", ", ".join([*versions, f"opencv {cv2.__version__}"]))
