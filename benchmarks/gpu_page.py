@@ -228,7 +228,7 @@ def memory(figures: Figures) -> list[str]:
     return [table([figures["of"], ""], rows), batches]
 
 
-def front(figures: Figures) -> list[str]:
+def workers(figures: Figures) -> list[str]:
     """Threads and stages."""
     tables = []
     for row in figures["arrangements"]:
@@ -268,7 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], list[str]]]] = {
     "block": ("(d) The attention block", block),
     "kernels": ("(e) Time by operator", kernels),
     "memory": ("(f) Memory", memory),
-    "front": ("(g) The server's CPU time", front),
+    "workers": ("(g) The server's CPU time", workers),
 }
 
 
