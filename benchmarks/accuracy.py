@@ -229,7 +229,7 @@ def detect_here(
     found = []
     for image in images:
         prepared, _ = prepare_encoded(
-            image.path.read_bytes(), metadata, max_pixels=2**30, reduced=options.reduced
+            image.path.read_bytes(), metadata, max_pixels=2**30, dct_scaling=options.reduced
         )
         candidates = session.run(prepared.canvas[None])[0]
         detections = finish(candidates, prepared, metadata, parameters).detections

@@ -147,11 +147,11 @@ def measure(path: Path) -> dict[str, float]:
     return_large_blocks()
     metadata, data = small_metadata(), path.read_bytes()
     small = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
-    prepare_encoded(small, metadata, max_pixels=MAX_PIXELS, reduced=True)
+    prepare_encoded(small, metadata, max_pixels=MAX_PIXELS, dct_scaling=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _peak_kb()
     started = time.process_time()
-    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=False)
+    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, dct_scaling=False)
     cpu_s = time.process_time() - started
     height, width = prepared.placed.original_hw
     return {"cpu_s": cpu_s, "mb": (_peak_kb() - before) / 1024, "pixels": height * width}

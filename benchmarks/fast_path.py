@@ -22,7 +22,7 @@ from server.api.responses import detections_json
 from server.errors import BadInput
 from server.host import available_cpus
 from server.inference.detector import finish, prepare_encoded
-from server.inference.repository import DEFAULT_MODEL, choose, load_model
+from server.inference.repository import DEFAULT_MODEL, load_model, select_variant
 from server.inference.session import Session
 from server.serving.pipeline import Found
 from server.vision.nms import DetectParameters, nms
@@ -54,17 +54,17 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
 
 def stages(data: bytes, model: Path, rounds: int) -> dict[str, float]:
     """Milliseconds by stage of one encoded picture."""
-    artifact = choose(load_model(model), "cpu").artifact
+    artifact = select_variant(load_model(model), "cpu").artifact
     metadata = artifact.metadata
     found: dict[str, float] = {}
     for name, reduced in (("exactly", False), ("reduced", True)):
         times = [
-            prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=reduced)[1]
+            prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, dct_scaling=reduced)[1]
             for _ in range(rounds)
         ]
         found[f"decode {name}"] = statistics.median(each["decode"] for each in times) * 1e3
         found[f"letterbox {name}"] = statistics.median(each["letterbox"] for each in times) * 1e3
-    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=True)
+    prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, dct_scaling=True)
     batch = prepared.canvas[None]
     one = Session.open(artifact, device="cpu", threads=1)
     found["inference, 1 thread"] = median_ms(lambda: one.run(batch), rounds)

@@ -79,7 +79,9 @@ def examine(data: bytes, metadata: Metadata) -> str:
     sizes: list[tuple[int, int] | None] = []
     for reduced in (False, True):
         try:
-            prepared, _ = prepare_encoded(data, metadata, max_pixels=MAX_PIXELS, reduced=reduced)
+            prepared, _ = prepare_encoded(
+                data, metadata, max_pixels=MAX_PIXELS, dct_scaling=reduced
+            )
         except BadInput:
             sizes.append(None)
             continue

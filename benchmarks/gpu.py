@@ -167,7 +167,7 @@ def job_of(chosen: argparse.Namespace, folder: Path) -> Job:
         deadline_s=0.0,
         batches=chosen.batches,
         cuda=dict(chosen.cuda),
-        http_processes=chosen.http_processes,
+        http_workers=chosen.http_workers,
         server_flags=tuple(shlex.split(chosen.server_flags)),
         generators=chosen.generators,
         clients=chosen.clients,
@@ -237,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batches", type=numbers, default=(1, 2, 4, 8, 16, 32), help="default 1,2,4,8,16,32")
     add("--cuda", type=cuda_option, action="append", default=[], metavar="NAME=VALUE",
         help="what sessions are opened with, instead of a default of CudaOptions")  # fmt: skip
-    add("--http-processes", type=numbers, default=(1,), help="of the server, such as 1,4")
+    add("--http-workers", type=numbers, default=(1,), help="of the server, such as 1,4")
     add("--server-flags", default=SERVER_FLAGS, help=f"default {SERVER_FLAGS!r}")
     add("--generators", type=int, default=max(1, cpus // 4), help="processes that make load")
     add("--clients", type=numbers, default=(32, 64, 128, 256), help="to find the saturation with")

@@ -35,7 +35,7 @@ class Job:
         deadline_s: on `time.monotonic`: nothing new is begun later.
         batches: sizes that are measured, ascending.
         cuda: of `CudaOptions`, what is not as by default.
-        http_processes: arrangements of the server.
+        http_workers: arrangements of the server.
         server_flags: of every server.
         generators: processes that make load.
         clients: numbers of clients to find the saturation with.
@@ -47,7 +47,7 @@ class Job:
     deadline_s: float
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     cuda: Mapping[str, Any] = field(default_factory=dict)
-    http_processes: tuple[int, ...] = (1,)
+    http_workers: tuple[int, ...] = (1,)
     server_flags: tuple[str, ...] = ()
     generators: int = 1
     clients: tuple[int, ...] = (32, 64, 128, 256)
@@ -122,7 +122,7 @@ class Bench:
     @staticmethod
     def bucket_of(picture: bytes, artifact: Artifact) -> tuple[int, int]:
         """The input shape of an encoded picture."""
-        return prepare_encoded(picture, artifact.metadata, max_pixels=MAX_PIXELS, reduced=True)[
+        return prepare_encoded(picture, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True)[
             0
         ].bucket_hw
 
@@ -162,7 +162,7 @@ class Bench:
         """
         square = with_buckets(artifact, artifact.metadata.buckets[:1]).metadata
         some = [
-            prepare_encoded(each, square, max_pixels=MAX_PIXELS, reduced=True)[0].canvas
+            prepare_encoded(each, square, max_pixels=MAX_PIXELS, dct_scaling=True)[0].canvas
             for each in self.pictures[:images]
         ]
         return np.ascontiguousarray(stacked(list(islice(cycle(some), images))))

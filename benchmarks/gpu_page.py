@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu_pipeline import in_words
+from benchmarks.gpu_pipeline import describe
 from benchmarks.gpu_record import Record
 from benchmarks.gpu_targets import spread_text, verdicts
 
@@ -117,13 +117,13 @@ def pipeline(figures: Figures) -> list[str]:
     """The finalists."""
     rows = [
         [
-            in_words(row["arrangement"]),
+            describe(row["arrangement"]),
             spread_text(row["images_per_s"], 0),
             f"{row['cpu_ms_per_image']['median']:.2f}",
         ]
         for row in figures.get("rows", [])
     ]
-    best = f"Best: {in_words(figures['best'])}." if "best" in figures else ""
+    best = f"Best: {describe(figures['best'])}." if "best" in figures else ""
     return [table(["arrangement", "images/s", "CPU ms an image"], rows), best]
 
 
@@ -131,7 +131,7 @@ def server(figures: Figures) -> list[str]:
     """Saturation and given rates."""
     rows, rates = [], []
     for row in figures["arrangements"]:
-        many = str(row["http_processes"])
+        many = str(row["http_workers"])
         if "to_pipeline" in row:
             loads = row["loads"]
             rows.append(
@@ -156,9 +156,9 @@ def server(figures: Figures) -> list[str]:
             ]
             for load in row["rates"]
         ]
-    saturated = ["HTTP processes", "clients", "images/s", "to the pipeline", "to the session"]
+    saturated = ["HTTP workers", "clients", "images/s", "to the pipeline", "to the session"]
     saturated += ["server's CPUs", "busiest generator's CPU", "not right"]
-    given = ["HTTP processes", "load", "offered/s", "images/s", "p50 ms", "p99 ms"]
+    given = ["HTTP workers", "load", "offered/s", "images/s", "p50 ms", "p99 ms"]
     given += ["server's CPUs", "sent late, p99 ms", "statuses"]
     return [table(saturated, rows), table(given, rates)]
 
@@ -228,12 +228,12 @@ def memory(figures: Figures) -> list[str]:
     return [table([figures["of"], ""], rows), batches]
 
 
-def front(figures: Figures) -> list[str]:
+def workers(figures: Figures) -> list[str]:
     """Threads and stages."""
     tables = []
     for row in figures["arrangements"]:
         load = row["load"]
-        title = f"{row['http_processes']} HTTP process(es), {row['clients']} clients: "
+        title = f"{row['http_workers']} HTTP worker(s), {row['clients']} clients: "
         title += f"{load['images_per_s']:,.0f} images/s, {number(load['server_cpus'])} CPUs"
         lines = [
             [
@@ -268,7 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], list[str]]]] = {
     "block": ("(d) The attention block", block),
     "kernels": ("(e) Time by operator", kernels),
     "memory": ("(f) Memory", memory),
-    "front": ("(g) The server's CPU time", front),
+    "workers": ("(g) The server's CPU time", workers),
 }
 
 

@@ -45,7 +45,7 @@ def detections(session: OpenSession, artifact: Artifact, pictures: Sequence[byte
     results = []
     for picture in pictures:
         prepared, _ = prepare_encoded(
-            picture, artifact.metadata, max_pixels=MAX_PIXELS, reduced=True
+            picture, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
         )
         (rows,) = session.run(prepared.canvas[None])
         found = finish(rows, prepared, artifact.metadata, PARAMETERS).detections

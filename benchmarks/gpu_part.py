@@ -31,7 +31,7 @@ PARTS: dict[str, tuple[str, str, float]] = {
     "block": ("benchmarks.gpu_block", "d", 35),
     "kernels": ("benchmarks.gpu_kernels", "e", 25),
     "memory": ("benchmarks.gpu_memory", "f", 40),
-    "front": ("benchmarks.gpu_front", "g", 25),
+    "workers": ("benchmarks.gpu_workers", "g", 25),
 }
 MACHINE = "machine"  # comes before all others
 MODULES = {MACHINE: "benchmarks.gpu_machine"} | {name: part[0] for name, part in PARTS.items()}

@@ -12,7 +12,7 @@ from benchmarks.serving.limit import LimitArrangement, Pipeline
 from server.errors import ServerError
 from server.host import available_cpus
 from server.inference.artifact import Metadata
-from server.inference.engine import OpenSession, SideBySide
+from server.inference.engine import OpenSession, SessionPool
 
 FINALISTS = 3
 TRIALS_SHARE = 0.45  # of the time
@@ -25,14 +25,14 @@ def measure(bench: Bench) -> Generator[Figures]:
     tried = candidates(bench.job.batches, available_cpus())
     seconds = max(0.2, TRIALS_SHARE * bench.deadline.left_s / len(tried) - WARM_S)
     with ExitStack() as opened:
-        lanes = Lanes(bench, opened, max(each.batch for each in tried))
+        instances = Instances(bench, opened, max(each.batch for each in tried))
         trials: dict[str, float] = {}
         until_s = bench.deadline.left_s * (1 - TRIALS_SHARE)
         for each in tried:
             if trials and bench.deadline.left_s < until_s:
                 break
             try:
-                rate = lanes.rate(each, seconds, WARM_S)
+                rate = instances.rate(each, seconds, WARM_S)
             except ServerError as error:
                 figures["failed"][str(each)] = reason(error)
                 continue
@@ -41,7 +41,9 @@ def measure(bench: Bench) -> Generator[Figures]:
             yield figures
         chosen = sorted(trials, key=lambda each: -trials[each])[:FINALISTS]
         window_s = min(4.0, max(0.2, 0.8 * bench.deadline.left_s / (4 * len(chosen)) - WARM_S))
-        measures = {name: lanes.window(LimitArrangement.parse(name), window_s) for name in chosen}
+        measures = {
+            name: instances.window(LimitArrangement.parse(name), window_s) for name in chosen
+        }
         for rounds in turns(measures, bench.deadline, at_most=8):
             figures |= summary(rounds, chosen)
             yield figures
@@ -55,14 +57,14 @@ def candidates(batches: Sequence[int], cpus: int) -> list[LimitArrangement]:
     """
     large = [each for each in batches if each >= min(8, batches[-1])]
     return [
-        LimitArrangement(lanes, 1, batch, feeders)
-        for lanes in (1, 2)
+        LimitArrangement(instances, 1, batch, feeders)
+        for instances in (1, 2)
         for batch in dict.fromkeys([large[-1], large[0], *large])
         for feeders in (2 * cpus, cpus + 1)
     ]
 
 
-class Lanes:
+class Instances:
     """Sessions of the served model, as many as were needed so far.
 
     Args:
@@ -84,18 +86,18 @@ class Lanes:
         """Of the model, with the input shapes that the pictures have."""
         return self._artifact.metadata
 
-    def session(self, lanes: int, batch: int) -> OpenSession:
+    def session(self, instances: int, batch: int) -> OpenSession:
         """So many sessions as one, each of which has seen that batch in every shape."""
-        while len(self._sessions) < lanes:
+        while len(self._sessions) < instances:
             session = self._bench.session(self._artifact, self._max_batch_size)
             self._sessions.append(self._opened.enter_context(session))
-        for each in self._sessions[:lanes]:
+        for each in self._sessions[:instances]:
             each.warm_up([batch])
-        return SideBySide(self._sessions[:lanes])
+        return SessionPool(self._sessions[:instances])
 
     def rate(self, arrangement: LimitArrangement, seconds: float, warm_s: float) -> Window:
         """What passes in a window."""
-        session = self.session(arrangement.lanes, arrangement.batch)
+        session = self.session(arrangement.instances, arrangement.batch)
         rate = self._pipeline.rate_of(session, self.metadata, arrangement, seconds, warm_s)
         return Window(rate.images_per_s, rate.cpu_ms_per_image, 0)
 
@@ -129,7 +131,7 @@ def best_known(known: Mapping[str, Any], batches: Sequence[int]) -> LimitArrange
     return candidates(batches, available_cpus())[0]
 
 
-def in_words(arrangement: str) -> str:
+def describe(arrangement: str) -> str:
     """For the tables."""
     each = LimitArrangement.parse(arrangement)
-    return f"{each.lanes} session(s), batch {each.batch}, {each.feeders} threads"
+    return f"{each.instances} session(s), batch {each.batch}, {each.feeders} threads"

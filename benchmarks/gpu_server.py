@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu_bench import PARAMETERS, Bench, Figures
 from benchmarks.gpu_load import Generators, generating
 from benchmarks.gpu_parity import detections
-from benchmarks.gpu_pipeline import WARM_S, Lanes, best_known
+from benchmarks.gpu_pipeline import WARM_S, Instances, best_known
 from benchmarks.gpu_raw import reason
 from benchmarks.gpu_rounds import Contender, Deadline, Window, ratio, spread, turns, window
 from benchmarks.serving.contestants import Contestant
@@ -32,7 +32,7 @@ RAW, PIPELINE, SERVER = "session alone", "pipeline", "server"
 
 
 def measure(bench: Bench) -> Generator[Figures]:
-    """Every number of HTTP processes, one after the other."""
+    """Every number of HTTP workers, one after the other."""
     best = best_known(bench.job.known, bench.job.batches)
     figures: Figures = {
         "model": bench.served,
@@ -43,17 +43,17 @@ def measure(bench: Bench) -> Generator[Figures]:
     }
     with ExitStack() as opened:
         batch = bench.job.batches[-1]
-        lanes = Lanes(bench, opened, max(best.batch, batch))
+        instances = Instances(bench, opened, max(best.batch, batch))
         square = bench.square(bench.served)
         session = opened.enter_context(bench.session(square, batch))
         canvases = bench.canvases(square, batch)
         alone = Contender(RAW, partial(session.run, canvases), batch)
         lone = Contender("batch 1", partial(session.run, canvases[:1]), 1)
-        boxes = counts(bench, lanes)
-        todo = bench.job.http_processes
+        boxes = counts(bench, instances)
+        todo = bench.job.http_workers
         for i, processes in enumerate(todo):
             own = Deadline(time.monotonic() + bench.deadline.left_s / (len(todo) - i))
-            row: Figures = {"http_processes": processes, "rates": [], "enough": False}
+            row: Figures = {"http_workers": processes, "rates": [], "enough": False}
             try:
                 with serving(bench, processes, boxes) as (load, start_s):
                     figures["arrangements"].append(row)
@@ -63,7 +63,7 @@ def measure(bench: Bench) -> Generator[Figures]:
                         row["clients_tried"][str(clients)] = found["images_per_s"]
                     yield figures
                     clients = fewest_that_saturate(row["clients_tried"])
-                    for part in saturated(load, clients, alone, lanes.window, best, own):
+                    for part in saturated(load, clients, alone, instances.window, best, own):
                         row |= part
                         yield figures
                     row |= {"batch_1_ms": window(lone, 0.5).call_ms}
@@ -75,7 +75,7 @@ def measure(bench: Bench) -> Generator[Figures]:
                         yield figures
                     row["enough"] = True
             except (DidNotStart, RuntimeError) as error:
-                figures["failed"][f"{processes} HTTP processes"] = reason(error)
+                figures["failed"][f"{processes} HTTP workers"] = reason(error)
     figures["enough"] = any(each["enough"] for each in figures["arrangements"])
     if not figures["arrangements"]:
         raise RuntimeError(f"no server could be measured: {figures['failed']}")
@@ -138,9 +138,9 @@ def serving(
     command = [sys.executable, "-m", "server", "--port", str(port)]
     command += ["--model", str(bench.inputs.models[bench.served]), "--device", bench.job.device]
     if processes > 1:
-        if "http_processes" not in Settings.model_fields:
-            raise DidNotStart("this server has no setting http_processes")
-        command += ["--http-processes", str(processes)]
+        if "http_workers" not in Settings.model_fields:
+            raise DidNotStart("this server has no setting http_workers")
+        command += ["--http-workers", str(processes)]
     command += bench.job.server_flags
     ours = Contestant("ours", f"{processes}", command, port, PATH, environment or {})
     with (
@@ -152,9 +152,9 @@ def serving(
         yield load, server.start_s
 
 
-def counts(bench: Bench, lanes: Lanes) -> list[int]:
+def counts(bench: Bench, instances: Instances) -> list[int]:
     """How many boxes this device finds in each picture."""
-    found = detections(lanes.session(1, 1), bench.met(bench.served), bench.pictures)
+    found = detections(instances.session(1, 1), bench.met(bench.served), bench.pictures)
     return [len(each.scores) for each in found]
 
 

@@ -107,7 +107,7 @@ def block(record: Record) -> Measured:
 def saturation(record: Record) -> Measured:
     """Target 4: of the arrangement that brought the most images a second."""
     row = best_arrangement(record)
-    remark = f"{row['http_processes']} HTTP process(es), {row['clients']} clients"
+    remark = f"{row['http_workers']} HTTP worker(s), {row['clients']} clients"
     remark += f"; {row['to_raw']['median']:.2f} of the session alone"
     if any(load["generator_limits"] for load in row["loads"]):
         remark += "; the generator may have been the limit"
@@ -125,7 +125,7 @@ def tail(record: Record) -> Measured:
             times = load["p99_ms"] / row["batch_1_ms"]
             text = f"{times:.1f} times: {load['p99_ms']:.1f} by {row['batch_1_ms']:.2f} ms"
             limits = "the generator was late" if load["generator_limits"] else ""
-            remark = f"{row['http_processes']} HTTP process(es)"
+            remark = f"{row['http_workers']} HTTP worker(s)"
             return Measured(times <= P99, text, "; ".join(filter(None, (remark, limits))))
     raise NotMeasured("no load of 70 %")
 

@@ -26,12 +26,12 @@ from benchmarks.ray_nodes import TwoNodes, two_nodes
 from server.host import available_cpus
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
-from server.inference.repository import DEFAULT_MODEL, choose, load_model
+from server.inference.repository import DEFAULT_MODEL, load_model, select_variant
 from server.ray.detect_folder.detecting import Detecting, Limits
 from server.ray.detect_folder.folders import LocalFolder
 from server.vision.nms import DetectParameters
 
-LIMITS = Limits(bytes=64 * 2**20, pixels=50_000_000, reduced=True)
+LIMITS = Limits(bytes=64 * 2**20, pixels=50_000_000, dct_scaling=True)
 LOOK_S = 0.2
 AT_ONCE = 1000  # images handed to the pipeline in one process
 
@@ -42,7 +42,7 @@ def main() -> int:
     photos = sorted(options.photos.glob("*.jpg"))
     if not photos:
         sys.exit(f"error: {options.photos}: no *.jpg is there")
-    artifact = choose(load_model(options.model.absolute()), "cpu").artifact
+    artifact = select_variant(load_model(options.model.absolute()), "cpu").artifact
     with tempfile.TemporaryDirectory(prefix="ray-folder-") as scratch:
         folder, out = Path(scratch, "images"), Path(scratch, "out.parquet")
         paths = fill(folder, photos, options.images)

@@ -1,4 +1,4 @@
-"""A client of the server: pictures in, detections out, over HTTP.
+"""A client of the server: images in, detections out, over HTTP.
 
     with Client("http://127.0.0.1:8000") as client:
         for result in client.detect(["a.jpg", "b.jpg"], conf=0.25):
@@ -20,15 +20,15 @@ except ModuleNotFoundError as error:
 from client.async_client import AsyncClient
 from client.errors import (
     DetectClientError,
-    PictureRefused,
+    ImageRefused,
     Refused,
     ServerFailed,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
 )
-from client.pictures import NamedImage
+from client.images import NamedImage
 from client.results import (
     AnnotatedImage,
     Box,
@@ -52,17 +52,17 @@ __all__ = [
     "Detection",
     "Health",
     "ImageError",
+    "ImageRefused",
     "ImageResult",
     "ModelDescription",
     "ModelName",
     "NamedImage",
-    "PictureRefused",
     "Refused",
     "Retry",
     "ServerFailed",
     "Timings",
     "Unauthorized",
     "Unavailable",
-    "UnexpectedAnswer",
+    "UnexpectedResponse",
     "Unreachable",
 ]

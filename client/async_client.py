@@ -13,20 +13,20 @@ import httpx
 
 from client import operations
 from client.exchange import Operation, Outcome, Send, Wait
-from client.parameters import Chosen, Flow, Parameters
-from client.pictures import (
+from client.images import (
     Image,
-    Picture,
+    ImageFile,
     as_sequence,
     count_below,
-    pictures_below,
+    images_below,
+    read_image,
     read_or_tell,
-    read_picture,
 )
+from client.parameters import Chosen, Flow, Parameters
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
+from client.settings import Connection, given_up, http_arguments, no_response, response_of
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
@@ -78,11 +78,11 @@ class AsyncClient:
         parameters = Parameters(**chosen)
         found: list[ImageResult] = []
         for group in groups_of(as_sequence(images), operations.IMAGES_OF_A_CALL):
-            pictures: list[Picture | ImageResult] = [
-                await asyncio.to_thread(read_picture, each) for each in group
+            files: list[ImageFile | ImageResult] = [
+                await asyncio.to_thread(read_image, each) for each in group
             ]
             operation = operations.detecting(
-                pictures, parameters, self._ask, self._limits, go_on=False
+                files, parameters, self._ask, self._limits, go_on=False
             )
             found += await self._run(operation)
         return found
@@ -134,10 +134,8 @@ class AsyncClient:
         total = None
         if progress:
             total = await asyncio.to_thread(count_below, Path(folder), all_files=all_files)
-        pictures = pictures_below(Path(folder), all_files=all_files)
-        async with aclosing(
-            self.stream(pictures, progress=progress, total=total, **flow)
-        ) as results:
+        images = images_below(Path(folder), all_files=all_files)
+        async with aclosing(self.stream(images, progress=progress, total=total, **flow)) as results:
             async for each in results:
                 yield each
 
@@ -145,9 +143,9 @@ class AsyncClient:
         self, image: Image, *, png: bool = False, **chosen: Unpack[Chosen]
     ) -> bytes:
         """See `Client.annotated`."""
-        picture = await asyncio.to_thread(read_picture, image)
-        operation = operations.annotating(picture, Parameters(**chosen), self._ask, png=png)
-        return (await self._run(operation)).picture
+        file = await asyncio.to_thread(read_image, image)
+        operation = operations.annotating(file, Parameters(**chosen), self._ask, png=png)
+        return (await self._run(operation)).image
 
     async def stream_annotated(
         self,
@@ -164,8 +162,8 @@ class AsyncClient:
         parameters = Parameters(**chosen)
 
         async def group_done(group: list[Image]) -> list[AnnotatedImage]:
-            pictures = [await asyncio.to_thread(read_or_tell, each) for each in group]
-            operation = operations.annotating_each(pictures, parameters, self._ask, png=png)
+            files = [await asyncio.to_thread(read_or_tell, each) for each in group]
+            operation = operations.annotating_each(files, parameters, self._ask, png=png)
             return await self._run(operation)
 
         async with aclosing(
@@ -208,11 +206,11 @@ class AsyncClient:
                     body += piece
                     if (reason := given_up(body, send)) is not None:
                         return reason
-                return answer_of(response, bytes(body))
+                return response_of(response, bytes(body))
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
-            return no_answer(error, request.url)
+            return no_response(error, request.url)
 
 
 async def _streamed(
@@ -226,7 +224,7 @@ async def _streamed(
     """Runs groups as tasks within a window; yields what comes of them."""
     window: Window[asyncio.Task[list[Item]], Item] = Window(in_flight, ordered)
     more = True
-    with showing(progress, total) as shown:
+    with showing(progress, total) as reporter:
         try:
             while more or window.running:
                 if more and window.has_room():
@@ -243,7 +241,7 @@ async def _streamed(
                     window.running, timeout=at_once, return_when=asyncio.FIRST_COMPLETED
                 )
                 for each in window.finish(done, asyncio.Task.result):
-                    shown.done(each)
+                    reporter.done(each)
                     yield each
         finally:
             for task in window.running:

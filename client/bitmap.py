@@ -14,7 +14,7 @@ def bmp_of(pixels: Any) -> bytes:
     """An array as the bytes of a BMP file, 24 bits a pixel, bottom row first.
 
     Args:
-        pixels: (H, W, 3) uint8, RGB, 0..255; or what numpy reads as such, a picture of Pillow in
+        pixels: (H, W, 3) uint8, RGB, 0..255; or what numpy reads as such, an image of Pillow in
             mode RGB for example. (What OpenCV reads is BGR: turn it by `[..., ::-1]`.)
 
     Raises:

@@ -17,7 +17,7 @@ from client.progress import Bar, Progress, Silent
 from client.retry import Retry
 from client.settings import this_version
 from client.sync_client import Client
-from client.work import Job, Pictures, Tally, run
+from client.work import Images, Job, Tally, run
 
 EXIT_ALL, EXIT_SOME_FAILED, EXIT_ENDED, EXIT_SIGNAL = 0, 1, 2, 130
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -61,7 +61,7 @@ def detect(
     environment: Mapping[str, str],
     program: argparse.ArgumentParser,
 ) -> int:
-    """Detects in folders and files; 1 where some pictures failed."""
+    """Detects in folders and files; 1 where some images failed."""
     out = None if options.out in (None, "-") else Path(options.out)
     if out is None and options.form != "jsonl":
         program.error(f"--format {options.form} needs -o OUT")
@@ -91,9 +91,9 @@ def detect(
     )
     key = options.api_key or environment.get(KEY_VARIABLE) or None
     retry = Retry(deadline_s=options.deadline)
-    pictures = Pictures(job.sources, all_files=job.all_files, out=job.out)
-    count = pictures.count()
-    shown: Progress = Silent() if options.quiet else Bar(count, always=False)
+    images = Images(job.sources, all_files=job.all_files, out=job.out)
+    count = images.count()
+    progress: Progress = Silent() if options.quiet else Bar(count, always=False)
 
     async def whole() -> Tally:
         task = asyncio.current_task()
@@ -103,12 +103,12 @@ def detect(
         async with AsyncClient(
             options.url, api_key=key, timeout_s=options.timeout, retry=retry
         ) as client:
-            return await run(job, client, pictures, shown)
+            return await run(job, client, images, progress)
 
     try:
         tally = asyncio.run(whole())
     finally:
-        shown.close()
+        progress.close()
     if not options.quiet:
         print(summary(tally, out), file=sys.stderr)
     return EXIT_SOME_FAILED if tally.failed else EXIT_ALL
@@ -116,7 +116,7 @@ def detect(
 
 def summary(tally: Tally, out: Path | None) -> str:
     """What came of a run, in a line."""
-    parts = [f"{tally.done} of {tally.done + tally.failed} pictures done"]
+    parts = [f"{tally.done} of {tally.done + tally.failed} images done"]
     if tally.before:
         parts.append(f"{tally.before} were done before")
     if tally.failed:
@@ -131,7 +131,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     program = argparse.ArgumentParser(
         prog="python -m client",
         description="Asks a detection server.",
-        epilog="Exit codes: 0 all done, 1 some pictures failed (health: not ready), 2 the command "
+        epilog="Exit codes: 0 all done, 1 some images failed (health: not ready), 2 the command "
         "or the server ended it, 130 stopped by a signal.",
         allow_abbrev=False,
     )
@@ -148,7 +148,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
             "--timeout", type=float, default=60.0, help="seconds without progress [60]"
         )
     add = found.add_argument
-    add("sources", metavar="DIR|FILE", type=Path, nargs="+", help="folders and pictures")
+    add("sources", metavar="DIR|FILE", type=Path, nargs="+", help="folders and images")
     add("--all-files", action="store_true", help="of folders, whatever their names end in")
     results = found.add_argument_group("results")
     add = results.add_argument

@@ -2,14 +2,14 @@
 
 DetectClientError
 ├── Unreachable          no answer came: refused, reset, timed out, or no such host
-├── UnexpectedAnswer     what answered is not this server, or of another version
+├── UnexpectedResponse     what answered is not this server, or of another version
 └── Refused              the server answered with an error
     ├── Unauthorized     it asks for a key, and none or a wrong one was sent
-    ├── PictureRefused   it can't read the picture that was sent, or not one so large
+    ├── ImageRefused   it can't read the image that was sent, or not one so large
     ├── Unavailable      it, or a proxy before it, could not take the request, however often asked
     └── ServerFailed     it took the request and failed
 
-A parameter that the server refuses is a plain `Refused`. Of several pictures, one that can't be
+A parameter that the server refuses is a plain `Refused`. Of several images, one that can't be
 read is no exception: its `ImageResult` has an `error`.
 """
 
@@ -22,7 +22,7 @@ class Unreachable(DetectClientError):
     """No answer came, however often it was asked for."""
 
 
-class UnexpectedAnswer(DetectClientError):
+class UnexpectedResponse(DetectClientError):
     """An answer came that this client does not understand; mostly, the address is wrong."""
 
 
@@ -61,8 +61,8 @@ class Unauthorized(Refused):
     """The server asks for a key, and none or a wrong one was sent."""
 
 
-class PictureRefused(Refused):
-    """The server can't read the one picture of the request, or not one so large."""
+class ImageRefused(Refused):
+    """The server can't read the one image of the request, or not one so large."""
 
 
 class Unavailable(Refused):

@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """An answer of HTTP, read whole; the headers' names are in lower case."""
 
     status: int
@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class NoAnswer:
+class NoResponse:
     """What came instead of an answer.
 
     Attributes:
@@ -83,5 +83,5 @@ class Wait:
 
 
 Step: TypeAlias = Send | Wait
-Outcome: TypeAlias = Answer | NoAnswer
+Outcome: TypeAlias = Response | NoResponse
 Operation: TypeAlias = Generator[Step, Outcome | None, Result]

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from client.answers import PICTURE_CODES, error_of, read_health, read_model, read_results
-from client.errors import PictureRefused, Refused, ServerFailed, UnexpectedAnswer
-from client.exchange import Answer, Operation, Request
+from client.errors import ImageRefused, Refused, ServerFailed, UnexpectedResponse
+from client.exchange import Operation, Request, Response
+from client.images import ImageFile, failed
 from client.parameters import Parameters
-from client.pictures import Picture, failed
+from client.responses import IMAGE_CODES, error_of, read_health, read_model, read_results
 from client.results import AnnotatedImage, Health, ImageError, ImageResult, ModelDescription
 
 # Sends a request, again where that may help, and returns the final answer.
-Ask = Callable[[Request], Operation[Answer]]
+Ask = Callable[[Request], Operation[Response]]
 
 BINARY = "application/octet-stream"
 # Read at once by a call for any number of images; the rest wait as paths, or as they were given.
 IMAGES_OF_A_CALL = 64
-PICTURES = ("image/jpeg", "image/png")
+MEDIA_TYPES = ("image/jpeg", "image/png")
 
 
 class Limits:
@@ -31,19 +31,19 @@ class Limits:
         self.images = images
         self.content_bytes = content_bytes
 
-    def refused(self, code: str, pictures: Sequence[Picture]) -> None:
-        """Learns from a 413 to a request of several pictures."""
+    def refused(self, code: str, files: Sequence[ImageFile]) -> None:
+        """Learns from a 413 to a request of several images."""
         if code != "too_many_images":
-            half = sum(len(each.content) for each in pictures) // 2
+            half = sum(len(each.content) for each in files) // 2
             self.content_bytes = max(1, min(self.content_bytes, half))
         if code != "body_too_large":
-            self.images = max(1, min(self.images, len(pictures) // 2))
+            self.images = max(1, min(self.images, len(files) // 2))
 
-    def parts(self, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
-        """The pictures in their order, as few parts as fit; one too large is a part alone."""
-        part: list[Picture] = []
+    def parts(self, files: Sequence[ImageFile]) -> Iterator[list[ImageFile]]:
+        """The images in their order, as few parts as fit; one too large is a part alone."""
+        part: list[ImageFile] = []
         part_bytes = 0
-        for each in pictures:
+        for each in files:
             over = part_bytes + len(each.content) > self.content_bytes
             if part and (over or len(part) >= self.images):
                 yield part
@@ -55,58 +55,58 @@ class Limits:
 
 
 def detecting(
-    pictures: Sequence[Picture | ImageResult],
+    files: Sequence[ImageFile | ImageResult],
     parameters: Parameters,
     ask: Ask,
     limits: Limits,
     *,
     go_on: bool,
 ) -> Operation[list[ImageResult]]:
-    """Detects in pictures, in as many requests as the server's limits make of them.
+    """Detects in images, in as many requests as the server's limits make of them.
 
     Args:
-        pictures: those that could not be read here come as their results.
+        files: those that could not be read here come as their results.
         parameters: thresholds and classes.
         ask: sends requests.
         limits: what is known of the server's; learns more.
-        go_on: a picture that the server fails on is a result with an error, too.
+        go_on: an image that the server fails on is a result with an error, too.
 
     Returns:
-        One result a picture, in their order.
+        One result an image, in their order.
 
     Raises:
-        DetectClientError: the server could not be asked, or refused more than single pictures.
+        DetectClientError: the server could not be asked, or refused more than single images.
     """
-    readable = [each for each in pictures if isinstance(each, Picture)]
+    readable = [each for each in files if isinstance(each, ImageFile)]
     found: list[ImageResult] = []
     for part in limits.parts(readable):
         found += yield from _detecting_part(part, parameters, ask, limits, go_on)
     results = iter(found)
-    return [next(results) if isinstance(each, Picture) else each for each in pictures]
+    return [next(results) if isinstance(each, ImageFile) else each for each in files]
 
 
 def _detecting_part(
-    part: list[Picture], parameters: Parameters, ask: Ask, limits: Limits, go_on: bool
+    part: list[ImageFile], parameters: Parameters, ask: Ask, limits: Limits, go_on: bool
 ) -> Operation[list[ImageResult]]:
-    answer = yield from ask(_detect_request(part, parameters.query()))
-    if answer.status == 200:
-        results = read_results(answer)
+    response = yield from ask(_detect_request(part, parameters.query()))
+    if response.status == 200:
+        results = read_results(response)
         if len(results) != len(part):
-            raise UnexpectedAnswer(f"{len(part)} images were sent, {len(results)} results came")
-        # Pictures go out under their number: a name may hold what no header can.
+            raise UnexpectedResponse(f"{len(part)} images were sent, {len(results)} results came")
+        # Images go out under their number: a name may hold what no header can.
         return [replace(r, filename=p.name) for r, p in zip(results, part, strict=True)]
-    error = error_of(answer)
-    if not isinstance(error, PictureRefused) and not (go_on and isinstance(error, ServerFailed)):
+    error = error_of(response)
+    if not isinstance(error, ImageRefused) and not (go_on and isinstance(error, ServerFailed)):
         raise error
     assert isinstance(error, Refused)
     if len(part) == 1:
         return [failed(part[0].name, error.code, error.detail)]
     smaller = [[each] for each in part]
     # Else none can be read, and the answer tells of the first only; or one made all fail.
-    if error.status == 413 and error.code not in PICTURE_CODES:
+    if error.status == 413 and error.code not in IMAGE_CODES:
         limits.refused(error.code, part)
         fewer = list(limits.parts(part))
-        smaller = fewer if len(fewer) > 1 else smaller  # one: of pictures without a byte
+        smaller = fewer if len(fewer) > 1 else smaller  # one: of images without a byte
     results = []
     for each in smaller:
         for again in limits.parts(each):  # of what the requests before may have learned
@@ -115,48 +115,48 @@ def _detecting_part(
 
 
 def annotating(
-    picture: Picture, parameters: Parameters, ask: Ask, *, png: bool
+    file: ImageFile, parameters: Parameters, ask: Ask, *, png: bool
 ) -> Operation[AnnotatedImage]:
-    """Has one picture drawn with its detections.
+    """Has one image drawn with its detections.
 
     Raises:
-        PictureRefused: the server can't read it.
+        ImageRefused: the server can't read it.
         DetectClientError: as for `detecting`.
     """
     query = [*parameters.query(), ("format", "image")]
     accept = "image/png" if png else "image/jpeg"
-    answer = yield from ask(_detect_request([picture], query, accept))
-    if answer.status != 200:
-        raise error_of(answer)
-    if answer.media_type not in PICTURES:
-        raise UnexpectedAnswer(f"a picture was asked for, {answer.media_type or 'nothing'} came")
-    return AnnotatedImage(picture.name, answer.body, answer.media_type)
+    response = yield from ask(_detect_request([file], query, accept))
+    if response.status != 200:
+        raise error_of(response)
+    if response.media_type not in MEDIA_TYPES:
+        raise UnexpectedResponse(f"an image was asked for, {response.media_type or 'nothing'} came")
+    return AnnotatedImage(file.name, response.body, response.media_type)
 
 
 def annotating_each(
-    pictures: Sequence[Picture | ImageResult],
+    files: Sequence[ImageFile | ImageResult],
     parameters: Parameters,
     ask: Ask,
     *,
     png: bool | None,
 ) -> Operation[list[AnnotatedImage]]:
-    """As `annotating`, for several pictures; one that the server can't read or fails on goes on.
+    """As `annotating`, for several images; one that the server can't read or fails on goes on.
 
     Args:
-        pictures: those that could not be read here come as their results.
+        files: those that could not be read here come as their results.
         parameters: thresholds and classes.
         ask: sends requests.
-        png: whether the answers shall be PNG; None: where the picture's name says so.
+        png: whether the answers shall be PNG; None: where the image's name says so.
     """
     found = []
-    for each in pictures:
+    for each in files:
         if isinstance(each, ImageResult):
             found.append(AnnotatedImage(each.filename, b"", None, each.error))
             continue
         as_png = (each.name or "").lower().endswith(".png") if png is None else png
         try:
             found.append((yield from annotating(each, parameters, ask, png=as_png)))
-        except (PictureRefused, ServerFailed) as error:
+        except (ImageRefused, ServerFailed) as error:
             fault = ImageError(error.code, error.detail)
             found.append(AnnotatedImage(each.name, b"", None, fault))
     return found
@@ -164,32 +164,32 @@ def annotating_each(
 
 def asking_health(ask: Ask) -> Operation[Health]:
     """The server's state; a server that is not ready tells it with a 503."""
-    answer = yield from ask(Request("GET", "/health"))
-    if answer.status not in (200, 503):
-        raise error_of(answer)
+    response = yield from ask(Request("GET", "/health"))
+    if response.status not in (200, 503):
+        raise error_of(response)
     try:
-        return read_health(answer)
-    except UnexpectedAnswer:
-        if answer.status == 503:  # a proxy's, that has no server behind it
-            raise error_of(answer) from None
+        return read_health(response)
+    except UnexpectedResponse:
+        if response.status == 503:  # a proxy's, that has no server behind it
+            raise error_of(response) from None
         raise
 
 
 def asking_model(ask: Ask) -> Operation[ModelDescription]:
     """The model that is served."""
-    answer = yield from ask(Request("GET", "/model"))
-    if answer.status != 200:
-        raise error_of(answer)
-    return read_model(answer)
+    response = yield from ask(Request("GET", "/model"))
+    if response.status != 200:
+        raise error_of(response)
+    return read_model(response)
 
 
 def _detect_request(
-    pictures: Sequence[Picture], query: list[tuple[str, str]], accept: str = "application/json"
+    files: Sequence[ImageFile], query: list[tuple[str, str]], accept: str = "application/json"
 ) -> Request:
     headers = {"Accept": accept}
     # An empty file as the whole body would be no image; as a part it is one that can't be read.
-    if len(pictures) == 1 and pictures[0].content:
+    if len(files) == 1 and files[0].content:
         headers["Content-Type"] = BINARY
-        return Request("POST", "/detect", query, headers, content=pictures[0].content)
-    files = tuple(each.content for each in pictures)
-    return Request("POST", "/detect", query, headers, files=files)
+        return Request("POST", "/detect", query, headers, content=files[0].content)
+    contents = tuple(each.content for each in files)
+    return Request("POST", "/detect", query, headers, files=contents)

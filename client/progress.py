@@ -12,9 +12,9 @@ class Progress(Protocol):
     """What a stream tells of itself."""
 
     def done(self, result: ImageResult | AnnotatedImage) -> None:
-        """One more picture is through."""
+        """One more image is through."""
 
-    def skip(self, pictures: int) -> None:
+    def skip(self, images: int) -> None:
         """So many were through before this began."""
 
     def say(self, line: str) -> None:
@@ -33,7 +33,7 @@ class Silent:
     def done(self, result: ImageResult | AnnotatedImage) -> None:
         """See `Progress`."""
 
-    def skip(self, pictures: int) -> None:
+    def skip(self, images: int) -> None:
         """See `Progress`."""
 
     def say(self, line: str) -> None:
@@ -48,7 +48,7 @@ class Bar:
     """A bar by tqdm.
 
     Args:
-        total: pictures in all; None where it is not known.
+        total: images in all; None where it is not known.
         always: also where standard error is no terminal.
 
     Raises:
@@ -60,7 +60,7 @@ class Bar:
 
         disable = False if always else None  # None: where there is no terminal
         self._failed = 0
-        self._bar = tqdm(total=total, unit="picture", disable=disable, dynamic_ncols=True)
+        self._bar = tqdm(total=total, unit="image", disable=disable, dynamic_ncols=True)
 
     def done(self, result: ImageResult | AnnotatedImage) -> None:
         """See `Progress`."""
@@ -69,11 +69,11 @@ class Bar:
             self._bar.set_postfix(failed=self._failed, refresh=False)
         self._bar.update()
 
-    def skip(self, pictures: int) -> None:
+    def skip(self, images: int) -> None:
         """See `Progress`."""
         self._bar.reset(self._bar.total)
-        self._bar.initial = pictures
-        self._bar.n = pictures
+        self._bar.initial = images
+        self._bar.n = images
 
     def say(self, line: str) -> None:
         """See `Progress`."""
@@ -85,9 +85,9 @@ class Bar:
 
 
 @contextmanager
-def showing(wanted: bool, total: int | None) -> Iterator[Progress]:
+def showing(visible: bool, total: int | None) -> Iterator[Progress]:
     """A bar where it is wanted, for as long as the block lasts."""
-    progress: Progress = Bar(total) if wanted else Silent()
+    progress: Progress = Bar(total) if visible else Silent()
     try:
         yield progress
     finally:

@@ -148,13 +148,13 @@ class AnnotatedImage:
 
     Attributes:
         filename: the image's name as it was given here; None where it has none.
-        picture: a whole JPEG or PNG file, by `media_type`; empty where there is an error.
+        image: a whole JPEG or PNG file, by `media_type`; empty where there is an error.
         media_type: "image/jpeg" or "image/png"; None where there is an error.
-        error: None where there is a picture.
+        error: None where there is an image.
     """
 
     filename: str | None
-    picture: bytes
+    image: bytes
     media_type: str | None
     error: ImageError | None = None
 
@@ -164,7 +164,7 @@ class Health:
     """State of the server, and what really runs: None until the model is loaded.
 
     Attributes:
-        status: "starting", "ready", "stuck", "draining" or "failed".
+        status: "starting", "ready", "hung", "draining" or "failed".
         server_version: of the package.
         revision: the commit that was built.
         model: the model's name.
@@ -174,8 +174,8 @@ class Health:
         provider: ONNX Runtime's execution provider.
         device: what it runs on.
         cpu_fallback: why the model runs on the CPU though a GPU was to be expected.
-        lanes: model calls that may run side by side.
-        max_batch_size: images of one model call at most.
+        instances: inferences that may run side by side.
+        max_batch_size: images of one inference at most.
         queue_images: images that wait now.
         max_queue_images: that may wait.
     """
@@ -190,7 +190,7 @@ class Health:
     provider: str | None
     device: str | None
     cpu_fallback: str | None
-    lanes: int | None
+    instances: int | None
     max_batch_size: int | None
     queue_images: int
     max_queue_images: int

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import count
 
-from client.answers import AGAIN, error_of
 from client.errors import Unreachable
-from client.exchange import Answer, NoAnswer, Operation, Outcome, Request, Send, Wait
+from client.exchange import NoResponse, Operation, Outcome, Request, Response, Send, Wait
+from client.responses import AGAIN, error_of
 
 # 31 years; of more, clocks and waits overflow.
 LONGEST_S = 1e9
@@ -22,7 +22,7 @@ class Retry:
 
     Sent again is what got no answer (refused, reset, timed out), and what was answered with 429,
     502, 503 or 504. All that this client sends is safe to repeat: detecting changes nothing on the
-    server, so a picture that was detected twice costs time and nothing else. Every other answer is
+    server, so an image that was detected twice costs time and nothing else. Every other answer is
     final. The wait doubles from `first_wait_s` to `longest_wait_s`, and is a random part of that;
     where the server says `Retry-After`, it is at least that long.
 
@@ -73,7 +73,7 @@ def asking(
     *,
     clock: Callable[[], float] = time.monotonic,
     chance: Callable[[], float] = random.random,
-) -> Operation[Answer]:
+) -> Operation[Response]:
     """Sends a request, again and again where that may help.
 
     Returns:
@@ -89,12 +89,12 @@ def asking(
         left_s = max(ends_s - clock(), 0.001)
         outcome = yield Send(request, min(timeout_s, left_s), ends_s)
         assert outcome is not None
-        if isinstance(outcome, Answer) and outcome.status not in AGAIN:
+        if isinstance(outcome, Response) and outcome.status not in AGAIN:
             return outcome
-        asked_s = retry_after_s(outcome.headers) if isinstance(outcome, Answer) else None
+        asked_s = retry_after_s(outcome.headers) if isinstance(outcome, Response) else None
         wait_s = retry.wait_s(failures, asked_s, chance())
         over = failures == retry.attempts or clock() + wait_s >= ends_s
-        if over or (isinstance(outcome, NoAnswer) and not outcome.again):
+        if over or (isinstance(outcome, NoResponse) and not outcome.again):
             raise _given_up(outcome, failures, clock() - began_s, asked_s)
         yield Wait(wait_s)
     raise AssertionError("count() does not end")
@@ -102,14 +102,14 @@ def asking(
 
 def asking_once(
     request: Request, timeout_s: float, *, clock: Callable[[], float] = time.monotonic
-) -> Operation[Answer]:
+) -> Operation[Response]:
     """Sends a request once; returns its answer, of whatever status.
 
     Raises:
         Unreachable: none came.
     """
     outcome = yield Send(request, timeout_s, clock() + timeout_s)
-    if isinstance(outcome, Answer):
+    if isinstance(outcome, Response):
         return outcome
     assert outcome is not None
     raise Unreachable(outcome.reason)
@@ -147,8 +147,8 @@ def _date(text: str) -> datetime | None:
 def _given_up(
     outcome: Outcome, attempts: int, elapsed_s: float, asked_s: float | None
 ) -> Exception:
-    asked = f"asked {attempts} times in {elapsed_s:.0f} s" if attempts > 1 else ""
-    if isinstance(outcome, Answer):
+    attempts_text = f"asked {attempts} times in {elapsed_s:.0f} s" if attempts > 1 else ""
+    if isinstance(outcome, Response):
         later = f"the server asks to come again in {asked_s:.0f} s" if asked_s is not None else ""
-        return error_of(outcome, asked_s, "; ".join(filter(None, (asked, later))))
-    return Unreachable(f"{outcome.reason}; {asked}" if asked else outcome.reason)
+        return error_of(outcome, asked_s, "; ".join(filter(None, (attempts_text, later))))
+    return Unreachable(f"{outcome.reason}; {attempts_text}" if attempts_text else outcome.reason)

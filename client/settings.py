@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 
 import httpx
 
-from client.exchange import Answer, NoAnswer, Send
+from client.exchange import NoResponse, Response, Send
 from client.operations import Ask, Limits
 from client.retry import LONGEST_S, Retry, asking, asking_once
 
 DISTRIBUTION = "yolov8-fla"
-MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any picture or its detections take
+MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any image or its detections take
 
 
 def this_version() -> str:
@@ -107,32 +107,32 @@ def http_arguments(send: Send) -> dict[str, Any]:
     return arguments
 
 
-def answer_of(response: httpx.Response, body: bytes) -> Answer:
+def response_of(response: httpx.Response, body: bytes) -> Response:
     """What came, as a value."""
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, headers, body)
+    return Response(response.status_code, headers, body)
 
 
-def no_answer(error: httpx.HTTPError, address: httpx.URL) -> NoAnswer:
+def no_response(error: httpx.HTTPError, address: httpx.URL) -> NoResponse:
     """Why nothing came; the address without a password in it."""
     where = f"{address.scheme}://{address.netloc.decode()}"
     if isinstance(error, httpx.TimeoutException):
         kind = "no connection" if isinstance(error, httpx.ConnectTimeout) else "no progress"
-        return NoAnswer(f"{where}: {kind} within the time given")
+        return NoResponse(f"{where}: {kind} within the time given")
     # What is wrong with our own request, or the address, is wrong the next time, too.
     again = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError)
     # httpx has no text for some, as of a connection that is reset while it is read.
     reason = str(error) or {"ReadError": "the connection was reset"}.get(
         type(error).__name__, type(error).__name__
     )
-    return NoAnswer(f"{where}: {reason}", again)
+    return NoResponse(f"{where}: {reason}", again)
 
 
-def given_up(body: bytearray, send: Send) -> NoAnswer | None:
+def given_up(body: bytearray, send: Send) -> NoResponse | None:
     """Why no more of an answer is read; None to go on."""
     if len(body) > MAX_ANSWER_BYTES:
-        return NoAnswer(f"the answer has over {MAX_ANSWER_BYTES} bytes", again=False)
+        return NoResponse(f"the answer has over {MAX_ANSWER_BYTES} bytes", again=False)
     # An answer that comes drop by drop is never without progress.
     if time.monotonic() > send.ends_s:
-        return NoAnswer("the answer was not complete within the time given")
+        return NoResponse("the answer was not complete within the time given")
     return None

@@ -13,25 +13,25 @@ from typing import Self, TypeVar, Unpack
 import httpx
 
 from client import operations
-from client.exchange import NoAnswer, Operation, Outcome, Send, Wait
-from client.parameters import Chosen, Flow, Parameters
-from client.pictures import (
+from client.exchange import NoResponse, Operation, Outcome, Send, Wait
+from client.images import (
     Image,
     as_sequence,
     count_below,
-    pictures_below,
+    images_below,
+    read_image,
     read_or_tell,
-    read_picture,
 )
+from client.parameters import Chosen, Flow, Parameters
 from client.progress import showing
 from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
 from client.retry import Retry
-from client.settings import Connection, answer_of, given_up, http_arguments, no_answer
+from client.settings import Connection, given_up, http_arguments, no_response, response_of
 from client.window import Window, groups_of
 
 Result = TypeVar("Result")
 Item = TypeVar("Item", ImageResult, AnnotatedImage)
-_ABANDONED = NoAnswer("the stream was closed", again=False)
+_ABANDONED = NoResponse("the stream was closed", again=False)
 
 
 class Client:
@@ -103,14 +103,14 @@ class Client:
             TypeError, ValueError: something is not an image, or not a parameter's value.
             Refused: the server refuses a parameter or the key, can't take the request, or fails.
             Unreachable: no answer came.
-            UnexpectedAnswer: the address is not this server's.
+            UnexpectedResponse: the address is not this server's.
         """
         parameters = Parameters(**chosen)
         found: list[ImageResult] = []
         for group in groups_of(as_sequence(images), operations.IMAGES_OF_A_CALL):
-            pictures = [read_picture(each) for each in group]
+            files = [read_image(each) for each in group]
             operation = operations.detecting(
-                pictures, parameters, self._ask, self._limits, go_on=False
+                files, parameters, self._ask, self._limits, go_on=False
             )
             found += self._run(operation)
         return found
@@ -172,7 +172,7 @@ class Client:
         progress: bool = False,
         **flow: Unpack[Flow],
     ) -> Generator[ImageResult, None, None]:
-        """Detects in all pictures of a folder and the folders in it, as `stream` does.
+        """Detects in all images of a folder and the folders in it, as `stream` does.
 
         Results have names relative to the folder, with slashes. Hidden files and folders are left
         out.
@@ -188,8 +188,8 @@ class Client:
             DetectClientError: as for `stream`.
         """
         total = count_below(Path(folder), all_files=all_files) if progress else None
-        pictures = pictures_below(Path(folder), all_files=all_files)
-        yield from self.stream(pictures, progress=progress, total=total, **flow)
+        images = images_below(Path(folder), all_files=all_files)
+        yield from self.stream(images, progress=progress, total=total, **flow)
 
     def annotated(
         self,
@@ -201,12 +201,12 @@ class Client:
         """One image with its detections drawn in, as the bytes of a JPEG, or of a PNG.
 
         Raises:
-            PictureRefused: the server can't read the image.
+            ImageRefused: the server can't read the image.
             DetectClientError, OSError, TypeError, ValueError: as for `detect`.
         """
         parameters = Parameters(**chosen)
-        picture = read_picture(image)
-        return self._run(operations.annotating(picture, parameters, self._ask, png=png)).picture
+        file = read_image(image)
+        return self._run(operations.annotating(file, parameters, self._ask, png=png)).image
 
     def stream_annotated(
         self,
@@ -219,7 +219,7 @@ class Client:
         total: int | None = None,
         **chosen: Unpack[Chosen],
     ) -> Generator[AnnotatedImage, None, None]:
-        """As `stream`, but yields pictures with the detections drawn in.
+        """As `stream`, but yields images with the detections drawn in.
 
         Args:
             images: see `stream`, as for all that is not named here.
@@ -233,8 +233,8 @@ class Client:
         parameters = Parameters(**chosen)
 
         def group_done(group: list[Image], stopped: Event) -> list[AnnotatedImage]:
-            pictures = [read_or_tell(each) for each in group]
-            operation = operations.annotating_each(pictures, parameters, self._ask, png=png)
+            files = [read_or_tell(each) for each in group]
+            operation = operations.annotating_each(files, parameters, self._ask, png=png)
             return self._run(operation, stopped)
 
         yield from _streamed(groups_of(images, 1), group_done, in_flight, ordered, progress, total)
@@ -274,11 +274,11 @@ class Client:
                     body += piece
                     if (reason := given_up(body, send)) is not None:
                         return reason
-                return answer_of(response, bytes(body))
+                return response_of(response, bytes(body))
             finally:
                 response.close()
         except httpx.HTTPError as error:
-            return no_answer(error, request.url)
+            return no_response(error, request.url)
 
 
 def _streamed(
@@ -291,7 +291,7 @@ def _streamed(
 ) -> Generator[Item, None, None]:
     """Runs groups on threads within a window; yields what comes of them."""
     window: Window[Future[list[Item]], Item] = Window(in_flight, ordered)
-    with showing(progress, total) as shown, _stoppable(in_flight) as (pool, stopped):
+    with showing(progress, total) as reporter, _stoppable(in_flight) as (pool, stopped):
         more = True
         while more or window.running:
             if more and window.has_room():
@@ -304,7 +304,7 @@ def _streamed(
             at_once = 0 if more and window.has_room() else None
             done = wait(window.running, at_once, FIRST_COMPLETED).done
             for each in window.finish(done, Future.result):
-                shown.done(each)
+                reporter.done(each)
                 yield each
 
 

@@ -1,4 +1,4 @@
-"""One run of `python -m client detect`: look at the pictures, ask, write, say what came of it."""
+"""One run of `python -m client detect`: look at the images, ask, write, say what came of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from client.async_client import AsyncClient
 from client.errors import DetectClientError
+from client.images import NamedImage, images_below, shown_name
 from client.parameters import Parameters
-from client.pictures import NamedImage, pictures_below, shown_name
 from client.progress import Progress
 from client.results import AnnotatedImage, ImageResult, ModelDescription
-from client.writers.annotated import AnnotatedPictures
+from client.writers.annotated import AnnotatedImages
 from client.writers.coco import Coco
 from client.writers.files import NameTaken, OutputRefused
 from client.writers.jsonl import PARTIAL, JsonLines
@@ -23,7 +23,7 @@ from client.writers.yolo import YoloLabels
 
 
 class NothingToDo(DetectClientError):
-    """The arguments name no picture, or what is not there."""
+    """The arguments name no image, or what is not there."""
 
 
 class ModelChanged(DetectClientError):
@@ -72,7 +72,7 @@ class Tally:
 class Writer(Protocol):
     """What all forms of output have in common."""
 
-    # Of JSON Lines and the like an ImageResult; of pictures an AnnotatedImage.
+    # Of JSON Lines and the like an ImageResult; of images an AnnotatedImage.
     def write(self, result: Any) -> None:
         """Takes one result; may raise `NameTaken`."""
 
@@ -87,8 +87,8 @@ class Writer(Protocol):
         """After `stop`: where what was done is."""
 
 
-class Pictures:
-    """The pictures that arguments name, under names that differ: relative to the folder of all.
+class Images:
+    """The images that arguments name, under names that differ: relative to the folder of all.
 
     Args:
         sources: folders and files; one that is named twice, or inside another, counts once.
@@ -119,7 +119,7 @@ class Pictures:
             yield NamedImage(shown_name(str(file.relative_to(self.base))), file)
         for folder in self._folders:
             prefix = shown_name(str(folder.relative_to(self.base)))
-            found = pictures_below(folder, all_files=self._all_files, left_out=self._left_out)
+            found = images_below(folder, all_files=self._all_files, left_out=self._left_out)
             for each in found:
                 name = each.name if prefix == "." else f"{prefix}/{each.name}"
                 yield NamedImage(name, each.image)
@@ -132,32 +132,32 @@ class Pictures:
         """
         if count := sum(1 for _ in self):
             return count
-        raise NothingToDo(f"there are no pictures in {self.base}; --all-files takes any file")
+        raise NothingToDo(f"there are no images in {self.base}; --all-files takes any file")
 
 
-async def run(job: Job, client: AsyncClient, pictures: Pictures, shown: Progress) -> Tally:
+async def run(job: Job, client: AsyncClient, images: Images, progress: Progress) -> Tally:
     """Does a job; a run that ends early, for whatever reason, leaves what was done.
 
     Raises:
         OutputRefused: it can't be written as asked; nothing was.
         DetectClientError: the server ended it.
     """
-    # None for pictures with boxes, that do not tell their model.
+    # None for images with boxes, that do not tell their model.
     model = None if job.form == "images" else await client.model()
-    writer, done = _writer(job, model, pictures)
+    writer, done = _writer(job, model, images)
     tally = Tally(before=len(done))
-    shown.skip(len(done))
-    wanted = (each for each in pictures if each.name not in done)
+    progress.skip(len(done))
+    remaining = (each for each in images if each.name not in done)
     try:
-        async with aclosing(_results(job, client, wanted)) as results:
+        async with aclosing(_results(job, client, remaining)) as results:
             async for each in results:
                 _refuse_another(model, each)
-                _take(each, writer, tally, shown)
+                _take(each, writer, tally, progress)
         writer.finish()
     except BaseException:
         writer.stop()
         if tally.done and writer.rest is not None:
-            shown.say(f"{tally.done} pictures were done: {writer.rest}")
+            progress.say(f"{tally.done} images were done: {writer.rest}")
         raise
     return tally
 
@@ -173,7 +173,7 @@ def _refuse_another(model: ModelDescription | None, result: ImageResult | Annota
 
 
 def _take(
-    result: ImageResult | AnnotatedImage, writer: Writer, tally: Tally, shown: Progress
+    result: ImageResult | AnnotatedImage, writer: Writer, tally: Tally, progress: Progress
 ) -> None:
     fault = None if result.error is None else f"{result.error.code}: {result.error.detail}"
     try:
@@ -184,25 +184,27 @@ def _take(
         tally.done += 1
     else:
         tally.failed += 1
-        shown.say(f"{result.filename}: {fault}")
+        progress.say(f"{result.filename}: {fault}")
     if isinstance(result, ImageResult) and result.truncated:
         tally.truncated += 1
-    shown.done(result)
+    progress.done(result)
 
 
 async def _results(
-    job: Job, client: AsyncClient, wanted: Iterator[NamedImage]
+    job: Job, client: AsyncClient, remaining: Iterator[NamedImage]
 ) -> AsyncGenerator[ImageResult | AnnotatedImage, None]:
-    # In their order, so that the same pictures give the same files.
+    # In their order, so that the same images give the same files.
     chosen = job.parameters.arguments()
     if job.form == "images":
-        annotated = client.stream_annotated(wanted, in_flight=job.in_flight, ordered=True, **chosen)
-        async with aclosing(annotated) as pictures:
-            async for picture in pictures:
-                yield picture
+        annotated = client.stream_annotated(
+            remaining, in_flight=job.in_flight, ordered=True, **chosen
+        )
+        async with aclosing(annotated) as images:
+            async for image in images:
+                yield image
         return
     detected = client.stream(
-        wanted,
+        remaining,
         in_flight=job.in_flight,
         images_per_request=job.images_per_request,
         ordered=True,
@@ -213,17 +215,15 @@ async def _results(
             yield result
 
 
-def _writer(
-    job: Job, model: ModelDescription | None, pictures: Pictures
-) -> tuple[Writer, Set[str]]:
-    """What writes the job's form, and the pictures that were done before."""
+def _writer(job: Job, model: ModelDescription | None, images: Images) -> tuple[Writer, Set[str]]:
+    """What writes the job's form, and the images that were done before."""
     if model is None:
         assert job.out is not None
-        # Else a picture's own file could be written over with boxes in it.
-        base = pictures.base.resolve()
+        # Else an image's own file could be written over with boxes in it.
+        base = images.base.resolve()
         if job.out.resolve() in (base, *base.parents):
-            raise OutputRefused(f"{job.out} is where the pictures are; write them elsewhere")
-        return AnnotatedPictures(job.out, force=job.force), frozenset()
+            raise OutputRefused(f"{job.out} is where the images are; write them elsewhere")
+        return AnnotatedImages(job.out, force=job.force), frozenset()
     if job.form == "jsonl":
         lines = JsonLines(
             job.out, job.parameters.chosen(), model, force=job.force, resume=job.resume

@@ -180,12 +180,12 @@ def run_export(arguments: argparse.Namespace, interrupt: Interrupt) -> None:
     from export.pipeline import Request, export
     from export.table import certificate_rows, model_rows, table
 
-    given = vars(arguments)
+    options = vars(arguments)
     origin = origin_of(arguments)
     for name in ("source", "map", "arch", "names"):
-        del given[name]
+        del options[name]
     started = time.perf_counter()
-    artifact = export(Request(origin=origin, **given), report=progress(interrupt))
+    artifact = export(Request(origin=origin, **options), report=progress(interrupt))
     rows = model_rows(artifact) | certificate_rows(artifact.metadata.certificate)
     del rows["source"], rows["made with"]  # `inspect` has them
     rows["file"] = f"{artifact.path}"

@@ -6,7 +6,7 @@ ExportError
 ├── DatasetInvalid       the pictures or labels of --data or --calibration can't be used
 ├── OutputExists         the output is there already and --force was not given
 ├── VerificationFailed   the artifact does not answer as its source does
-└── AccuracyLost         a reduced precision costs more accuracy than its gate, or that is unknown
+└── AccuracyLost         a reduced precision costs more accuracy than it may, or that is unknown
 """
 
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ from export.sources.source import Origin, Source, load_source
 from export.stamp import stamp, write
 from export.verification.certify import DRAFT, Material, certify, gather, judge
 from export.verification.latency import measure_latency
-from export.verification.pictures import calibration_canvases, in_words
+from export.verification.pictures import calibration_canvases, describe_split
 from export.verification.verify import verify
 from model.registration import register
 from server.inference.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
@@ -50,7 +50,7 @@ class Request:
             to compare on; None generates pictures.
         calibration: folder of pictures, or a data set's YAML, that int8 takes its ranges from;
             None takes the training pictures of `data`.
-        accept_loss: write a reduced precision even where it loses more accuracy than its gate,
+        accept_loss: write a reduced precision even where it loses more accuracy than its tolerance,
             or where there are no labels to tell.
         name: the model's name in answers; None takes the output's file name.
         static: one input shape, the square.
@@ -190,7 +190,7 @@ def calibration_of(
     canvases = calibration_canvases(
         pictures, "train", metadata, CALIBRATION_IMAGES, without=measured
     )
-    return canvases, f"{len(canvases)} pictures of {in_words(pictures, 'train')}"
+    return canvases, f"{len(canvases)} pictures of {describe_split(pictures, 'train')}"
 
 
 def draft(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> Artifact:

@@ -50,11 +50,11 @@ def certificate_rows(certificate: Certificate) -> dict[str, str]:
         "accuracy": "not measured; labels are read where --data is a data set's YAML",
     }
     if accuracy := certificate.accuracy:
-        gate = certificate.accuracy_gate
+        tolerance = certificate.accuracy_gate
         rows["accuracy"] = (
             f"mAP50-95 {accuracy.artifact_map50_95:.4f}, source {accuracy.source_map50_95:.4f}; "
             f"mAP50 {accuracy.artifact_map50:.4f}, source {accuracy.source_map50:.4f}"
-            + (f" (may lose {gate} of mAP50-95)" if gate is not None else "")
+            + (f" (may lose {tolerance} of mAP50-95)" if tolerance is not None else "")
             + f"; {accuracy.objects} objects in {accuracy.images} pictures of {accuracy.data}"
         )
     if certificate.calibration:

@@ -160,7 +160,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     if arguments.recipe:
         recipe = yaml.safe_load(arguments.recipe.read_text())
         stages = recipe.get("stages", []) if isinstance(recipe, dict) else []
-    given = {
+    overrides = {
         name: getattr(arguments, name)
         for name in ("epochs", "imgsz", "batch", "seed", "device")
         if getattr(arguments, name) is not None
@@ -168,7 +168,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     best = train(
         arguments.arch,
         arguments.data,
-        [stage | given for stage in stages],
+        [stage | overrides for stage in stages],
         arguments.output,
         pretrained=arguments.pretrained,
         resume=arguments.resume,

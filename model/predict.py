@@ -97,7 +97,7 @@ def predict(
         record = as_record(file, result)
         counts = Counter(found["class_name"] for found in record["detections"])
         total += counts
-        lines.append(f"{file}: {in_words(counts)}")
+        lines.append(f"{file}: {describe(counts)}")
         records.append(record)
         if save_txt:
             rows = yolo_rows(result)
@@ -108,7 +108,7 @@ def predict(
         raise ValueError(
             f"{len(unread)} of {len(files)} pictures can't be read: {', '.join(unread)}"
         )
-    return [*lines, f"{len(files)} pictures: {in_words(total)}", str(output)]
+    return [*lines, f"{len(files)} pictures: {describe(total)}", str(output)]
 
 
 def pictures(sources: Sequence[Path]) -> list[Path]:
@@ -177,6 +177,6 @@ def yolo_rows(result: Any) -> str:
     )
 
 
-def in_words(counts: Counter[str]) -> str:
+def describe(counts: Counter[str]) -> str:
     """Such as "12 RBC, 1 WBC"."""
     return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"

@@ -11,7 +11,7 @@ from model.checkpoint import read_run
 KEPT = ("date", "version", "license", "docs", "epoch", "train_args", "train_metrics")
 
 
-def strip(checkpoint: Path, output: Path, asked: dict[str, Any]) -> None:
+def strip(checkpoint: Path, output: Path, train_args: dict[str, Any]) -> None:
     """Copies a finished checkpoint without the trainer's state and without paths.
 
     What is left tells how the model was trained and not on whose machine.
@@ -19,16 +19,16 @@ def strip(checkpoint: Path, output: Path, asked: dict[str, Any]) -> None:
     Args:
         checkpoint: as ultralytics leaves it at the end of a run, or of its last epoch.
         output: replaced when it exists.
-        asked: training arguments as they were given, where the trainer notes others: on a CPU
+        train_args: training arguments as they were given, where the trainer notes others: on a CPU
             it mixes precisions behind ultralytics' back.
     """
     content = read_run(checkpoint)
     model = content["model"].half()
-    model.args = without_paths(dict(model.args) | asked)
+    model.args = without_paths(dict(model.args) | train_args)
     model.__dict__.update(without_paths(model.__dict__))  # where its layers were taken from
     kept = {key: content[key] for key in KEPT if key in content}
     kept["epoch"] = -1  # so ultralytics marks a finished one
-    kept["train_args"] = without_paths(kept.get("train_args", {}) | asked)
+    kept["train_args"] = without_paths(kept.get("train_args", {}) | train_args)
     save_whole({"model": model, **kept}, output)
 
 

@@ -115,7 +115,7 @@ def train(
         weights = best
     assert weights is not None
     initial.unlink(missing_ok=True)
-    strip(weights, output / "best.pt", asked=stages[-1])
+    strip(weights, output / "best.pt", train_args=stages[-1])
     return output / "best.pt"
 
 

@@ -162,14 +162,14 @@ def aligned(theirs: dict[int, Layer], ours: dict[int, Layer]) -> list[tuple[int,
 
 def check_share(saved: Saved, take: list[tuple[str, Tensor]], ours: dict[int, Layer]) -> None:
     """Raises ValueError where too little matches for a transfer to be what was meant."""
-    wanted = {
+    value_counts = {
         f"model.{i}.{name}": tensor.numel()
         for i, layer in ours.items()
         for name, tensor in layer.items()
         if not is_attention(name) and not name.startswith(CLASSIFICATION)
     }
-    matching = sum(wanted.get(name, 0) for name, _ in take)
-    share = matching / sum(wanted.values())
+    matching = sum(value_counts.get(name, 0) for name, _ in take)
+    share = matching / sum(value_counts.values())
     if share < LEAST_SHARE:
         scale = (saved.table or {}).get("scale")
         of = f" (scale {scale})" if scale else ""

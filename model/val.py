@@ -101,8 +101,8 @@ def accuracy(validator: Any) -> str:
         for class_id, name in validator.names.items()
     ]
     for name, pictures, boxes, figures in rows:
-        shown = [f"{float(figure):.4f}" for figure in figures] or ["-"] * 4
-        spaces = zip(shown, (11, 9, 9, 10), strict=True)
+        texts = [f"{float(figure):.4f}" for figure in figures] or ["-"] * 4
+        spaces = zip(texts, (11, 9, 9, 10), strict=True)
         lines.append(
             f"{name:<{width}}{pictures:>10}{boxes:>8}" + "".join(f"{s:>{n}}" for s, n in spaces)
         )

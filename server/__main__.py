@@ -66,7 +66,7 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     from server.settings import Settings
 
     settings = Settings.load(arguments, os.environ)
-    several = settings.http_processes > 1
+    several = settings.http_workers > 1
     configure_logging(settings.log_format, log, process="model" if several else None)
 
     import cv2
@@ -79,9 +79,9 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     loader = Loader(settings)
 
     if several:
-        from server.workers.engine_process import serve_with_fronts
+        from server.workers.engine_process import serve_with_workers
 
-        return serve_with_fronts(settings, loader)
+        return serve_with_workers(settings, loader)
     from server.run import serve
 
     return serve(settings, loader)
@@ -93,5 +93,5 @@ if __name__ == "__main__":
     if sys.stdout:
         with suppress(OSError):  # whoever read it has seen enough, or the disk is full
             sys.stdout.flush()  # os._exit does not
-    # Not sys.exit(): it would wait for a model call that never returns.
+    # Not sys.exit(): it would wait for an inference that never returns.
     os._exit(code)

@@ -134,7 +134,7 @@ class QueueFull(Unavailable):
 
 
 class UploadsFull(Unavailable):
-    """The bodies in memory have as many bytes as `max_upload_bytes` allows."""
+    """The bodies in memory have as many bytes as `max_inflight_body_bytes` allows."""
 
     code = "uploads_full"
 

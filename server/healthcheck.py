@@ -40,9 +40,9 @@ def chosen(name: str, command: Iterable[str], environment: Mapping[str, str]) ->
     )
     words = iter(command)
     for word in words:
-        flag, equals, given = word.partition("=")
+        flag, equals, value = word.partition("=")
         if flag == f"--{name}":
-            value = given if equals else next(words, None)
+            value = value if equals else next(words, None)
     return value
 
 

@@ -124,7 +124,7 @@ def integer_instructions(cpuinfo: Path = CPUINFO) -> str | None:
     return next((name for flag, name in _INTEGER_FLAGS.items() if flag in flags), None)
 
 
-def _value(cpuinfo: Path, wanted: str) -> str:
+def _value(cpuinfo: Path, name: str) -> str:
     """What the kernel says of the first CPU; "" where it says nothing."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
@@ -132,7 +132,7 @@ def _value(cpuinfo: Path, wanted: str) -> str:
         return ""
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip() == wanted:
+        if key.strip() == name:
             return value.strip()
     return ""
 

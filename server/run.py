@@ -50,11 +50,11 @@ def serve(settings: Settings, loader: Loader, *, memory_bytes: int | None = None
 def log_listening(listener: socket.socket, settings: Settings) -> None:
     """Says where the server is, and what it is."""
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    url_host = f"[{host}]" if ":" in host else host
     version, revision = this_build()
     logger.info(
         "listening",
-        url=f"http://{shown}:{port}",
+        url=f"http://{url_host}:{port}",
         model=str(settings.model),
         server_version=version,
         revision=revision,

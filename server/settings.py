@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Images that one model call takes at most; unset: 8 on a GPU, 1 on a CPU.",
+        description="Images in one inference at most; unset: 8 on a GPU, 1 on a CPU.",
     )
     max_queue_delay_s: float = Field(
         0.0,
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, le=2**31 - 1, description="Bytes of one request's body at most."
     )
-    max_upload_bytes: int | None = Field(
+    max_inflight_body_bytes: int | None = Field(
         None,
         ge=1,
         le=2**40,
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         le=1000,
         description="Images in one request at most; not over the images that may wait.",
     )
-    jpeg_reduced_decoding: bool = Field(
+    jpeg_dct_scaling: bool = Field(
         True,
         description="Decode JPEGs of over twice the input size at reduced scale: true or false.",
     )
@@ -118,12 +118,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds that accepted requests have to finish after SIGTERM.",
     )
-    stuck_after_s: float = Field(
+    inference_watchdog_s: float = Field(
         60.0,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds that one model call may take; past it `/health/live` fails.",
+        description="Seconds that one inference may take; past it `/health/live` fails.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
@@ -148,14 +148,14 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Threads of a model call; unset: all CPUs for a lone one, 1 where several run.",
+        description="Threads of an inference; unset: all CPUs for a sole one, 1 where several run.",
     )
 
-    http_processes: int = Field(
+    http_workers: int = Field(
         1,
         ge=1,
         le=64,
-        description="Processes that answer HTTP and decode images, before the one with the model.",
+        description="Processes that answer HTTP and decode images, before the engine process.",
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")
@@ -188,10 +188,13 @@ class Settings(BaseSettings):
                 f"max_image_pixels ({self.max_image_pixels}) must not be over max_request_pixels "
                 f"({self.max_request_pixels}): such an image could never be taken"
             )
-        if self.max_upload_bytes is not None and self.max_body_bytes > self.max_upload_bytes:
+        if (
+            self.max_inflight_body_bytes is not None
+            and self.max_body_bytes > self.max_inflight_body_bytes
+        ):
             raise ValueError(
-                f"max_body_bytes ({self.max_body_bytes}) must not be over max_upload_bytes "
-                f"({self.max_upload_bytes}): such a body could never be taken"
+                f"max_body_bytes ({self.max_body_bytes}) must not be over max_inflight_body_bytes "
+                f"({self.max_inflight_body_bytes}): such a body could never be taken"
             )
         return self
 

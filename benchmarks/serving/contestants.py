@@ -42,7 +42,7 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Workers of a peer, and the threads of one model call in each."""
+    """Workers of a peer, and the threads of one inference in each."""
 
     workers: int
     threads: int

@@ -1,11 +1,11 @@
-"""The limit: the server's own decode, letterbox, model calls and NMS in one process without HTTP.
+"""The limit: the server's own decode, letterbox, inferences and NMS in one process without HTTP.
 
     python -m benchmarks.serving.limit --model MODEL.onnx --pictures FOLDER --lone
 
 Prints one JSON object: images/s and CPU milliseconds an image by arrangement, or the median
-latency of one image at a time. An arrangement is LANESxTHREADSxBATCHxFEEDERS: model calls side by
-side, threads and images of each, and threads that decode, call and finish. Where feeders are more
-than lanes, the model waits for no decoder.
+latency of one image at a time. An arrangement is INSTANCESxTHREADSxBATCHxFEEDERS: inferences side
+by side, threads and images of each, and threads that decode, call and finish. Where feeders are
+more than instances, the model waits for no decoder.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MAX_PIXELS = 50_000_000
 class LimitArrangement:
     """See the module; all >= 1."""
 
-    lanes: int
+    instances: int
     threads: int
     batch: int
     feeders: int
@@ -45,21 +45,21 @@ class LimitArrangement:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Reads what `str` gives."""
-        lanes, threads, batch, feeders = map(int, text.split("x"))
-        return cls(lanes, threads, batch, feeders)
+        instances, threads, batch, feeders = map(int, text.split("x"))
+        return cls(instances, threads, batch, feeders)
 
     def __str__(self) -> str:
         """Such as 2x1x1x2."""
-        return f"{self.lanes}x{self.threads}x{self.batch}x{self.feeders}"
+        return f"{self.instances}x{self.threads}x{self.batch}x{self.feeders}"
 
 
 def arrangements(cpus: int) -> list[LimitArrangement]:
-    """Those worth a trial: one-thread lanes for all CPUs or one lane with all threads, batches."""
-    all_lanes = [
+    """Those worth a trial: one-thread instances for all CPUs, or one with all threads; batches."""
+    all_instances = [
         LimitArrangement(cpus, 1, batch, cpus + more) for batch in (1, 2, 4) for more in (0, 1)
     ]
-    one_lane = [LimitArrangement(1, cpus, batch, 2) for batch in (1, 2, 4)]
-    return all_lanes + one_lane
+    one_instance = [LimitArrangement(1, cpus, batch, 2) for batch in (1, 2, 4)]
+    return all_instances + one_instance
 
 
 class Rate(NamedTuple):
@@ -99,7 +99,7 @@ class Pipeline:
         warm_s: float,
     ) -> Rate:
         """The same with a session that is open; the arrangement's threads are not looked at."""
-        lanes = threading.Semaphore(arrangement.lanes)
+        instances = threading.Semaphore(arrangement.instances)
         next_image = itertools.cycle(self.images).__next__
         taking, stop = threading.Lock(), threading.Event()
         done = [0] * arrangement.feeders
@@ -121,7 +121,7 @@ class Pipeline:
             while not stop.is_set():
                 batch = next_batch()
                 stacked = np.stack([each.canvas for each in batch])
-                with lanes:
+                with instances:
                     candidates = session.run(stacked)
                 for rows, each in zip(candidates, batch, strict=True):
                     finish(rows, each, metadata, self.parameters)
@@ -160,7 +160,7 @@ class Pipeline:
         return percentile(sorted(times_ms), 50)
 
     def _prepare(self, encoded: bytes, metadata: Metadata) -> Prepared:
-        return prepare_encoded(encoded, metadata, max_pixels=MAX_PIXELS, reduced=True)[0]
+        return prepare_encoded(encoded, metadata, max_pixels=MAX_PIXELS, dct_scaling=True)[0]
 
 
 def main() -> None:

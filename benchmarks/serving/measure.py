@@ -153,9 +153,9 @@ class Bench:
         chosen = self._finalists[entry.model]
         rates = self._run_limit(case, entry, self.seconds, _arranged(chosen))
         arrangement, rate = max(rates.items(), key=lambda item: item[1]["images_per_s"])
-        lanes, threads, batch, _ = arrangement.split("x")
+        instances, threads, batch, _ = arrangement.split("x")
         return {
-            "arrangement": f"{lanes} lane(s) of {threads} thread(s), batch {batch}",
+            "arrangement": f"{instances} instance(s) of {threads} thread(s), batch {batch}",
             "images_per_s": rate["images_per_s"],
             "server_cpu_ms_per_image": rate["cpu_ms_per_image"],
             "tried": rates,

@@ -73,7 +73,7 @@ def box_counts(artifact: Path, pictures: Sequence[Picture], thresholds: Threshol
     counts = []
     for picture in pictures:
         prepared, _ = prepare_encoded(
-            picture.data, model.metadata, max_pixels=MAX_PIXELS, reduced=True
+            picture.data, model.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
         )
         (candidates,) = session.run(prepared.canvas[None])
         found = finish(candidates, prepared, model.metadata, parameters)

@@ -135,7 +135,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"shares the CPUs; it used at most {_most(rows, 'generator_cpus'):.2f} of one. Figures "
         "are medians over the rounds, some with the lowest and the highest; ratios are taken "
         "within a round.",
-        "The limit is the server's own decode, letterbox, model calls and NMS in one process "
+        "The limit is the server's own decode, letterbox, inferences and NMS in one process "
         "without HTTP, in its best arrangement. It is the limit of one process: servers of "
         "several, such as mosec's two workers, share neither Python's lock nor an allocator, and "
         "can pass it. mosec, LitServe and FastAPI serve that same code "

@@ -1,4 +1,4 @@
-"""Annotated pictures, in the tree of the pictures that they were made of."""
+"""Annotated images, in the tree of the images that they were made of."""
 
 from pathlib import Path, PurePosixPath
 
@@ -9,13 +9,13 @@ SUFFIXES = {"image/jpeg": (".jpg", ".jpeg"), "image/png": (".png",)}
 
 
 def output_name(name: str, media_type: str) -> str:
-    """The picture's own name where that is the format's; else with the format's added."""
+    """The image's own name where that is the format's; else with the format's added."""
     suffixes = SUFFIXES[media_type]
     return name if name.lower().endswith(suffixes) else name + suffixes[0]
 
 
-class AnnotatedPictures:
-    """Writes pictures into a folder.
+class AnnotatedImages:
+    """Writes images into a folder.
 
     Args:
         folder: made where it is missing.
@@ -31,7 +31,7 @@ class AnnotatedPictures:
         self._claims = Claims()
 
     def write(self, result: AnnotatedImage) -> None:
-        """Writes a picture.
+        """Writes an image.
 
         Raises:
             NameTaken: its file is another's.
@@ -41,7 +41,7 @@ class AnnotatedPictures:
         name = result.filename or ""
         output = output_name(str(PurePosixPath(name)), result.media_type)
         self._claims.take(output, name)
-        write_whole(self._folder / output, result.picture)
+        write_whole(self._folder / output, result.image)
 
     def finish(self) -> None:
         """All is written as it came."""

@@ -1,6 +1,6 @@
 """COCO: one JSON document, as pycocotools and CVAT read it.
 
-The document is made of two temporary files, so the memory does not grow with the pictures.
+The document is made of two temporary files, so the memory does not grow with the images.
 """
 
 import json
@@ -33,7 +33,7 @@ def annotation_of(detection: Detection, annotation_id: int, image_id: int) -> di
 
 
 class Coco:
-    """Writes a document of all pictures that were read; ids count from 1, in the pictures' order.
+    """Writes a document of all images that were read; ids count from 1, in the images' order.
 
     Args:
         path: the file.
@@ -63,7 +63,7 @@ class Coco:
         self._image_id = self._annotation_id = 0
 
     def write(self, result: ImageResult) -> None:
-        """Adds a picture; one that could not be read has no size, and is left out."""
+        """Adds an image; one that could not be read has no size, and is left out."""
         if result.error is not None:
             return
         self._image_id += 1
@@ -95,7 +95,7 @@ class Coco:
     @property
     def rest(self) -> str | None:
         """Where what was done is, for people."""
-        return f"{self._partial}, a whole document of the pictures so far"
+        return f"{self._partial}, a whole document of the images so far"
 
     def _document(self) -> None:
         about = {

@@ -12,7 +12,7 @@ class OutputRefused(DetectClientError):
 
 
 class NameTaken(DetectClientError):
-    """The file of a picture's results has been written for another picture of this run."""
+    """The file of an image's results has been written for another image of this run."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -64,17 +64,17 @@ def refuse_full_folder(folder: Path, *, force: bool) -> None:
 
 
 class Claims:
-    """Which picture each file of an output folder belongs to, so that none replaces another's."""
+    """Which image each file of an output folder belongs to, so that none replaces another's."""
 
     def __init__(self) -> None:
         self._owners: dict[str, str] = {}
 
-    def take(self, output: str, picture: str) -> None:
-        """Gives a file to a picture.
+    def take(self, output: str, image: str) -> None:
+        """Gives a file to an image.
 
         Raises:
             NameTaken: it is another's, as of a.jpg and a.png beside each other.
         """
-        owner = self._owners.setdefault(output, picture)
-        if owner != picture:
+        owner = self._owners.setdefault(output, image)
+        if owner != image:
             raise NameTaken(f"its results would be written to {output}, which is of {owner}")

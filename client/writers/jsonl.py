@@ -1,4 +1,4 @@
-"""JSON Lines: one line a picture, written as they come, so that a run can go on where it ended."""
+"""JSON Lines: one line an image, written as they come, so that a run can go on where it ended."""
 
 import json
 import os

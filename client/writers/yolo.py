@@ -1,4 +1,4 @@
-"""YOLO labels: a text file a picture, a line a detection, in the tree of the pictures."""
+"""YOLO labels: a text file an image, a line a detection, in the tree of the images."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -7,7 +7,7 @@ from client.results import ImageResult, ModelDescription
 from client.writers.files import Claims, refuse_full_folder, write_whole
 
 DATA_YAML = """\
-# The labels are in labels/; put the pictures into images/ beside it, in the same folders.
+# The labels are in labels/; put the images into images/ beside it, in the same folders.
 path: {path}
 train: images
 val: images
@@ -22,10 +22,10 @@ def yaml_text(text: str) -> str:
 
 
 def label_lines(result: ImageResult, *, with_scores: bool) -> str:
-    """The lines of one picture: class id, centre x, centre y, width, height, in parts of its size.
+    """The lines of one image: class id, centre x, centre y, width, height, in parts of its size.
 
     Args:
-        result: of a picture that was read.
+        result: of an image that was read.
         with_scores: the score is a sixth column. (Training reads five.)
     """
     assert result.width is not None
@@ -68,10 +68,10 @@ class YoloLabels:
         write_whole(folder / "data.yaml", DATA_YAML.format(path=path, names=listed).encode())
 
     def write(self, result: ImageResult) -> None:
-        """Writes a picture's file, an empty one where nothing was found.
+        """Writes an image's file, an empty one where nothing was found.
 
         Raises:
-            NameTaken: it is that of another picture.
+            NameTaken: it is that of another image.
         """
         if result.error is not None:
             return

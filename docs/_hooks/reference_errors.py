@@ -18,7 +18,8 @@ ONE_SECOND = "yes: 1 s"
 # Causes of codes that are no class of server/errors.py with a sentence of its own.
 WHEN: Mapping[str, str] = {
     "bad_http": "The HTTP itself is not valid: request line, headers, framing, URL.",
-    "body_too_large": "The body has over `max_body_bytes`, or could never fit `max_upload_bytes`.",
+    "body_too_large": "The body has over `max_body_bytes`, or could never fit "
+    "`max_inflight_body_bytes`.",
     "headers_too_large": "Request line and headers have over 64 KiB or 256 lines.",
     "http_version_not_supported": "Neither HTTP/1.0 nor HTTP/1.1.",
     INTERNAL: "Something failed that nobody foresaw.",

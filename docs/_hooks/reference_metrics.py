@@ -9,7 +9,7 @@ from server.http.errors import rejection_reasons
 from server.observability.gpu_metrics import FAMILIES, LABELS
 from server.observability.metrics import STAGES, STATES, AskedCounter, Metrics
 
-UNITS = ("seconds", "bytes", "ratio", "celsius", "images", "requests", "lanes")
+UNITS = ("seconds", "bytes", "ratio", "celsius", "images", "requests", "instances")
 # What a label's value may be. The lists are the code's.
 LABEL_VALUES: Mapping[str, str] = {
     "route": "the route's template such as `/detect` or `/v2/models/{name}/infer`, never the path "
@@ -59,12 +59,12 @@ def all_metrics() -> dict[str, Metric]:
     metrics = Metrics(
         sorted(rejection_reasons()),
         queue_images=lambda: 0,
-        upload_bytes=lambda: 0,
-        lanes=lambda: 1,
-        busy_lanes=lambda: 0,
+        inflight_body_bytes=lambda: 0,
+        instances=lambda: 1,
+        active_inferences=lambda: 0,
         state=lambda: "ready",
         max_queue_images=1,
-        max_upload_bytes=1,
+        max_inflight_body_bytes=1,
         dropped_log_lines=lambda: 0,
     )
     metrics.set_model(name="", version="", precision="", provider="", device="")

@@ -118,10 +118,12 @@ def is_residual(node: NodeProto, attention: set[str], wires: Wires) -> bool:
     """Whether a node adds what an attention took and what it gave."""
     if node.op_type != "Add" or key(node) in attention:
         return False
-    given = [name for name in wires.taken(node) if key(wires.producer[name]) in attention]
+    attention_inputs = [
+        name for name in wires.taken(node) if key(wires.producer[name]) in attention
+    ]
     also_taken = [
         name
         for name in node.input
         if any(key(taker) in attention for taker in wires.consumers.get(name, []))
     ]
-    return bool(given and also_taken)
+    return bool(attention_inputs and also_taken)

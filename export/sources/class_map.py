@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from export.errors import ModelUnsupported
-from export.sources.yaml_file import read_yaml, shown
+from export.sources.yaml_file import read_yaml, truncate_repr
 from model.allow_list import ALLOWED, FOREIGN, known_names
 
 # The tutorials' come last: of the two named FocusedLinearAttention theirs is meant, not ours.
@@ -35,7 +35,8 @@ def read_class_map(path: Path) -> dict[str, str]:
     for name, kind in table.items():
         if not isinstance(name, str) or not isinstance(kind, str):
             raise ModelUnsupported(
-                f"{path}: {shown(name)}: {shown(kind)} does not map a name to a name"
+                f"{path}: {truncate_repr(name)}: {truncate_repr(kind)} does not map a name "
+                "to a name"
             )
     return table
 
@@ -62,8 +63,8 @@ def kinds_of(names: Set[str], class_map: Mapping[str, str]) -> dict[str, type]:
         if name in allowed:
             raise ModelUnsupported(f"the map has {name}, which is known without a map")
         if not any(name in (full, bare(full)) for full in foreign):
-            asked = ", ".join(sorted(foreign)) or "no class that is not known"
-            raise ModelUnsupported(f"the map has {name}, the file names {asked}")
+            known = ", ".join(sorted(foreign)) or "no class that is not known"
+            raise ModelUnsupported(f"the map has {name}, the file names {known}")
     mapped = {full: class_map.get(full) or class_map.get(bare(full)) for full in foreign}
     return known_names(names) | {full: KINDS[kind] for full, kind in mapped.items() if kind}
 

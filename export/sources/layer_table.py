@@ -10,7 +10,7 @@ from torch import Tensor
 from ultralytics.utils.ops import make_divisible
 
 from export.errors import ModelUnsupported
-from export.sources.yaml_file import read_yaml, shown
+from export.sources.yaml_file import read_yaml, truncate_repr
 from model.registration import ACTIVATIONS, SCALES, STAND_INS, architecture, is_activation
 
 ATTENTIONS = ("FocusedLinearAttention", "FLAttention")
@@ -76,7 +76,7 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
     if activation := rows.get("activation"):
         if not is_activation(activation):
             raise ModelUnsupported(
-                f"{path}: activation {shown(activation)!r} is none of {ACTIVATIONS}"
+                f"{path}: activation {truncate_repr(activation)!r} is none of {ACTIVATIONS}"
             )
         rows["activation"] = f"torch.{activation.removeprefix('torch.')}"
     changed, found = [], {}
@@ -87,12 +87,14 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
         if name in TUTORIALS:
             found[index] = name
             if name in ATTENTIONS and repeats != 1:
-                raise ModelUnsupported(f"{path}: row {index} repeats {name} {shown(repeats)} times")
+                raise ModelUnsupported(
+                    f"{path}: row {index} repeats {name} {truncate_repr(repeats)} times"
+                )
             name, args = ("nn.Identity", []) if name in ATTENTIONS else ("C2f", args)
         elif name not in LAYERS:
             known = ", ".join((*LAYERS, *TUTORIALS))
             raise ModelUnsupported(
-                f"{path}: row {index} is {shown(name)}, which is none of {known}"
+                f"{path}: row {index} is {truncate_repr(name)}, which is none of {known}"
             )
         changed.append([source, repeats, name, list(args)])
     split = len(rows["backbone"])
@@ -145,4 +147,4 @@ def names_in(rows: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = rows.get("names")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[class_id] for class_id in range(len(names))]
-    return tuple(map(shown, names)) if isinstance(names, list) and names else None
+    return tuple(map(truncate_repr, names)) if isinstance(names, list) and names else None

@@ -123,9 +123,9 @@ def listing(modules: Mapping[str, nn.Module], strangers: Mapping[str, ForeignLay
     lines = [f"{len(strangers)} {'layers are' if many else 'layer is'} not recognised:"]
     for name, paths in classes.items():
         shapes = parameter_shapes(paths[0], modules, strangers)
-        shown = [f"{key} {shape}" for key, shape in list(shapes.items())[:SHOWN]]
+        sizes = [f"{key} {shape}" for key, shape in list(shapes.items())[:SHOWN]]
         if len(shapes) > SHOWN:
-            shown.append(f"and {len(shapes) - SHOWN} more")
+            sizes.append(f"and {len(shapes) - SHOWN} more")
         where = ", ".join(printable(path) or "the network itself" for path in paths)
         prefix = f"{paths[0]}."
         inside = [inner for inner in modules if inner.startswith(prefix)]
@@ -134,7 +134,7 @@ def listing(modules: Mapping[str, nn.Module], strangers: Mapping[str, ForeignLay
         )
         parts = {inner.removeprefix(prefix).partition(".")[0] for inner in inside}
         lines.append(
-            f"- {where}: {printable(name)}, parameters {printable(', '.join(shown)) or 'none'}; "
+            f"- {where}: {printable(name)}, parameters {printable(', '.join(sizes)) or 'none'}; "
             f"{hint(printable(name), shapes, parts, has_attention=has_attention)}"
         )
     return "\n".join(lines)

@@ -23,6 +23,6 @@ def read_yaml(path: Path) -> Any:
         raise ModelUnsupported(f"{path}: not a YAML file: {said}") from None
 
 
-def shown(value: Any) -> str:
+def truncate_repr(value: Any) -> str:
     """A value for a message, or else its type: written out, a list may be longer than memory."""
     return str(value)[:60] if isinstance(value, str | int | float) else type(value).__name__

@@ -21,8 +21,10 @@ from server.inference.artifact import Artifact
 from server.inference.certificate import Accuracy, Certificate, Precision, Verdict
 
 # Largest loss of mAP50-95 that a precision may cost.
-GATES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}
-TELLING = 10  # gates: a source that scores less on the labelled pictures has little to lose
+TOLERANCES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}
+SIGNIFICANT = (
+    10  # tolerances: a source that scores less on the labelled pictures has little to lose
+)
 
 DRAFT = Certificate(
     created="",
@@ -56,21 +58,21 @@ class Material:
     labelled: Labelled | None
 
 
-def gather(given: Path | None, class_names: Sequence[str]) -> Material:
+def gather(data: Path | None, class_names: Sequence[str]) -> Material:
     """Pictures, and labels where a data set's YAML is given.
 
     Args:
-        given: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
+        data: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
             pictures are generated.
         class_names: the model's.
 
     Raises:
         DatasetInvalid: what is given can't be used; the message says why.
     """
-    images, description = pictures(given)
+    images, description = pictures(data)
     labelled = None
-    if given is not None and given.is_file():
-        labelled = read_labelled(given, class_names)
+    if data is not None and data.is_file():
+        labelled = read_labelled(data, class_names)
     return Material(images, description, labelled)
 
 
@@ -93,7 +95,7 @@ def certify(
 
     Raises:
         VerificationFailed: it does not answer as its source does.
-        AccuracyLost: it is of a reduced precision that was not shown to be within its gate.
+        AccuracyLost: it is of a reduced precision that was not shown to be within its tolerance.
     """
     precision = artifact.metadata.precision
     compare = verify if precision == "fp32" else measure_agreement
@@ -118,7 +120,7 @@ def certify(
         buckets=artifact.metadata.buckets,
         images=parity.images,
         accuracy=accuracy,
-        accuracy_gate=GATES.get(precision),
+        accuracy_gate=TOLERANCES.get(precision),
     )
 
 
@@ -142,23 +144,23 @@ def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) ->
     """What a comparison came to.
 
     Raises:
-        AccuracyLost: a reduced precision loses more than its gate, or that is not known, and
+        AccuracyLost: a reduced precision loses more than its tolerance, or that is not known, and
             the loss is not accepted.
     """
     if precision == "fp32":
         return "equal"  # `verify` would have raised
-    gate = GATES[precision]
-    telling = accuracy is not None and accuracy.source_map50_95 >= TELLING * gate
-    if accuracy is not None and telling and accuracy.loss <= gate:
+    tolerance = TOLERANCES[precision]
+    significant = accuracy is not None and accuracy.source_map50_95 >= SIGNIFICANT * tolerance
+    if accuracy is not None and significant and accuracy.loss <= tolerance:
         return "within_gate"
     if accept_loss:
         return "loss_accepted"
     if accuracy is None:
         raise AccuracyLost(
-            f"{precision} has to show that it loses no more than {gate} of mAP50-95: give a data "
-            "set with labels (--data DATA.yaml), or --accept-loss to do without"
+            f"{precision} has to show that it loses no more than {tolerance} of mAP50-95: give a "
+            "data set with labels (--data DATA.yaml), or --accept-loss to do without"
         )
-    if not telling:
+    if not significant:
         raise AccuracyLost(
             f"the source itself has a mAP50-95 of {accuracy.source_map50_95:.4f} on "
             f"{accuracy.data}, too little to tell what {precision} loses: is it the data that it "
@@ -167,5 +169,5 @@ def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) ->
     raise AccuracyLost(
         f"{precision} loses {accuracy.loss:.4f} of mAP50-95 ({accuracy.source_map50_95:.4f} to "
         f"{accuracy.artifact_map50_95:.4f} on {accuracy.images} pictures of {accuracy.data}), the "
-        f"limit is {gate}; --accept-loss writes it all the same"
+        f"limit is {tolerance}; --accept-loss writes it all the same"
     )

@@ -11,7 +11,7 @@ from export.errors import DatasetInvalid
 from export.sources.source import Source
 from export.verification.coco_figures import Accuracy as CocoFigures
 from export.verification.coco_figures import coco_accuracy
-from export.verification.pictures import MAX_PIXELS, Image, in_words
+from export.verification.pictures import MAX_PIXELS, Image, describe_split
 from export.verification.reference import make_case, reference_detections
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
 from server.errors import BadInput
@@ -65,7 +65,7 @@ def read_labelled(data_yaml: Path, class_names: Sequence[str], split: str = "val
         relabelled.append(LabelledImage(image.path, image.width, image.height, truth))
     if not any(len(image.truth.class_ids) for image in relabelled):
         raise DatasetInvalid(f"{data_yaml}: nothing is labelled in the split {split!r}")
-    description = in_words(data_yaml, split)
+    description = describe_split(data_yaml, split)
     return Labelled(dict(enumerate(class_names)), relabelled, description)
 
 
@@ -124,14 +124,14 @@ def coco_figures(
     detect: Detect, labelled: Labelled, who: str, report: Callable[[str], None]
 ) -> CocoFigures:
     """COCO average precision of a detector; tells of its progress every few seconds."""
-    found, told = [], time.perf_counter()
+    found, last_report_s = [], time.perf_counter()
     for done, image in enumerate(labelled.images, 1):
         try:
             picture = decode(image.path.read_bytes(), max_pixels=MAX_PIXELS)
         except (BadInput, OSError) as error:
             raise DatasetInvalid(f"{image.path}: {error}") from None
         found.append(detect(picture))
-        if time.perf_counter() - told > REPORT_EVERY_S:
-            told = time.perf_counter()
+        if time.perf_counter() - last_report_s > REPORT_EVERY_S:
+            last_report_s = time.perf_counter()
             report(f"average precision of {who}: {done} of {len(labelled.images)} pictures")
     return coco_accuracy(labelled.images, found, labelled.names, PARAMETERS.max_det)

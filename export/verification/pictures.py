@@ -19,22 +19,22 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 64  # pixels; a crop of less can miss its aspect ratio by more than a bucket
 
 
-def pictures(given: Path | None, split: str = "val") -> tuple[list[Image], str]:
+def pictures(data: Path | None, split: str = "val") -> tuple[list[Image], str]:
     """(H, W, 3) uint8 RGB pictures to compare answers on, and in words what they are.
 
     Args:
-        given: a folder, or a data set's YAML; the first pictures by name are taken. None
+        data: a folder, or a data set's YAML; the first pictures by name are taken. None
             generates some.
         split: of the data set.
 
     Raises:
         DatasetInvalid: there are none, or none of them can be read.
     """
-    if given is None:
+    if data is None:
         rng = np.random.default_rng(0)
         return [generated(rng) for _ in range(MOST)], f"{MOST} generated pictures"
     found: list[Image] = []
-    for path in listed(given, split):
+    for path in listed(data, split):
         if len(found) == MOST:
             break
         try:
@@ -45,18 +45,18 @@ def pictures(given: Path | None, split: str = "val") -> tuple[list[Image], str]:
             found.append(picture)
     if not found:
         raise DatasetInvalid(
-            f"--data {given}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
+            f"--data {data}: no picture of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
         )
-    return found, f"{len(found)} pictures of {in_words(given, split)}"
+    return found, f"{len(found)} pictures of {describe_split(data, split)}"
 
 
 def calibration_canvases(
-    given: Path, split: str, metadata: Metadata, most: int, without: Collection[Path] = ()
+    data: Path, split: str, metadata: Metadata, most: int, without: Collection[Path] = ()
 ) -> list[NDArray[np.uint8]]:
     """Letterboxed pictures, evenly spread over those given, as the serving code makes them.
 
     Args:
-        given: a folder, or a data set's YAML.
+        data: a folder, or a data set's YAML.
         split: of the data set.
         metadata: of the artifact that will see them.
         most: how many.
@@ -69,11 +69,11 @@ def calibration_canvases(
         DatasetInvalid: there are none, or none of them can be read.
     """
     canvases: list[NDArray[np.uint8]] = []
-    every, measured = listed(given, split), {path.resolve() for path in without}
+    every, measured = listed(data, split), {path.resolve() for path in without}
     paths = [path for path in every if path.resolve() not in measured]
     if every and not paths:
         raise DatasetInvalid(
-            f"{given}: int8 takes its ranges from pictures that accuracy is not measured on, and "
+            f"{data}: int8 takes its ranges from pictures that accuracy is not measured on, and "
             "there are none; give others (--calibration FOLDER)"
         )
     for path in evenly(paths, most):
@@ -83,28 +83,28 @@ def calibration_canvases(
             continue  # the others will do
         canvases.append(prepare_image(picture, metadata).canvas[None])
     if not canvases:
-        raise DatasetInvalid(f"{given}: no picture to calibrate with can be read")
+        raise DatasetInvalid(f"{data}: no picture to calibrate with can be read")
     return canvases
 
 
-def listed(given: Path, split: str) -> list[Path]:
+def listed(data: Path, split: str) -> list[Path]:
     """Paths of the pictures in a folder, or in a split of a data set's YAML, in order.
 
     Raises:
         DatasetInvalid: it is neither.
     """
-    if given.is_dir():
-        return sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not given.is_file():
-        raise DatasetInvalid(f"{given}: there is no such folder or data set's YAML")
-    if given.suffix.lower() not in (".yaml", ".yml"):
-        raise DatasetInvalid(f"{given}: a folder of pictures or a data set's YAML is expected")
-    return split_images(given, split)[1]
+    if data.is_dir():
+        return sorted(path for path in data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not data.is_file():
+        raise DatasetInvalid(f"{data}: there is no such folder or data set's YAML")
+    if data.suffix.lower() not in (".yaml", ".yml"):
+        raise DatasetInvalid(f"{data}: a folder of pictures or a data set's YAML is expected")
+    return split_images(data, split)[1]
 
 
-def in_words(given: Path, split: str) -> str:
+def describe_split(data: Path, split: str) -> str:
     """The name of a folder, or of a data set and its split, without where it lies."""
-    path = given.resolve()
+    path = data.resolve()
     return path.name if path.is_dir() else f"{path.parent.name}/{path.name}, {split}"
 
 

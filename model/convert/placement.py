@@ -140,19 +140,21 @@ def is_as_stored(picture: Picture, size: Size, file: Path, notes: Notes) -> bool
     Tools disagree on that. The size in the annotations tells where EXIF swaps width and height;
     else they are taken to be made on the picture as it is shown.
     """
-    given = picture.size_wh
+    annotated_wh = picture.size_wh
     if size.orientation == 1:
-        if given not in (None, size.stored_wh):
+        if annotated_wh not in (None, size.stored_wh):
             real = "x".join(map(str, size.stored_wh))
             notes.add(
                 "pictures of another size than annotated, theirs taken",
-                f"{file.name} is {real}, not {given[0]}x{given[1]}" if given else "",
+                f"{file.name} is {real}, not {annotated_wh[0]}x{annotated_wh[1]}"
+                if annotated_wh
+                else "",
             )
         return False
-    if size.stored_wh != size.upright_wh and given == size.stored_wh:
+    if size.stored_wh != size.upright_wh and annotated_wh == size.stored_wh:
         notes.add("pictures that EXIF turns, their boxes turned too", file.name)
         return True
-    if given != size.upright_wh or size.stored_wh == size.upright_wh:
+    if annotated_wh != size.upright_wh or size.stored_wh == size.upright_wh:
         notes.add(
             "pictures that EXIF turns, their boxes taken as made on the upright picture",
             file.name,

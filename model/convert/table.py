@@ -106,8 +106,8 @@ def read_row(cells: dict[str, str], where: str) -> Box | None:
     """The box of a row; None for a picture without objects."""
     if not cells["file"]:
         raise ValueError(f"{where}: has no file name")
-    given = [cells[name] for name in (*CORNERS, "class")]
-    if not any(given):
+    required = [cells[name] for name in (*CORNERS, "class")]
+    if not any(required):
         return None
     if not cells["class"]:
         raise ValueError(f"{where}: has no class")

@@ -1,4 +1,4 @@
-"""Puts the server together: one service, the doors to it, and what surrounds every request."""
+"""Puts the server together: one service, the endpoints of it, and what surrounds every request."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,11 +13,11 @@ from server.api.ui import read_samples
 from server.host import available_bytes
 from server.http.auth import Keys, key_check, key_schemes
 from server.http.errors import (
-    answer_errors,
-    answer_unexpected,
+    install_error_handlers,
     refuse_early,
     rejection_reasons,
     respond_in,
+    unexpected_error_response,
 )
 from server.http.middleware import DETECTION, EarlyRefusal, RequestScope
 from server.http.security_headers import allow_origins
@@ -28,9 +28,9 @@ from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.tracing import open_tracing
 from server.serving.body_budget import ByteBudget
-from server.serving.decode_pool import upload_share
-from server.serving.interface import Model, measured
-from server.serving.local_model import Loader, OwnModel
+from server.serving.decode_pool import body_share
+from server.serving.interface import Model, create_metrics
+from server.serving.local_model import Loader, LocalModel
 from server.serving.service import Service
 from server.settings import Settings
 
@@ -67,27 +67,27 @@ def create_app(
     keys = keys or Keys(settings.api_keys, settings.api_keys_file)
     tracing = open_tracing(settings.otlp_endpoint)
     memory_bytes = memory_bytes or available_bytes()
-    unset_bytes = max(settings.max_body_bytes, upload_share(memory_bytes))
-    uploads = ByteBudget(settings.max_upload_bytes or unset_bytes)
-    metrics = measured(
+    unset_bytes = max(settings.max_body_bytes, body_share(memory_bytes))
+    body_budget = ByteBudget(settings.max_inflight_body_bytes or unset_bytes)
+    metrics = create_metrics(
         settings,
         sorted(rejection_reasons()),
         queue=lambda: model.queue,
-        uploads=uploads,
+        body_budget=body_budget,
         state=lambda: service.status,
     )
     model: Model
     if open_model is not None:
         model = open_model(metrics)
     else:
-        model = OwnModel(settings, loader or Loader(settings, open_engine), metrics)
+        model = LocalModel(settings, loader or Loader(settings, open_engine), metrics)
         register_gpu_metrics(metrics.registry, open_nvml())
     service = Service(
         settings,
         model,
         metrics,
         on_failure=on_failure,
-        uploads=uploads,
+        body_budget=body_budget,
         memory_bytes=memory_bytes,
     )
 
@@ -142,7 +142,7 @@ def create_app(
     ]
     for router in routers:
         app.include_router(router)
-    answer_errors(app, service, respond)
+    install_error_handlers(app, service, respond)
     # From the inside out.
     app.add_middleware(
         EarlyRefusal,
@@ -158,8 +158,8 @@ def create_app(
     app.add_middleware(
         RequestScope,
         metrics=metrics,
-        uploads=uploads,
-        unexpected=answer_unexpected(respond),
+        body_budget=body_budget,
+        unexpected=unexpected_error_response(respond),
         ending=lambda: service.ending,
         tracing=tracing,
     )

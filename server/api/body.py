@@ -10,9 +10,9 @@ import orjson
 
 from server.api.base64_text import read_base64
 from server.api.multipart import MultipartReader, Part
-from server.api.parameters import NAMES, shown
+from server.api.parameters import NAMES, truncate_repr
 from server.errors import MalformedRequest, NoImage, TooLarge, UnsupportedImage
-from server.serving.body_budget import Share, announced_bytes
+from server.serving.body_budget import BodyReservation, announced_bytes
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
@@ -79,7 +79,7 @@ async def read_form(
     headers: Mapping[str, str],
     stream: AsyncIterator[bytes],
     limits: Limits,
-    share: Share,
+    reservation: BodyReservation,
     pool: Executor,
 ) -> Form:
     """Reads a body in any of the three forms that are served.
@@ -88,7 +88,7 @@ async def read_form(
         headers: the request's, names in lower case or without regard to case.
         stream: the body, in pieces; not read further than a limit allows.
         limits: checked while reading, before anything is kept.
-        share: of the memory for all bodies; taken from while reading, and given back by whoever
+        reservation: of the memory for all bodies; taken from while reading, and released by whoever
             made it, when the images are not needed any more.
         pool: where what takes time for a large body is done; the event loop only waits.
 
@@ -99,21 +99,21 @@ async def read_form(
         UnsupportedImage: a content type or encoding that is not served.
         UploadsFull: other requests' bodies are in the memory that this one needs.
     """
-    refuse_by_headers(headers, limits, share)
+    refuse_by_headers(headers, limits, reservation)
     run = asyncio.get_running_loop().run_in_executor
     content_type = headers.get("content-type", RAW)
     match media_type := content_type.split(";")[0].strip().lower():
         case "multipart/form-data":
-            parts = await _read_multipart(content_type, stream, limits, share)
+            parts = await _read_multipart(content_type, stream, limits, reservation)
             form = await run(pool, _form_of, parts)
         case "application/json":
-            body = await read_whole(stream, limits, share)
-            share.take(len(body) * await run(pool, json_copies, body))
+            body = await read_whole(stream, limits, reservation)
+            reservation.take(len(body) * await run(pool, json_copies, body))
             form = await run(pool, parse_json, body, limits)
         case "application/octet-stream":
-            form = await run(pool, _raw, await read_whole(stream, limits, share))
+            form = await run(pool, _raw, await read_whole(stream, limits, reservation))
         case _ if media_type.startswith("image/"):
-            form = await run(pool, _raw, await read_whole(stream, limits, share))
+            form = await run(pool, _raw, await read_whole(stream, limits, reservation))
         case _:
             raise UnsupportedImage(
                 f"Content-Type {media_type!r} is not served; send {MULTIPART}, {JSON}, image/* "
@@ -124,7 +124,9 @@ async def read_form(
     return form
 
 
-def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) -> None:
+def refuse_by_headers(
+    headers: Mapping[str, str], limits: Limits, reservation: BodyReservation
+) -> None:
     """Refuses a body that could not be read, before all of it is sent in vain.
 
     Raises:
@@ -137,10 +139,12 @@ def refuse_by_headers(headers: Mapping[str, str], limits: Limits, share: Share) 
         )
     body_bytes = announced_bytes(headers)
     limits.check_bytes(body_bytes)
-    share.check(body_bytes)
+    reservation.check(body_bytes)
 
 
-async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share) -> bytearray:
+async def read_whole(
+    stream: AsyncIterator[bytes], limits: Limits, reservation: BodyReservation
+) -> bytearray:
     """A whole body, as it is; a copy as `bytes` would stop the event loop for milliseconds.
 
     Raises:
@@ -150,7 +154,7 @@ async def read_whole(stream: AsyncIterator[bytes], limits: Limits, share: Share)
     body = bytearray()
     async for chunk in stream:
         limits.check_bytes(len(body) + len(chunk))
-        share.take(len(chunk))
+        reservation.take(len(chunk))
         body += chunk
     return body
 
@@ -206,14 +210,14 @@ def _from_base64(text: object, index: int) -> bytes:
 
 
 async def _read_multipart(
-    content_type: str, stream: AsyncIterator[bytes], limits: Limits, share: Share
+    content_type: str, stream: AsyncIterator[bytes], limits: Limits, reservation: BodyReservation
 ) -> list[Part]:
     reader = MultipartReader(content_type, on_file=limits.check_images)
     body_bytes = 0
     async for chunk in stream:
         body_bytes += len(chunk)
         limits.check_bytes(body_bytes)
-        share.take(len(chunk))
+        reservation.take(len(chunk))
         reader.feed(chunk)
     return reader.finish()
 
@@ -239,5 +243,5 @@ def _likely_mistake(form: Form, media_type: str) -> str:
     if meant is None:
         return ""
     if media_type == JSON:
-        return f': unknown field {shown(meant)}; images come as "images": ["<base64>", ...]'
-    return f": field {shown(meant)} is text; a file is sent as image=@FILE"
+        return f': unknown field {truncate_repr(meant)}; images come as "images": ["<base64>", ...]'
+    return f": field {truncate_repr(meant)} is text; a file is sent as image=@FILE"

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from server.api.body import MULTIPART, Form, Limits, read_form
 from server.api.openapi import problem_responses
-from server.api.parameters import number, shown
+from server.api.parameters import number, truncate_repr
 from server.api.responses import first_found, placed_boxes, stage_ms
 from server.errors import BadInput, InvalidParameter, Unauthorized, UnsupportedImage
 from server.http.auth import Keys
@@ -108,7 +108,11 @@ def routes(
             engine = service.current()
             _refuse_unless_multipart(headers.get("content-type", ""))
             form = await read_form(
-                headers, request.stream(), limits, record.share, service.pipeline.answering
+                headers,
+                request.stream(),
+                limits,
+                record.body_reservation,
+                service.pipeline.response_threads,
             )
             if key_in_form:
                 check_form_key(form, keys)
@@ -118,7 +122,7 @@ def routes(
             if len(form.images) > 1:
                 raise InvalidParameter(f"one image is taken, not {len(form.images)}")
 
-            def answer(outcomes: list[Found | BadInput]) -> bytes:
+            def respond(outcomes: list[Found | BadInput]) -> bytes:
                 record.stage_ms = stage_ms(outcomes)
                 found = first_found(outcomes)
                 return orjson.dumps(
@@ -128,7 +132,7 @@ def routes(
             async with leaving_with_client(request.receive) as left:
                 encoded = [upload.data for upload in form.images]
                 content = await service.pipeline.detect(
-                    engine, encoded, parameters, deadline, answer, left=left
+                    engine, encoded, parameters, deadline, respond, left=left
                 )
             return Response(content, media_type="application/json")
 
@@ -169,7 +173,7 @@ def read_min_confidence(form: Form) -> DetectParameters:
         raise InvalidParameter("min_confidence is given more than once")
     conf = number("min_confidence", sent[0]) if sent else DEFAULT_MIN_CONFIDENCE
     if not 0 <= conf <= 1:
-        raise InvalidParameter(f"min_confidence is {shown(conf)}, it must be from 0 to 1")
+        raise InvalidParameter(f"min_confidence is {truncate_repr(conf)}, it must be from 0 to 1")
     return DetectParameters(conf=conf)
 
 
@@ -219,7 +223,9 @@ def _message(labels: Sequence[str]) -> str:
 def _refuse_unless_multipart(content_type: str) -> None:
     media_type = content_type.split(";")[0].strip().lower()
     if media_type != MULTIPART:
-        raise UnsupportedImage(f"Content-Type {shown(media_type)} is not served; send {MULTIPART}")
+        raise UnsupportedImage(
+            f"Content-Type {truncate_repr(media_type)} is not served; send {MULTIPART}"
+        )
 
 
 def _request() -> Json:

@@ -1,4 +1,4 @@
-"""`POST /detect`, the server's own door. `detect` is the request path, top to bottom."""
+"""`POST /detect`, the server's own endpoint. `detect` is the request path, top to bottom."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from server.api.body import Limits, read_form
-from server.api.openapi import detect_request, picture_response, problem_responses
+from server.api.openapi import detect_request, image_response, problem_responses
 from server.api.parameters import read_parameters
 from server.api.responses import (
-    annotated_picture,
+    annotated_image,
     detections_json,
     first_found,
     prefers_png,
@@ -31,7 +31,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
     @router.post(
         "/detect",
         response_model=DetectResponse,
-        responses=picture_response() | problem_responses(400, 401, 413, 415, 422, 500, 503, 504),
+        responses=image_response() | problem_responses(400, 401, 413, 415, 422, 500, 503, 504),
         openapi_extra=detect_request(),
     )
     async def detect(request: Request) -> Response:
@@ -40,20 +40,24 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
         async with service.accept() as deadline:
             engine = service.current()
             form = await read_form(
-                request.headers, request.stream(), limits, record.share, service.pipeline.answering
+                request.headers,
+                request.stream(),
+                limits,
+                record.body_reservation,
+                service.pipeline.response_threads,
             )
             record.version = engine.artifact.version
             record.images = len(form.images)
-            given = [*request.query_params.multi_items(), *form.fields]
-            chosen = read_parameters(given, engine.artifact.metadata.class_names)
+            parameters = [*request.query_params.multi_items(), *form.fields]
+            chosen = read_parameters(parameters, engine.artifact.metadata.class_names)
             if chosen.format == "image" and len(form.images) > 1:
                 raise InvalidParameter(f"format=image takes one image, not {len(form.images)}")
 
-            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
+            def respond(outcomes: list[Found | BadInput]) -> tuple[bytes, str]:
                 record.stage_ms = stage_ms(outcomes)
                 first = first_found(outcomes, form.images[0].filename)
                 if chosen.format == "image":
-                    return annotated_picture(
+                    return annotated_image(
                         form.images[0],
                         first.detections,
                         engine.artifact.metadata.class_names,
@@ -78,8 +82,8 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     encoded,
                     chosen.detect,
                     deadline,
-                    answer,
-                    pictures=chosen.format == "image",
+                    respond,
+                    draws=chosen.format == "image",
                     left=left,
                 )
             headers = {"Vary": "Accept"} if chosen.format == "image" else None

@@ -63,7 +63,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 CLASSES_IN_A_FORM = "Only these classes, as ids or names; comma separated."
-# A grey picture of one pixel, as PNG.
+# A grey image of one pixel, as PNG.
 ONE_PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVQIHWMoKioCAAKwAVfn2/w/AAAAAElFTkSuQmCC"
 )
@@ -88,10 +88,10 @@ def problem_responses(
     }
 
 
-def picture_response() -> dict[int | str, dict[str, Any]]:
+def image_response() -> dict[int | str, dict[str, Any]]:
     """The other forms of a good answer, for `format=image`."""
-    picture = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"content": {"image/jpeg": picture, "image/png": picture}}}
+    image = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"content": {"image/jpeg": image, "image/png": image}}}
 
 
 def detect_request() -> dict[str, Any]:

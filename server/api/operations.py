@@ -70,7 +70,7 @@ def routes(
             provider=engine.provider if engine else None,
             device=engine.device if engine else None,
             cpu_fallback=engine.cpu_fallback if engine else None,
-            lanes=engine.lanes if engine else None,
+            instances=engine.instances if engine else None,
             max_batch_size=engine.max_batch_size if engine else None,
             queue_images=service.queue.queue_images,
             max_queue_images=service.settings.max_queue_images,

@@ -23,7 +23,7 @@ class RequestParameters:
 
     Attributes:
         detect: thresholds and classes of the postprocessing.
-        format: "json", or "image" for an annotated picture.
+        format: "json", or "image" for an annotated image.
     """
 
     detect: DetectParameters
@@ -31,12 +31,12 @@ class RequestParameters:
 
 
 def read_parameters(
-    given: Sequence[tuple[str, object]], class_names: Sequence[str]
+    parameters: Sequence[tuple[str, object]], class_names: Sequence[str]
 ) -> RequestParameters:
     """Reads and checks parameters; those not given have their defaults.
 
     Args:
-        given: names and values; text from a query or form, any value from JSON. A null counts
+        parameters: names and values; text from a query or form, any value from JSON. A null counts
             as not given. `classes` may be repeated, the others not.
         class_names: the model's; `classes` takes these or their indices.
 
@@ -45,9 +45,11 @@ def read_parameters(
     """
     values: dict[str, object] = {}
     classes: list[int] = []
-    for name, value in given:
+    for name, value in parameters:
         if name not in NAMES:
-            raise InvalidParameter(f"unknown parameter {shown(name)}; known are {', '.join(NAMES)}")
+            raise InvalidParameter(
+                f"unknown parameter {truncate_repr(name)}; known are {', '.join(NAMES)}"
+            )
         if value is None:
             continue
         if isinstance(value, str) and len(value) > MAX_CHARACTERS:
@@ -77,14 +79,14 @@ def number(name: str, value: object) -> float:
         with suppress(OverflowError):  # JSON has integers that no float can hold
             if math.isfinite(value):
                 return float(value)
-    raise InvalidParameter(f"{name} must be a number, not {shown(value)}")
+    raise InvalidParameter(f"{name} must be a number, not {truncate_repr(value)}")
 
 
 def _integer(name: str, value: object) -> int:
     if isinstance(value, str) and INTEGER.fullmatch(value):
         value = int(value)
     if not _is_integer(value):
-        raise InvalidParameter(f"{name} must be an integer, not {shown(value)}")
+        raise InvalidParameter(f"{name} must be an integer, not {truncate_repr(value)}")
     return value
 
 
@@ -92,7 +94,7 @@ def _boolean(name: str, value: object) -> bool:
     if isinstance(value, str):
         value = BOOLEANS.get(value.lower(), value)
     if not isinstance(value, bool):
-        raise InvalidParameter(f"{name} must be true or false, not {shown(value)}")
+        raise InvalidParameter(f"{name} must be true or false, not {truncate_repr(value)}")
     return value
 
 
@@ -101,7 +103,7 @@ def _format(value: object) -> Literal["json", "image"]:
         return "json"
     if value == "image":
         return "image"
-    raise InvalidParameter(f"format must be json or image, not {shown(value)}")
+    raise InvalidParameter(f"format must be json or image, not {truncate_repr(value)}")
 
 
 def _class_ids(value: object, class_names: Sequence[str]) -> list[int]:
@@ -123,7 +125,7 @@ def _class_id(entry: object, class_names: Sequence[str]) -> int:
         return entry
     raise InvalidParameter(
         f"classes takes ids 0..{len(class_names) - 1} or names ({_listed(class_names)}), "
-        f"not {shown(entry)}"
+        f"not {truncate_repr(entry)}"
     )
 
 
@@ -132,11 +134,11 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _listed(class_names: Sequence[str]) -> str:
-    shown = ", ".join(class_names[:10])
-    return shown if len(class_names) <= 10 else f"{shown}, ..."
+    names = ", ".join(class_names[:10])
+    return names if len(class_names) <= 10 else f"{names}, ..."
 
 
-def shown(value: object) -> str:
+def truncate_repr(value: object) -> str:
     """A value of a request, short enough for a message."""
     if isinstance(value, list | dict):  # may be as large as the body
         return "a list" if isinstance(value, list) else "an object"

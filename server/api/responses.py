@@ -12,7 +12,7 @@ from server.errors import BadInput
 from server.inference.artifact import Artifact
 from server.inference.detector import ImageDetections
 from server.serving.pipeline import Found
-from server.vision.annotate import annotate, encode_picture
+from server.vision.annotate import annotate, encode_image
 from server.vision.decode import decode
 from server.vision.nms import Detections
 
@@ -35,7 +35,7 @@ def prefers_png(accept: str) -> bool:
     Args:
         accept: the header; several are joined by commas. Types with parameters count as without,
             and what can't be read as if it were not there. A client that wants neither gets a
-            JPEG: there is nothing else, and a picture is what it asked for by `format=image`.
+            JPEG: there is nothing else, and an image is what it asked for by `format=image`.
 
     Source:
         RFC 9110, section 12.5.1.
@@ -138,13 +138,13 @@ def detections_json(
     return orjson.dumps(body)
 
 
-def annotated_picture(
+def annotated_image(
     upload: Upload, found: ImageDetections, class_names: Sequence[str], max_pixels: int, png: bool
 ) -> tuple[bytes, str]:
     """The image with its detections drawn in, and its media type."""
     # Decoded a second time: cheaper than keeping every image's pixels while it waits.
     image = decode(upload.data, max_pixels=max_pixels)
-    return encode_picture(annotate(image, found.detections, class_names), png=png)
+    return encode_image(annotate(image, found.detections, class_names), png=png)
 
 
 def _result(

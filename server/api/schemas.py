@@ -61,7 +61,7 @@ class Timings(Body):
 
     decode: float = Field(description="Decoding and letterboxing.")
     queue: float = Field(description="Waiting for a batch.")
-    inference: float = Field(description="The model call of the image's batch.")
+    inference: float = Field(description="The inference of the image's batch.")
     postprocess: float = Field(description="NMS, and back to original pixels.")
     total: float = Field(description="From the end of the request's headers to its answer.")
 
@@ -83,7 +83,7 @@ class Alive(Body):
 class Health(Body):
     """State of the server, and what really runs: null until the model is loaded."""
 
-    status: Literal["starting", "ready", "stuck", "draining", "failed"]
+    status: Literal["starting", "ready", "hung", "draining", "failed"]
     server_version: str
     revision: str | None = Field(
         description="The commit that was built: with `-dirty` where files differed from it, with "
@@ -99,7 +99,7 @@ class Health(Body):
         description="Why the model runs on the CPU though the device is `auto` and there is a GPU "
         "or ONNX Runtime's build for one; null where that is not so."
     )
-    lanes: int | None = Field(description="Model calls that may run side by side.")
+    instances: int | None = Field(description="Inferences that may run at the same time.")
     max_batch_size: int | None
     queue_images: int
     max_queue_images: int

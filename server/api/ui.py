@@ -1,6 +1,6 @@
 """The pages for people: one to try images in, and the documentation of the interface.
 
-The first is the folder `server/ui`: files as they are, without a build step. The pictures that it
+The first is the folder `server/ui`: files as they are, without a build step. The images that it
 offers as a first try are those of the folder `samples` beside a model. Swagger UI comes from the
 package fastapi-offline, because FastAPI's own page would load it from another host.
 """
@@ -22,7 +22,7 @@ from server.observability.logs import get_logger
 
 FOLDER = "samples"
 MOST = 12
-# They stay in memory. Larger pictures belong to those who drop them.
+# They stay in memory. Larger images belong to those who drop them.
 MAX_BYTES = 4 * 1024 * 1024
 MAX_BYTES_IN_ALL = 16 * 1024 * 1024
 MEDIA_TYPES = {
@@ -48,7 +48,7 @@ logger = get_logger(__name__)
 
 
 def read_samples(model: Path) -> Mapping[str, bytes]:
-    """Reads the pictures beside a model.
+    """Reads the images beside a model.
 
     Args:
         model: an artifact or a folder of them, as the setting `model` names it.
@@ -103,7 +103,7 @@ def _content(file: Path, limit: int) -> bytes:
 
 
 def media_type(name: str) -> str | None:
-    """What a file's name says that it is; None where it is no picture that browsers show."""
+    """What a file's name says that it is; None where it is no image that browsers show."""
     return MEDIA_TYPES.get(Path(name).suffix.lower())
 
 
@@ -112,7 +112,7 @@ def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) 
 
     Args:
         title: of the documentation.
-        samples: pictures that the page offers, by file name.
+        samples: images that the page offers, by file name.
         guards: stand before the samples, which tell what is looked for here.
     """
     router = APIRouter(include_in_schema=False)

@@ -45,7 +45,9 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Report:
     build = read_build()
     # First: what is loaded below to look at it must not be what makes the model run.
     model = tuple(check_model(settings, build, gpu_visible=gpu_visible()))
-    wanted = CUDA_LIBRARIES | (TENSORRT_LIBRARIES if settings.device == "tensorrt" else {})
+    libraries_by_package = CUDA_LIBRARIES | (
+        TENSORRT_LIBRARIES if settings.device == "tensorrt" else {}
+    )
     return Report(
         (
             *check_software(build, environment),
@@ -55,7 +57,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Report:
                 visible=gpu_visible(),
                 build=build,
                 driver=read_driver(open_nvml()),
-                libraries=lambda: find_libraries(wanted),
+                libraries=lambda: find_libraries(libraries_by_package),
             ),
             *model,
             *check_settings(settings),

@@ -128,10 +128,10 @@ def read_driver(
             gpus = tuple(_gpu_of(nvml, handle) for handle in handles)
             return Driver(nvml.nvmlSystemGetDriverVersion(), gpus, "NVML")
     rows = [line.split(", ") for line in (smi or _nvidia_smi)().splitlines()]
-    told = [row for row in rows if len(row) == 4 and re.fullmatch(r"\d+\.\d+", row[2])]
-    if told:
-        gpus = tuple(Gpu(name, _pair(cc), _mib(memory)) for _, name, cc, memory in told)
-        return Driver(told[0][0], gpus, "nvidia-smi")
+    gpu_rows = [row for row in rows if len(row) == 4 and re.fullmatch(r"\d+\.\d+", row[2])]
+    if gpu_rows:
+        gpus = tuple(Gpu(name, _pair(cc), _mib(memory)) for _, name, cc, memory in gpu_rows)
+        return Driver(gpu_rows[0][0], gpus, "nvidia-smi")
     try:
         found = re.search(r"\s(\d{3,}\.\d+(\.\d+)?)\s", proc.read_text(errors="replace"))
     except OSError:
@@ -140,7 +140,7 @@ def read_driver(
 
 
 def find_libraries(
-    wanted: dict[str, str],
+    packages_by_file: dict[str, str],
     *,
     folders: Iterable[Path] | None = None,
     load: Callable[[str], object] = ctypes.CDLL,
@@ -148,12 +148,12 @@ def find_libraries(
     """Loads libraries, as ONNX Runtime would find them: from pip's packages, else the system's.
 
     Args:
-        wanted: the package by the file name of each.
+        packages_by_file: the package by the file name of each.
         folders: where to look first; by default those of NVIDIA's packages on `sys.path`.
         load: loads one by path or name, or raises OSError.
     """
     places = list(_package_folders(sys.path) if folders is None else folders)
-    return [_find(name, package, places, load) for name, package in wanted.items()]
+    return [_find(name, package, places, load) for name, package in packages_by_file.items()]
 
 
 def _find(

@@ -11,7 +11,7 @@ import cv2
 from server.doctor.gpu_facts import Build
 from server.doctor.report import Check
 from server.host import available_cpus, cpu_name, integer_instructions, machine_bytes
-from server.serving.decode_pool import decoding_share, upload_share
+from server.serving.decode_pool import body_share, decoding_share
 from server.version import DISTRIBUTION, UNKNOWN, this_build
 
 # A test holds the server at rest below 300 MB; images and bodies come on top.
@@ -46,9 +46,9 @@ def check_software(build: Build, environment: Mapping[str, str]) -> Iterator[Che
         text = f"{packages} are both installed; they share their files, and one is broken"
         yield Check(section, "ONNX Runtime", "warn", text, INSTALL_ANEW)
     else:
-        shown = ", ".join(name.removesuffix("ExecutionProvider") for name in build.providers)
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in build.providers)
         kind = "GPU build" if "onnxruntime-gpu" in build.packages else "CPU build"
-        text = f"{packages or 'not installed by pip'}, {kind} ({shown})"
+        text = f"{packages or 'not installed by pip'}, {kind} ({providers})"
         yield Check(section, "ONNX Runtime", "ok", text)
     versions = [f"{name} {_version(name)}" for name in PACKAGES]
     yield Check(section, "packages", "info", ", ".join([*versions, f"opencv {cv2.__version__}"]))
@@ -75,13 +75,13 @@ def check_machine(quota: float | None, memory_bytes: int | None) -> Iterator[Che
     text = f"{available_cpus()}: {os.cpu_count()} in the machine, {affinity} by affinity, {limit}"
     yield Check(section, "usable CPUs", "ok", text)
     available = min(memory_bytes or machine_bytes(), machine_bytes())
-    bodies = upload_share(available)
+    bodies = body_share(available)
     decoding = decoding_share(
-        available, resident_bytes=AT_REST_BYTES, canvas_bytes=0, upload_bytes=bodies
+        available, resident_bytes=AT_REST_BYTES, canvas_bytes=0, inflight_body_bytes=bodies
     )
     text = (
         f"about {decoding / 2**20:.0f} MiB for what is decoded, {bodies / 2**20:.0f} MiB for "
-        "bodies unless max_upload_bytes says otherwise"
+        "bodies unless max_inflight_body_bytes says otherwise"
     )
     yield Check(section, "memory for images", "info", text)
     if memory_bytes is None:

@@ -104,11 +104,11 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
         yield Check(SECTION, "chosen", "ok", engine.reason)
     text = f"{engine.provider} on {engine.device}, ready after {load_s:.1f} s"
     yield Check(SECTION, "runs on", "ok", text)
-    text = f"{engine.lanes} side by side, batches of up to {engine.max_batch_size}"
+    text = f"{engine.instances} side by side, batches of up to {engine.max_batch_size}"
     if engine.provider == CPU:
         all_threads = threads or available_cpus()
-        text += f"; CPU threads: {threads or 1} for each, {all_threads} for a lone one"
-    yield Check(SECTION, "model calls", "info", text)
+        text += f"; CPU threads: {threads or 1} for each, {all_threads} for a sole request"
+    yield Check(SECTION, "inferences", "info", text)
     device = "tensorrt" if engine.provider == TENSORRT else engine.device
     nodes = Session.open(
         engine.artifact,
@@ -128,9 +128,9 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
     times_ms = []
     for _ in range(TIMED_RUNS):
         started = time.perf_counter()
-        engine.run(grey, alone=True)
+        engine.run(grey, sole=True)
         times_ms.append((time.perf_counter() - started) * 1000)
     text = (
         f"{statistics.median(times_ms):.1f} ms for one image of {width}x{height} (width x height)"
     )
-    yield Check(SECTION, "one alone", "info", f"{text}, median of {TIMED_RUNS} model calls")
+    yield Check(SECTION, "one alone", "info", f"{text}, median of {TIMED_RUNS} inferences")

@@ -59,11 +59,11 @@ class Report:
 
     def json(self) -> str:
         """For programs: `would_start`, and `checks` with the attributes of `Check`."""
-        shown = {
+        document = {
             "would_start": self.would_start,
             "checks": [asdict(check) for check in self.checks],
         }
-        return json.dumps(shown, indent=2, ensure_ascii=False)
+        return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def _lines(check: Check) -> list[str]:

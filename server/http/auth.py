@@ -20,7 +20,7 @@ class Keys:
     """Knows the keys by their digests; without any, everybody is let through.
 
     Args:
-        given: keys of the settings.
+        configured: keys of the settings.
         file: more of them, one a line, which LF or CR LF ends; spaces and tabs around it, blank
             lines and those that begin with # don't count.
 
@@ -28,8 +28,8 @@ class Keys:
         SettingsInvalid: the file is not a regular one, can't be read, or holds no key.
     """
 
-    def __init__(self, given: Sequence[SecretStr], file: Path | None = None) -> None:
-        self._given = [key.get_secret_value() for key in given]
+    def __init__(self, configured: Sequence[SecretStr], file: Path | None = None) -> None:
+        self._configured = [key.get_secret_value() for key in configured]
         self._file = file
         self._digests: list[bytes] = []
         self.reload()
@@ -59,7 +59,7 @@ class Keys:
         Raises:
             SettingsInvalid: as at first; the keys of before stay.
         """
-        keys = self._given + (_keys_of(self._file) if self._file else [])
+        keys = self._configured + (_keys_of(self._file) if self._file else [])
         # Digests have one length, so a comparison tells nothing about the key's.
         self._digests = [_digest(key.encode()) for key in keys]
 
@@ -68,9 +68,9 @@ class Keys:
         return self._allow(text.encode("utf-8", "surrogatepass"))
 
     def _allow(self, sent: bytes) -> bool:
-        given = _digest(sent)
+        digest_sent = _digest(sent)
         # All are compared, also after a match: the time must not say which one it was.
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        matches = [hmac.compare_digest(digest_sent, digest) for digest in self._digests]
         return any(matches) or not matches
 
     def check(self, headers: Mapping[str, str]) -> None:

@@ -29,16 +29,16 @@ class ConnectionLimits:
             begin, until its headers are complete.
         max_connections: open at the same time.
         linger_s: seconds in which the rest of a body may come whose answer is out.
-        fetch_s: seconds that a client may leave its answer unfetched.
-        max_unfetched_bytes: of all answers that clients have not fetched; past it those that have
+        write_timeout_s: seconds that a client may leave its answer unread.
+        max_unread_bytes: of all answers that clients have not read; past it those that have
             waited longest are cut off. A single answer may be larger.
     """
 
     header_timeout_s: float
     max_connections: int
     linger_s: float = 10.0
-    fetch_s: float = KEEP_ALIVE_S
-    max_unfetched_bytes: int = 256 * 1024 * 1024
+    write_timeout_s: float = KEEP_ALIVE_S
+    max_unread_bytes: int = 256 * 1024 * 1024
 
 
 class LingeringProtocol(HttpToolsProtocol):
@@ -46,40 +46,40 @@ class LingeringProtocol(HttpToolsProtocol):
 
     Attributes:
         limits: see there; set by `bounded_protocol`, as is
-        unfetched: the connections whose clients do not fetch their answers, longest first.
+        unread: the connections whose clients do not read their answers, longest first.
         ended: nothing more is sent.
     """
 
     limits: ConnectionLimits
-    unfetched: dict["LingeringProtocol", None]
+    unread: dict["LingeringProtocol", None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ended = False
-        self._deaf = False  # nothing more is read as HTTP
-        self._rest_bytes = 0  # thrown away
-        self._answering: RequestResponseCycle | None = None
+        self._discarding = False  # nothing more is read as HTTP
+        self._discarded_bytes = 0  # thrown away
+        self._running_cycle: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection."""
         self._socket = transport
-        super().connection_made(cast(asyncio.Transport, _Gentle(transport, self)))
+        super().connection_made(cast(asyncio.Transport, _LingeringTransport(transport, self)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends everything that waits on the connection."""
-        self._deaf = True
+        self._discarding = True
         self._disarm()
         self.resume_writing()
         super().connection_lost(exc)
         # uvicorn tells only the last request that came, which may wait behind this one.
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        if self._running_cycle is not None and not self._running_cycle.response_complete:
+            self._running_cycle.disconnected = True
+            self._running_cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answering = cycle
+        self._running_cycle = cycle
         super()._start_asgi_task(cycle, app)
 
     def end(self) -> None:
@@ -88,8 +88,8 @@ class LingeringProtocol(HttpToolsProtocol):
             return
         self.ended = True
         self._unset_keepalive_if_required()
-        sends = self._deaf or self._sends()
-        self._deaf = True
+        sends = self._discarding or self._sends()
+        self._discarding = True
         if sends and self._socket.can_write_eof():
             # Closed with bytes unread, a socket resets the connection, answer and all.
             self._socket.write_eof()
@@ -97,7 +97,7 @@ class LingeringProtocol(HttpToolsProtocol):
             self._arm(self.limits.linger_s, self._socket.abort)
         else:
             self._socket.close()
-            self._arm(self.limits.fetch_s, self._socket.abort)  # unless all is fetched by then
+            self._arm(self.limits.write_timeout_s, self._socket.abort)  # unless all is read by then
 
     def shutdown(self) -> None:
         """Ends what is idle now and the rest after its answer, when the server ends."""
@@ -108,38 +108,40 @@ class LingeringProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def pause_writing(self) -> None:
-        """The client does not fetch its answer: it has a while."""
+        """The client does not read its answer: it has a while."""
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.limits.fetch_s, self._socket.abort)
-            self.unfetched[self] = None
-            self._cut_off_the_longest_unfetched()
+            self._write_timer = self.loop.call_later(
+                self.limits.write_timeout_s, self._socket.abort
+            )
+            self.unread[self] = None
+            self._cut_off_the_longest_unread()
 
     def resume_writing(self) -> None:
-        """The answer was fetched."""
+        """The answer was read."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-            self.unfetched.pop(self, None)
+            self.unread.pop(self, None)
 
-    def _cut_off_the_longest_unfetched(self) -> None:
-        """An annotated picture may have 100 MB: clients that read none would fill memory."""
-        kept = sum(each._socket.get_write_buffer_size() for each in self.unfetched)
-        for each in [*self.unfetched]:
-            if kept <= self.limits.max_unfetched_bytes or each is self:
+    def _cut_off_the_longest_unread(self) -> None:
+        """An annotated image may have 100 MB: clients that read none would fill memory."""
+        kept = sum(each._socket.get_write_buffer_size() for each in self.unread)
+        for each in [*self.unread]:
+            if kept <= self.limits.max_unread_bytes or each is self:
                 return
             kept -= each._socket.get_write_buffer_size()
-            del self.unfetched[each]
+            del self.unread[each]
             each._socket.abort()
 
     def _sends(self) -> bool:
         """Whether the client is in the middle of sending something."""
         raise NotImplementedError
 
-    def _throw_away(self, count: int) -> None:
-        self._rest_bytes += count
-        if self._rest_bytes > MAX_LINGER_BYTES:
+    def _discard(self, count: int) -> None:
+        self._discarded_bytes += count
+        if self._discarded_bytes > MAX_LINGER_BYTES:
             self._socket.abort()
 
     def _left_already(self) -> bool:
@@ -160,7 +162,7 @@ class LingeringProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-class _Gentle:
+class _LingeringTransport:
     """A transport whose end is the protocol's decision."""
 
     def __init__(self, transport: asyncio.Transport, protocol: LingeringProtocol) -> None:

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: the one table of statuses, and the body that a door's clients expect."""
+"""Errors as HTTP answers: the one table of statuses, and the body that an API's clients expect."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -74,7 +74,7 @@ class Problem(BaseModel):
 
 
 class Respond(Protocol):
-    """Makes the answer to an error, in the form of the door that the path belongs to."""
+    """Makes the answer to an error, in the form of the API that the path belongs to."""
 
     def __call__(
         self, scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]
@@ -86,7 +86,7 @@ def respond_in(bodies: Mapping[str, ErrorBody]) -> Respond:
     """Makes error answers.
 
     Args:
-        bodies: by path prefix, of doors whose clients expect another body than RFC 9457's.
+        bodies: by path prefix, of APIs whose clients expect another body than RFC 9457's.
     """
 
     def respond(
@@ -98,12 +98,12 @@ def respond_in(bodies: Mapping[str, ErrorBody]) -> Respond:
                 record.code = code
                 content = json.dumps(body(status, code, detail), ensure_ascii=False)
                 return Response(content, status, headers, "application/json")
-        return problem(record, status, code, detail, headers)
+        return problem_response(record, status, code, detail, headers)
 
     return respond
 
 
-def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
+def install_error_handlers(app: FastAPI, service: Service, respond: Respond) -> None:
     """Turns every error of a request into an answer.
 
     Args:
@@ -113,7 +113,7 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
     """
 
     @app.exception_handler(ServerError)
-    async def answer(request: Request, error: ServerError) -> Response:
+    async def handle_server_error(request: Request, error: ServerError) -> Response:
         status = status_of(error)
         if status == 500:
             logger.error("request_failed", code=error.code, exc_info=error)
@@ -126,7 +126,7 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
         return respond(request.scope, status, error.code, detail, headers)
 
     @app.exception_handler(HTTPException)
-    async def answer_framework(request: Request, error: HTTPException) -> Response:
+    async def handle_http_exception(request: Request, error: HTTPException) -> Response:
         code = HTTPStatus(error.status_code).name.lower()
         path = request.url.path  # may have 64 KB
         detail = f"{request.method} {path[:MAX_LOGGED_PATH]}: {error.detail}"
@@ -134,7 +134,7 @@ def answer_errors(app: FastAPI, service: Service, respond: Respond) -> None:
 
     @app.exception_handler(ClientLeft)
     @app.exception_handler(ClientDisconnect)
-    async def answer_nobody(_: Request, __: Exception) -> Response:
+    async def handle_client_left(_: Request, __: Exception) -> Response:
         return CLIENT_LEFT
 
 
@@ -176,7 +176,7 @@ def rejection_reasons(kind: type[ServerError] = ServerError) -> Iterator[str]:
         yield from rejection_reasons(each)
 
 
-def problem(
+def problem_response(
     record: RequestRecord, status: int, code: str, detail: str, headers: dict[str, str]
 ) -> Response:
     """An error as RFC 9457 describes it."""
@@ -193,6 +193,6 @@ def problem(
     return Response(content, status, headers, "application/problem+json")
 
 
-def answer_unexpected(respond: Respond) -> Callable[[Scope], Response]:
+def unexpected_error_response(respond: Respond) -> Callable[[Scope], Response]:
     """Makes the answer to an exception that nobody caught."""
     return lambda scope: respond(scope, 500, "internal_error", INTERNAL_DETAIL, {})

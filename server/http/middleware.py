@@ -17,7 +17,7 @@ from server.http.security_headers import completed
 from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.tracing import RequestSpan, Tracing
-from server.serving.body_budget import ByteBudget, Share, announced_bytes
+from server.serving.body_budget import BodyReservation, ByteBudget, announced_bytes
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
@@ -36,7 +36,7 @@ PROBES = frozenset(
 # The tag of the routes that take images: their refusals and their times are counted.
 DETECTION = "detection"
 # Where an answer is out before the body is in, a connection that lives on has to take the rest.
-MAX_KEPT_REST_BYTES = 1024 * 1024
+MAX_UNREAD_BODY_BYTES = 1024 * 1024
 
 MAX_LOGGED_PATH = 256  # characters; a path may have 64 KB, and be sent again and again
 
@@ -48,7 +48,7 @@ class RequestRecord:
     """What becomes known of one request on its way; kept in the scope's state.
 
     Attributes:
-        share: of the memory for all bodies; given back when the request is over.
+        body_reservation: of the memory for all bodies; released when the request is over.
         stage_ms: finished stages, for the Server-Timing header.
         code: the error code, when the answer is an error.
         images: how many came.
@@ -56,7 +56,7 @@ class RequestRecord:
     """
 
     request_id: str
-    share: Share
+    body_reservation: BodyReservation
     started: float = field(default_factory=time.perf_counter)
     stage_ms: dict[str, float] = field(default_factory=dict)
     code: str | None = None
@@ -81,7 +81,7 @@ class RequestScope:
     Args:
         app: what answers.
         metrics: where requests are counted.
-        uploads: the memory that bodies may take.
+        body_budget: the memory that bodies may take.
         unexpected: makes the answer to an exception that nobody caught.
         ending: whether the process ends. Then each answer is its connection's last, and says so: a
             busy client would go on being refused there, until the connection is reset.
@@ -93,14 +93,14 @@ class RequestScope:
         app: ASGIApp,
         *,
         metrics: Metrics,
-        uploads: ByteBudget,
+        body_budget: ByteBudget,
         unexpected: Callable[[Scope], Response],
         ending: Callable[[], bool],
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._uploads = uploads
+        self._body_budget = body_budget
         self._unexpected = unexpected
         self._ending = ending
         self._tracing = tracing
@@ -111,7 +111,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord(_request_id(headers), self._uploads.share())
+        record = RequestRecord(_request_id(headers), self._body_budget.reserve())
         scope.setdefault("state", {})["record"] = record
         exchange = _Exchange(receive, send, record, self._ending)
         method = scope["method"]
@@ -133,7 +133,7 @@ class RequestScope:
                 if exchange.status is None:
                     await self._unexpected(scope)(scope, exchange.receive, exchange.send)
             finally:
-                record.share.give_back()
+                record.body_reservation.release()
                 route = _route_template(scope)
                 status = exchange.status or 499  # 499: the client left, or was cut off, unanswered
                 self._account(scope, method, record, route, status)
@@ -228,18 +228,18 @@ class _Exchange:
         self._record = record
         self._ending = ending
         self._expects_continue = False
-        self._rest_bytes = 0
+        self._unread_body_bytes = 0
 
     def begin(self, headers: Headers) -> None:
         """Takes over what the request says of its body."""
         self._expects_continue = "expect" in headers
-        self._rest_bytes = announced_bytes(headers)
+        self._unread_body_bytes = announced_bytes(headers)
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._expects_continue = False
-            self._rest_bytes -= len(message.get("body", b""))
+            self._unread_body_bytes -= len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
@@ -250,7 +250,7 @@ class _Exchange:
             headers["Server-Timing"] = ", ".join(
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
-            much_to_come = self._rest_bytes > MAX_KEPT_REST_BYTES or self._expects_continue
+            much_to_come = self._unread_body_bytes > MAX_UNREAD_BODY_BYTES or self._expects_continue
             if much_to_come or self._ending():
                 headers["Connection"] = "close"
             message["headers"] = completed(headers, self._record.request_id)
@@ -270,7 +270,7 @@ def refusal(
     nothing = ByteBudget(0)
 
     def refuse(client: str | None, status: int, code: str, detail: str) -> Response:
-        record = RequestRecord(uuid.uuid4().hex, nothing.share())
+        record = RequestRecord(uuid.uuid4().hex, nothing.reserve())
         response = problem(
             record, status, code, detail, {"Retry-After": "1"} if status == 503 else {}
         )

@@ -6,11 +6,11 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
 - the request line and the headers have at most `MAX_HEAD_BYTES`, and `header_timeout_s` to arrive,
   also on a connection that never sends anything;
 - what is wrong with the HTTP itself is answered like every other error;
-- past `max_connections` each further connection is told so and closed; one on which requests pile
-  up is closed behind the answers to those that were taken;
+- past `max_connections` each further connection is refused so and closed; one on which requests
+  pile up is closed behind the answers to those that were taken;
 - when the answer is out before the body is in (413, 503), what still comes is thrown away: little,
   and the connection lives on; much, and it is closed so that the client can still read the answer;
-- a client that does not fetch its answer is cut off, and sooner where many of them fill memory.
+- a client that does not read its answer is cut off, and sooner where many of them fill memory.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from server.http.connection import ConnectionLimits, LingeringProtocol
-from server.http.middleware import MAX_KEPT_REST_BYTES
+from server.http.middleware import MAX_UNREAD_BODY_BYTES
 from server.observability.metrics import TOO_MANY_CONNECTIONS
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -35,9 +35,9 @@ MAX_CHUNK_OVERHEAD = 8
 # Requests that wait behind one that is answered. Each answer lets more of them come in: without a
 # limit a client that sends faster than it is answered takes 50 times its bytes in memory.
 MAX_PIPELINED = 16
-# Connections past the limit that were told so and stay while their clients read it; when one more
-# comes, the first is closed.
-TOLD_CONNECTIONS = 64
+# Connections past the limit that were refused so and stay while their clients read it; when one
+# more comes, the first is closed.
+MAX_REFUSED_CONNECTIONS = 64
 HOP_BY_HOP = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
@@ -109,7 +109,7 @@ def cause_of(error: httptools.HttpParserError) -> BadHttp:
 
 def bounded_protocol(limits: ConnectionLimits, refuse: Refuse) -> type[LingeringProtocol]:
     """The protocol class of one server, for uvicorn's setting `http`."""
-    own = {"limits": limits, "unfetched": {}, "told": {}, "refusal": staticmethod(refuse)}
+    own = {"limits": limits, "unread": {}, "refused": {}, "refusal": staticmethod(refuse)}
     return type("Bounded", (BoundedProtocol,), own)
 
 
@@ -118,11 +118,11 @@ class BoundedProtocol(LingeringProtocol):
 
     Attributes:
         refusal: see `Refuse`.
-        told: the connections that were too many, first ones first, until they end.
+        refused: the connections that were too many, first ones first, until they end.
     """
 
     refusal: Refuse
-    told: dict["BoundedProtocol", None]
+    refused: dict["BoundedProtocol", None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -138,31 +138,31 @@ class BoundedProtocol(LingeringProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or tells it that there are too many."""
         super().connection_made(transport)
-        others = len(self.connections) - len(self.told) - 1
+        others = len(self.connections) - len(self.refused) - 1
         if others < self.limits.max_connections:
             self._arm(self.limits.header_timeout_s, self._head_is_late)
             return
-        self.told[self] = None
+        self.refused[self] = None
         detail = f"{others} connections are open already"
         self._refuse(BadHttp(503, TOO_MANY_CONNECTIONS, detail))
         # It lingers so that its client can read why, and costs a descriptor meanwhile.
-        for each in [*self.told][:-TOLD_CONNECTIONS]:
+        for each in [*self.refused][:-MAX_REFUSED_CONNECTIONS]:
             each._socket.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends everything that waits on the connection."""
-        self.told.pop(self, None)
+        self.refused.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Reads what came, within the bounds."""
-        if self._deaf:
-            self._throw_away(len(data))
+        if self._discarding:
+            self._discard(len(data))
             return
         if not (self._begun or self._messages) and data[:5] == b"POST " and self._left_already():
             # A connection waits to be accepted behind all that came before. One thread that sends
             # and closes makes them faster than requests are read: others would wait behind those.
-            self._deaf = True
+            self._discarding = True
             self._socket.abort()
             return
         self._unset_keepalive_if_required()
@@ -207,7 +207,7 @@ class BoundedProtocol(LingeringProtocol):
         if self._upgrading:
             return  # and again, without the upgrade, from `_feed`
         self._in_head = False
-        self._wire_bytes = self._body_bytes = self._rest_bytes = 0
+        self._wire_bytes = self._body_bytes = self._discarded_bytes = 0
         self._disarm()
         super().on_headers_complete()
 
@@ -215,7 +215,7 @@ class BoundedProtocol(LingeringProtocol):
         """A piece of the body; thrown away when the answer is out already."""
         self._body_bytes += len(body)
         if self.cycle.response_complete:
-            self._rest_bytes += len(body)
+            self._discarded_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -232,7 +232,7 @@ class BoundedProtocol(LingeringProtocol):
     def on_response_complete(self) -> None:
         """The answer is out; the rest of the body, if any, has a while to come."""
         super().on_response_complete()
-        if not self._in_head and self.cycle.response_complete and not self._deaf:
+        if not self._in_head and self.cycle.response_complete and not self._discarding:
             self._arm(self.limits.linger_s, self.transport.close)
 
     # ---- bounds
@@ -267,11 +267,11 @@ class BoundedProtocol(LingeringProtocol):
 
     def _wait_on(self) -> None:
         """Sets the time that the client has for what it does now."""
-        if self._deaf or self.transport.is_closing():
+        if self._discarding or self.transport.is_closing():
             return
         answered = self.cycle is not None and self.cycle.response_complete
         if not self._in_head:
-            if answered and self._rest_bytes > MAX_KEPT_REST_BYTES:
+            if answered and self._discarded_bytes > MAX_UNREAD_BODY_BYTES:
                 self.transport.close()
         elif self._begun or self._wire_bytes:
             if self._timer is None:
@@ -296,9 +296,9 @@ class BoundedProtocol(LingeringProtocol):
 
     def _refuse(self, error: BadHttp) -> None:
         """Answers what is not served, in its place among the answers, and ends the connection."""
-        if self._deaf:
+        if self._discarding:
             return
-        self._deaf = True
+        self._discarding = True
         self._disarm()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:

@@ -32,7 +32,7 @@ def completed(headers: MutableHeaders, request_id: str) -> list[tuple[bytes, byt
 def app_policy() -> str:
     """The Content-Security-Policy of the page at `/`: files of this server, and nothing inline.
 
-    Pictures that a person drops are blobs, and texts never become HTML.
+    Images that a person drops are blobs, and texts never become HTML.
     """
     return "; ".join(
         (

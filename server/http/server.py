@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from server.errors import DeploymentError, ServerError
 from server.http.connection import KEEP_ALIVE_S, ConnectionLimits
-from server.http.errors import problem
+from server.http.errors import problem_response
 from server.http.middleware import refusal
 from server.http.protocol import bounded_protocol
 from server.observability.logs import get_logger
@@ -27,7 +27,7 @@ from server.settings import Settings
 LAST_RESORT_S = 2
 # Each takes a file descriptor and some 20 KB. Ten seconds of overload make hundreds, not thousands.
 MAX_CONNECTIONS = 4096
-OTHER_FILES = 256  # libraries, devices, connections that are told that there are too many
+OTHER_FILES = 256  # libraries, devices, connections that are signal that there are too many
 
 logger = get_logger(__name__)
 
@@ -50,16 +50,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise DeploymentError(f"can't listen on {host}:{port}: {reason}") from None
 
 
-def connection_limit(wanted: int = MAX_CONNECTIONS) -> int:
+def connection_limit(needed: int = MAX_CONNECTIONS) -> int:
     """How many connections may be open, after asking for as many files as so many need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted += OTHER_FILES
-    if resource.RLIM_INFINITY != soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed += OTHER_FILES
+    if resource.RLIM_INFINITY != soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with suppress(OSError, ValueError):  # a sandbox may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    files = needed if soft == resource.RLIM_INFINITY else min(needed, soft)
     return max(1, files - OTHER_FILES)
 
 
@@ -83,12 +83,12 @@ def reloading_at_sighup(
         leave: what to do instead where the signal says that the terminal was closed.
     """
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
+    requested = asyncio.Event()  # once more while a reload runs: another follows; ten more: one
 
-    async def reload_when_told() -> None:
+    async def reload_when_requested() -> None:
         while True:
-            await told.wait()
-            told.clear()
+            await requested.wait()
+            requested.clear()
             try:
                 await reload()
             except ServerError as error:
@@ -96,14 +96,14 @@ def reloading_at_sighup(
             except Exception:  # a fault of our own must not make the next signal unheard
                 logger.exception("sighup_failed")
 
-    reloading = loop.create_task(reload_when_told())
+    reloading = loop.create_task(reload_when_requested())
     terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
 
     def hang_up(sig: int, frame: FrameType | None) -> None:
         if terminal and not has_terminal():  # it was closed, and nobody meant a reload
             leave(sig, frame)
         else:
-            loop.call_soon_threadsafe(told.set)
+            loop.call_soon_threadsafe(requested.set)
 
     before = signal.signal(signal.SIGHUP, hang_up)
     try:
@@ -129,12 +129,12 @@ class Server(uvicorn.Server):
         limits = ConnectionLimits(
             settings.header_timeout_s,
             connection_limit(max_connections),
-            max_unfetched_bytes=service.uploads.max_bytes,  # as much going out as coming in
+            max_unread_bytes=service.body_budget.max_bytes,  # as much going out as coming in
         )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(limits, refusal(service.metrics, problem)),
+                http=bounded_protocol(limits, refusal(service.metrics, problem_response)),
                 ws="none",
                 log_config=None,  # its lines go through ours
                 access_log=False,  # the middleware writes one, with the request id

@@ -244,7 +244,7 @@ def _text(message: bytes, field: int) -> str:
     return message[slice(*spans[-1])].decode(errors="replace") if spans else ""
 
 
-def _fields(data: bytes | mmap.mmap, wanted: int) -> Iterator[tuple[int, int]]:
+def _fields(data: bytes | mmap.mmap, field_number: int) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of the payload of each length-delimited field of that number."""
     position, size = 0, len(data)
     while position < size:
@@ -256,7 +256,7 @@ def _fields(data: bytes | mmap.mmap, wanted: int) -> Iterator[tuple[int, int]]:
             position += 8 if wire_type == 1 else 4
         elif wire_type == 2:
             length, position = _varint(data, position)
-            if field == wanted and position + length <= size:
+            if field == field_number and position + length <= size:
                 yield position, position + length
             position += length
         else:

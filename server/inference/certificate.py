@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Accuracy(BaseModel):
-    """Average precision of source and artifact on the same labelled pictures.
+    """Average precision of source and artifact on the same labelled images.
 
     Attributes:
         data: of what data set and split, in words.
@@ -33,7 +33,7 @@ class Accuracy(BaseModel):
 
 
 class Latency(BaseModel):
-    """How long one picture takes on a CPU, measured when the artifact was made.
+    """How long one image takes on a CPU, measured when the artifact was made.
 
     Attributes:
         cpu: the processor's name.
@@ -57,8 +57,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 # What became of verification:
 # - draft: it is still to come; never served.
 # - equal: detections are the source's, as `Certificate.detections_agreement` says.
-# - within_gate: a reduced precision that keeps mAP50-95 to within its gate.
-# - loss_accepted: a reduced precision whose loss is beyond its gate or was not measured, which
+# - within_gate: a reduced precision that keeps mAP50-95 to within its tolerance.
+# - loss_accepted: a reduced precision whose loss is beyond its tolerance or was not measured, which
 #   whoever exported it accepted.
 Verdict = Literal["draft", "equal", "within_gate", "loss_accepted"]
 
@@ -75,7 +75,7 @@ class Certificate(BaseModel):
         tensor_max_abs_diff_boxes_px, tensor_max_abs_diff_scores: largest difference of
             the raw outputs, boxes in input pixels; in a reduced precision of candidates that
             score at least 0.05, each held against the nearest one of the source by box and score.
-        tensor_p90_abs_diff_boxes_px, tensor_p90_abs_diff_scores: what nine in ten of a picture's
+        tensor_p90_abs_diff_boxes_px, tensor_p90_abs_diff_scores: what nine in ten of an image's
             candidates stay within.
         detections_compared: how many, after NMS, through the serving code.
         detections_agreement: share of them, in 0..1, that source and artifact both have: of one
@@ -86,10 +86,10 @@ class Certificate(BaseModel):
             detections that both have, boxes in original pixels.
         batch_sizes, buckets: what was run; buckets are (height, width).
         images: what was compared, in words.
-        accuracy: on labelled pictures; None when there were none.
+        accuracy: on labelled images; None when there were none.
         accuracy_gate: the largest loss of mAP50-95 that this precision may have; None in float32,
             where detections are equal.
-        calibration: the pictures that int8 took its ranges from, in words; else None.
+        calibration: the images that int8 took its ranges from, in words; else None.
         latency: on the CPU of the machine that exported.
         file_bytes: size of the artifact.
     """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.inference.artifact import Artifact, Metadata
 from server.inference.session import Session
-from server.vision.decode import Require, decode, decode_reduced, unlimited
+from server.vision.decode import Require, decode, decode_dct_scaled, unlimited
 from server.vision.letterbox import Frame, Letterbox, choose_bucket, full_size, letterbox
 from server.vision.nms import Detections, DetectParameters, nms
 
@@ -70,7 +70,7 @@ def prepare_encoded(
     metadata: Metadata,
     *,
     max_pixels: int,
-    reduced: bool,
+    dct_scaling: bool,
     require: Require = unlimited,
 ) -> tuple[Prepared, dict[str, float]]:
     """Decodes and letterboxes an image file.
@@ -79,7 +79,7 @@ def prepare_encoded(
         data: a whole JPEG, PNG, WebP, BMP or TIFF file.
         metadata: of the model that it is prepared for.
         max_pixels: pixels, >= 1; checked before decoding begins.
-        reduced: a large JPEG may be decoded at reduced scale, which is faster and changes the
+        dct_scaling: a large JPEG may be decoded at reduced scale, which is faster and changes the
             pixels that the model sees a little; boxes come in original pixels all the same.
         require: checks the memory; what it raises is raised.
 
@@ -91,8 +91,8 @@ def prepare_encoded(
     """
     started = time.perf_counter()
     frame: Frame | None = None
-    if reduced:
-        image, frame = decode_reduced(
+    if dct_scaling:
+        image, frame = decode_dct_scaled(
             data,
             max_pixels=max_pixels,
             full_hw=full_size(metadata.buckets),

@@ -2,7 +2,7 @@
 
 On a CPU, calls with one thread each side by side bring the most images a second (of a blood cell
 detector at 480 x 480 on two CPUs 39, and 78 in int8; one call with both threads 29 and 50), and
-batches bring none. A lone request wants all threads (30 ms instead of 51; int8 18 instead of 25).
+batches bring none. A sole request wants all threads (30 ms instead of 51; int8 18 instead of 25).
 So there are two sessions: one for each. A GPU runs one call at a time, in batches.
 
 On many CPUs with few clients, one thread a call leaves CPUs idle and answers later than it could:
@@ -24,11 +24,11 @@ from server.host import available_cpus
 from server.inference.artifact import Artifact
 from server.inference.cuda.options import GPU_BATCH_SIZE, CudaOptions
 from server.inference.devices import open_on_first
-from server.inference.repository import choose
+from server.inference.repository import select_variant
 from server.inference.session import Session
 from server.vision.letterbox import PAD_VALUE
 
-# After so many lone calls in a row that had better had fewer threads, so many have them.
+# After so many sole calls in a row that had better had fewer threads, so many have them.
 SLOW_IN_A_ROW, WITH_FEWER = 3, 32
 
 
@@ -50,7 +50,7 @@ class OpenSession(Protocol):
         """Runs every shape that will come once."""
 
 
-class SideBySide:
+class SessionPool:
     """Sessions of one model as one: calls at the same time have a session each.
 
     Calls that shared a session would share its threads: eight calls of eight threads each would
@@ -85,11 +85,11 @@ class SideBySide:
             session.warm_up(batch_sizes)
 
 
-class LoneCalls:
-    """Whether a lone call should have all threads: while that is faster than fewer.
+class AdaptiveThreading:
+    """Whether a sole call should have all threads: while that is faster than fewer.
 
     Threads that wait for each other are slow where other processes want the CPUs: with six of them
-    on two CPUs an int8 call took 230 ms on both, and 65 on one. One lone call follows the other.
+    on two CPUs an int8 call took 230 ms on both, and 65 on one. One sole call follows the other.
     """
 
     def __init__(self) -> None:
@@ -121,9 +121,9 @@ class Engine:
     Args:
         artifact: what is loaded.
         reason: why this file, in words.
-        session: runs batches, up to `lanes` of them at the same time.
-        lone_session: runs a batch beside which nothing else runs; by default `session`.
-        lanes: model calls that may run side by side, >= 1.
+        session: runs batches, up to `instances` of them at the same time.
+        latency_session: runs a batch beside which nothing else runs; by default `session`.
+        instances: inferences that may run side by side, >= 1.
         max_batch_size: images of one call, >= 1.
 
     Attributes:
@@ -137,20 +137,20 @@ class Engine:
         reason: str,
         session: OpenSession,
         *,
-        lone_session: OpenSession | None = None,
-        lanes: int = 1,
+        latency_session: OpenSession | None = None,
+        instances: int = 1,
         max_batch_size: int = 1,
     ) -> None:
         self.artifact = artifact
         self.reason = reason
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.provider = session.provider
         self.device = session.device
         self._session = session
-        self._lone_session = lone_session or session
+        self._latency_session = latency_session or session
         self.cpu_fallback: str | None = None
-        self._lone_calls = LoneCalls()
+        self._adaptive_threading = AdaptiveThreading()
 
     @staticmethod
     def open(
@@ -170,11 +170,12 @@ class Engine:
             artifacts: one model in one or several precisions.
             device: as `server.inference.devices.devices_to_try` takes it.
             precision: "fp32", "fp16", "int8", or "auto": the best for the device.
-            intra_op_threads: CPU threads of every call, >= 1; by default all for a lone call and
+            intra_op_threads: CPU threads of every call, >= 1; by default all for a sole call and
                 one where several run.
             max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
             cpus: that calls share, >= 1; by default those that affinity and quota leave.
-            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its lanes.
+            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its
+                instances.
             tensorrt_cache: as `Session.open` takes it.
 
         Raises:
@@ -186,7 +187,7 @@ class Engine:
         all_cpus = cpus or available_cpus()
 
         def open_on(one: str) -> Engine:
-            artifact, reason = choose(artifacts, one, precision)
+            artifact, reason = select_variant(artifacts, one, precision)
             if one != "cpu":
                 size = max_batch_size or GPU_BATCH_SIZE
                 on_gpu = [
@@ -198,30 +199,30 @@ class Engine:
                         cuda=options,
                         tensorrt_cache=tensorrt_cache,
                     )
-                    for _ in range(options.lanes)
+                    for _ in range(options.instances)
                 ]
                 return Engine(
                     artifact,
                     reason,
-                    _side_by_side(on_gpu),
-                    lanes=options.lanes,
+                    _pooled(on_gpu),
+                    instances=options.instances,
                     max_batch_size=size,
                 )
             threads = intra_op_threads or 1
-            lanes = max(1, all_cpus // threads)
+            instances = max(1, all_cpus // threads)
             sessions = [
                 Session.open(artifact, device=one, threads=threads)
-                for _ in range(lanes if threads > 1 else 1)
+                for _ in range(instances if threads > 1 else 1)
             ]
-            lone = None
+            latency = None
             if intra_op_threads is None and all_cpus > 1:
-                lone = Session.open(artifact, device=one, threads=all_cpus, spinning=True)
+                latency = Session.open(artifact, device=one, threads=all_cpus, spinning=True)
             return Engine(
                 artifact,
                 reason,
-                _side_by_side(sessions),
-                lone_session=lone,
-                lanes=lanes,
+                _pooled(sessions),
+                latency_session=latency,
+                instances=instances,
                 max_batch_size=max_batch_size or 1,
             )
 
@@ -237,18 +238,18 @@ class Engine:
         """
         try:
             self._session.warm_up(range(1, self.max_batch_size + 1))
-            if self._lone_session is not self._session:
-                self._warm_up_lone()
+            if self._latency_session is not self._session:
+                self._warm_up_latency_session()
         except InferenceFailed as error:
             reason = error.__cause__ or error
             raise ArtifactInvalid(f"{self.artifact.path}: the warm-up failed: {reason}") from error
 
-    def run(self, images: NDArray[np.uint8], *, alone: bool = False) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.uint8], *, sole: bool = False) -> NDArray[np.float32]:
         """Infers one batch.
 
         Args:
             images: (B, H, W, 3) uint8, RGB, letterboxed; (H, W) one of the artifact's buckets.
-            alone: nothing else runs or is about to, so that the call may have all CPUs; never
+            sole: nothing else runs or is about to, so that the call may have all CPUs; never
                 two at the same time.
 
         Returns:
@@ -259,8 +260,8 @@ class Engine:
             SessionLost: it failed, and so does what ran at the warm-up: a CUDA context that met
                 an illegal access or a driver reset never recovers in its process.
         """
-        all_threads = alone and self._lone_calls.all_threads
-        session = self._lone_session if all_threads else self._session
+        all_threads = sole and self._adaptive_threading.all_threads
+        session = self._latency_session if all_threads else self._session
         try:
             candidates, pace = _timed(session, images)
         except InferenceFailed as failed:
@@ -270,23 +271,23 @@ class Engine:
                 message = f"the session on {self.device} is lost: {failed.__cause__ or failed}"
                 raise SessionLost(message) from failed
             raise
-        if alone:
-            self._lone_calls.note(pace, all_threads=all_threads)
+        if sole:
+            self._adaptive_threading.note(pace, all_threads=all_threads)
         return candidates
 
-    def _warm_up_lone(self) -> None:
+    def _warm_up_latency_session(self) -> None:
         """After the other session, which has shown that the model runs every shape."""
         shapes = sorted(self.artifact.metadata.buckets, key=math.prod)
         smallest, largest = (
             np.full((1, *shape, 3), PAD_VALUE, np.uint8) for shape in (shapes[0], shapes[-1])
         )
-        self._lone_session.run(largest)  # threads, and memory for all shapes
+        self._latency_session.run(largest)  # threads, and memory for all shapes
         pace = min(_timed(self._session, smallest)[1] for _ in range(3))
-        self._lone_calls.note(pace, all_threads=False)
+        self._adaptive_threading.note(pace, all_threads=False)
 
 
-def _side_by_side(sessions: Sequence[OpenSession]) -> OpenSession:
-    return sessions[0] if len(sessions) == 1 else SideBySide(sessions)
+def _pooled(sessions: Sequence[OpenSession]) -> OpenSession:
+    return sessions[0] if len(sessions) == 1 else SessionPool(sessions)
 
 
 def _timed(session: OpenSession, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

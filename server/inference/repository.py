@@ -35,7 +35,7 @@ _ON_TENSORRT: dict[Precision, str] = {
 }
 
 
-class Choice(NamedTuple):
+class SelectedVariant(NamedTuple):
     """The file to run, and why this one, in words."""
 
     artifact: Artifact
@@ -78,13 +78,13 @@ def load_model(path: Path) -> tuple[Artifact, ...]:
     return artifacts
 
 
-def choose(
+def select_variant(
     artifacts: Sequence[Artifact],
     device: str,
     precision: str = "auto",
     *,
     instructions: Callable[[], str | None] = integer_instructions,
-) -> Choice:
+) -> SelectedVariant:
     """Takes the best file for a device of those that kept their accuracy.
 
     Args:
@@ -100,16 +100,16 @@ def choose(
     preference = _preference(device, instructions())
     by_precision = {each.metadata.precision: each for each in artifacts}
     if precision != "auto":
-        asked = next((each for name, each in by_precision.items() if name == precision), None)
-        if asked is None:
+        requested = next((each for name, each in by_precision.items() if name == precision), None)
+        if requested is None:
             there = ", ".join(f"{name} ({each.path})" for name, each in by_precision.items())
             raise ArtifactInvalid(f"precision {precision} was asked for, but there is {there}")
-        return Choice(asked, f"{precision}: asked for; {_proof(asked)}")
+        return SelectedVariant(requested, f"{precision}: asked for; {_proof(requested)}")
     if len(artifacts) == 1:
         (only,) = artifacts
         name = only.metadata.precision
         remark = "" if name == next(iter(preference)) else f", {preference[name]}"
-        return Choice(only, f"{name}: the only file{remark}; {_proof(only)}")
+        return SelectedVariant(only, f"{name}: the only file{remark}; {_proof(only)}")
     left_out = []
     for name, why in preference.items():
         best = by_precision.get(name)
@@ -118,7 +118,7 @@ def choose(
         if best.metadata.certificate.verdict == "loss_accepted":
             left_out.append(f"; {name} was left out: {_proof(best)}")
             continue
-        return Choice(best, f"{name}: {why}; {_proof(best)}{''.join(left_out)}")
+        return SelectedVariant(best, f"{name}: {why}; {_proof(best)}{''.join(left_out)}")
     raise ArtifactInvalid(
         f"{artifacts[0].path.parent}: no file was shown to keep its accuracy; to serve one anyway "
         f"say --precision {' or '.join(by_precision)}"
@@ -143,12 +143,12 @@ def _proof(artifact: Artifact) -> str:
     kept = certificate.verdict == "within_gate"
     accuracy = certificate.accuracy
     if accuracy is None:
-        return "within its gate" if kept else "its loss of accuracy was not measured"
+        return "within its tolerance" if kept else "its loss of accuracy was not measured"
     figures = (
         f"mAP50-95 {accuracy.artifact_map50_95:.4f} against {accuracy.source_map50_95:.4f} "
         "of its source"
     )
-    return f"{'within' if kept else 'beyond'} its gate ({figures})"
+    return f"{'within' if kept else 'beyond'} its tolerance ({figures})"
 
 
 def _refuse_unless_together(one: Artifact, other: Artifact) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from server.errors import InferenceFailed, SettingsInvalid
 from server.host import available_cpus, integer_instructions
 from server.inference.artifact import Artifact
-from server.inference.cuda.graphs import CAPTURING, BoundRuns, Candidates, Images, Memory
+from server.inference.cuda.graphs import GRAPH_CAPTURE, BoundRunner, Candidates, Images, Memory
 from server.inference.cuda.model import GpuModel, LoadedOnGpu
 from server.inference.cuda.options import GPU_BATCH_SIZE, CudaOptions, padded_size, padded_sizes
 from server.inference.cuda.placement import Placement, nodes_by_provider
@@ -19,14 +19,14 @@ from server.inference.onnx_session import INPUT, OUTPUT, cpu_options, load
 from server.vision.letterbox import PAD_VALUE
 
 
-class Runs(Protocol):
+class BatchRunner(Protocol):
     """Something that infers batches."""
 
     def run(self, images: Images) -> Candidates:
         """(B, H, W, 3) uint8 RGB to (B, K, 6) float32."""
 
 
-class PlainRuns:
+class PlainRunner:
     """Each call brings its input and gets an answer of its own; from any thread.
 
     Args:
@@ -39,11 +39,11 @@ class PlainRuns:
         self._sizes = sizes
 
     def run(self, images: Images) -> Candidates:
-        """As a `Runs` does."""
+        """As a `BatchRunner` does."""
         if not self._sizes:
             (candidates,) = self._session.run([OUTPUT], {INPUT: images})
             return np.asarray(candidates, np.float32)
-        with CAPTURING.call():
+        with GRAPH_CAPTURE.call():
             (candidates,) = self._session.run([OUTPUT], {INPUT: padded(images, self._sizes)})
         return np.asarray(candidates[: len(images)], np.float32)
 
@@ -74,14 +74,14 @@ class Session:
     def __init__(
         self,
         artifact: Artifact,
-        runs: Runs,
+        runs: BatchRunner,
         device: str,
         provider: str,
         placement: Placement,
         sizes: Sequence[int] = (),
     ) -> None:
         self._metadata = artifact.metadata
-        self._runs: Runs | None = runs
+        self._runs: BatchRunner | None = runs
         self.provider = provider
         self.device = device
         self.nodes = placement.nodes
@@ -99,7 +99,7 @@ class Session:
 
         Where one is not, a warning in the log says why.
         """
-        return self._runs.captured if isinstance(self._runs, BoundRuns) else {}
+        return self._runs.captured if isinstance(self._runs, BoundRunner) else {}
 
     @classmethod
     def open(
@@ -158,7 +158,7 @@ class Session:
         )
         session = load(artifact, options, [(CPU, {})])
         placement = Placement(nodes_by_provider(session), {})
-        return cls(artifact, PlainRuns(session), "cpu", CPU, placement)
+        return cls(artifact, PlainRunner(session), "cpu", CPU, placement)
 
     @classmethod
     def _on_gpu(cls, artifact: Artifact, model: GpuModel) -> Self:
@@ -176,10 +176,10 @@ class Session:
         def candidates(hw: tuple[int, int]) -> int:
             return min(artifact.metadata.max_candidates, artifact.metadata.anchors(hw))
 
-        runs: Runs = (
-            PlainRuns(loaded[first].session, model.sizes)
+        runs: BatchRunner = (
+            PlainRunner(loaded[first].session, model.sizes)
             if model.options.calls == "plain"
-            else BoundRuns(open_shape, candidates, Memory("cuda", model.gpu), model.sizes)
+            else BoundRunner(open_shape, candidates, Memory("cuda", model.gpu), model.sizes)
         )
         placement = loaded[first].placement
         return cls(artifact, runs, f"cuda:{model.gpu}", model.provider, placement, model.sizes)
@@ -203,7 +203,7 @@ class Session:
             raise InferenceFailed(f"a batch of {len(images)} failed on {self.provider}") from error
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Runs grey images through every input shape, so that no request meets a new one.
+        """BatchRunner grey images through every input shape, so that no request meets a new one.
 
         Args:
             batch_sizes: the batch sizes that will come, each >= 1. A GPU runs what they are padded

@@ -23,7 +23,7 @@ STAGES = ("decode", "letterbox", "queue", "inference", "postprocess")
 # Statuses of detection requests that start at 0, so that a first failure is a rate, too.
 FIRST_STATUSES = ("200", "499", "500", "503", "504")
 TOO_MANY_CONNECTIONS = "too_many_connections"  # the reason that no request can meet
-STATES = ("starting", "ready", "stuck", "draining", "failed")
+STATES = ("starting", "ready", "hung", "draining", "failed")
 
 # From half a millisecond (a letterbox) to the request timeout, each step about a factor of two.
 SECONDS = (
@@ -43,12 +43,12 @@ class Metrics:
     Args:
         rejection_reasons: error codes that start at 0, so that a first rejection is a rate too.
         queue_images: asked at each scrape for the number of images that wait.
-        upload_bytes: asked for the bytes that requests' bodies have in memory.
-        lanes: asked for the model calls that may run side by side.
-        busy_lanes: asked for those that run.
+        inflight_body_bytes: asked for the bytes that requests' bodies have in memory.
+        instances: asked for the inferences that may run side by side.
+        active_inferences: asked for those that run.
         state: asked for one of `STATES`.
         max_queue_images: the limit of `queue_images`.
-        max_upload_bytes: the limit of `upload_bytes`.
+        max_inflight_body_bytes: the limit of `inflight_body_bytes`.
         dropped_log_lines: asked for the log lines of this process that were not written.
     """
 
@@ -57,12 +57,12 @@ class Metrics:
         rejection_reasons: Iterable[str],
         *,
         queue_images: Callable[[], int],
-        upload_bytes: Callable[[], int],
-        lanes: Callable[[], int],
-        busy_lanes: Callable[[], int],
+        inflight_body_bytes: Callable[[], int],
+        instances: Callable[[], int],
+        active_inferences: Callable[[], int],
         state: Callable[[], str],
         max_queue_images: int,
-        max_upload_bytes: int,
+        max_inflight_body_bytes: int,
         dropped_log_lines: Callable[[], int],
     ) -> None:
         # `_created` series double the output and say nothing that Prometheus uses.
@@ -102,7 +102,7 @@ class Metrics:
             self.request_seconds.labels(status)
         self.batch_size = Histogram(
             "detector_batch_size",
-            "Images in one model call.",
+            "Images in one inference.",
             buckets=IMAGES,
             registry=self.registry,
         )
@@ -114,9 +114,9 @@ class Metrics:
         )
         for reason in (*rejection_reasons, TOO_MANY_CONNECTIONS):
             self.rejected.labels(reason)
-        self.lane_seconds = Counter(
-            "detector_lane_seconds",
-            "Seconds that lanes spent in model calls: n busy lanes make n a second.",
+        self.inference_busy_seconds = Counter(
+            "detector_inference_busy_seconds",
+            "Seconds that model instances spent in inference: n busy instances add n a second.",
             registry=self.registry,
         )
         self.inflight_requests = Gauge(
@@ -133,20 +133,24 @@ class Metrics:
         for outcome in ("ok", "failed"):
             self.reloads.labels(outcome)
         for name, ask, documentation in (
-            ("queue_images", queue_images, "Images accepted and not yet in a model call."),
+            ("queue_images", queue_images, "Images accepted and not yet in an inference."),
             (
                 "max_queue_images",
                 lambda: max_queue_images,
                 "Images that may wait: the setting of that name.",
             ),
-            ("upload_bytes", upload_bytes, "Bytes that requests' bodies have in memory."),
             (
-                "max_upload_bytes",
-                lambda: max_upload_bytes,
+                "inflight_body_bytes",
+                inflight_body_bytes,
+                "Bytes that requests' bodies have in memory.",
+            ),
+            (
+                "max_inflight_body_bytes",
+                lambda: max_inflight_body_bytes,
                 "Bytes that all bodies together may have in memory.",
             ),
-            ("lanes", lanes, "Model calls that may run side by side."),
-            ("busy_lanes", busy_lanes, "Model calls that run now."),
+            ("instances", instances, "Inferences that may run at the same time."),
+            ("active_inferences", active_inferences, "Inferences that run now."),
         ):
             gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
             gauge.set_function(ask)
@@ -158,25 +162,25 @@ class Metrics:
         )
         for each in STATES:
             states.labels(each).set_function(partial(_is, state, each))
-        self.http_processes = Gauge(
-            "detector_http_processes",
-            "Processes that answer HTTP now; the setting of that name when all of them run.",
+        self.http_workers = Gauge(
+            "detector_http_workers",
+            "HTTP workers that are ready; `http_workers` when all of them run.",
             registry=self.registry,
         )
-        self.http_processes.set(1)
-        self.http_process_restarts = Counter(
-            "detector_http_process_restarts",
-            "HTTP processes that died and were started anew.",
+        self.http_workers.set(1)
+        self.worker_restarts = Counter(
+            "detector_worker_restarts",
+            "HTTP workers that died and were started anew.",
             registry=self.registry,
         )
         self.shared_slots = Gauge(
             "detector_shared_slots",
-            "Images that the memory shared with several HTTP processes has room for.",
+            "Images that the memory shared with several HTTP workers has room for.",
             registry=self.registry,
         )
         self.busy_shared_slots = Gauge(
             "detector_busy_shared_slots",
-            "Images that are in it, or that HTTP processes have reserved room for.",
+            "Images that are in it, or that HTTP workers have reserved room for.",
             registry=self.registry,
         )
         self.registry.register(

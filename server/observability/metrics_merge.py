@@ -2,9 +2,10 @@
 
 | of | what the whole server's value is |
 |---|---|
-| a counter, a histogram | the sum over the model process and all fronts, those that died included |
-| a gauge of `SUMMED` | the sum over the fronts that run |
-| any other gauge, `process_*` | the model process' own |
+| a counter, a histogram | the sum over the engine process and all workers, those that died included
+|
+| a gauge of `SUMMED` | the sum over the workers that run |
+| any other gauge, `process_*` | the engine process' own |
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,11 @@ Snapshot: TypeAlias = list[Family]
 
 ADDED = ("counter", "histogram")
 SUMMED = frozenset(
-    {"detector_inflight_requests", "detector_upload_bytes", "detector_max_upload_bytes"}
+    {
+        "detector_inflight_requests",
+        "detector_inflight_body_bytes",
+        "detector_max_inflight_body_bytes",
+    }
 )
 _PROCESS = "process_"
 
@@ -40,25 +45,25 @@ def snapshot(registry: CollectorRegistry) -> Snapshot:
     ]
 
 
-def front_part(families: Iterable[Family]) -> Snapshot:
-    """What counts of a front's metrics; the rest is the model process' to say."""
+def worker_part(families: Iterable[Family]) -> Snapshot:
+    """What counts of a worker's metrics; the rest is the engine process' to say."""
     return [each for each in families if _is_added(each) or each[0] in SUMMED]
 
 
 def counted(families: Iterable[Family]) -> Snapshot:
-    """What is left of a front that has ended."""
+    """What is left of a worker that has ended."""
     return [each for each in families if _is_added(each)]
 
 
-def merged(own: Sequence[Family], fronts: Iterable[Sequence[Family]]) -> Snapshot:
+def merged(own: Sequence[Family], workers: Iterable[Sequence[Family]]) -> Snapshot:
     """The whole server's metrics.
 
     Args:
-        own: of the model process; it has every family.
-        fronts: of each front, as `front_part` or `counted` gives them.
+        own: of the engine process; it has every family.
+        workers: of each worker, as `worker_part` or `counted` gives them.
     """
     totals: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    parts = [[each for each in own if _is_added(each)], *fronts]
+    parts = [[each for each in own if _is_added(each)], *workers]
     for name, _, _, samples in (family for part in parts for family in part):
         total = totals.setdefault(name, {})
         for sample, labels, value in samples:

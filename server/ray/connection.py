@@ -25,9 +25,9 @@ class ClusterUnreachable(DeploymentError):
     """No Ray cluster answers at the address."""
 
 
-def address_of(asked: str | None) -> str:
+def address_of(address: str | None) -> str:
     """Of the cluster to use: the one asked for, or of Ray's own variable, or `OWN_RAY`."""
-    return asked or os.environ.get("RAY_ADDRESS") or OWN_RAY
+    return address or os.environ.get("RAY_ADDRESS") or OWN_RAY
 
 
 def refuse_unreachable(address: str) -> None:

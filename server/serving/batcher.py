@@ -1,4 +1,4 @@
-"""Dynamic batching: a bounded, fair queue in front of model calls that run side by side."""
+"""Dynamic batching: a bounded, fair queue in front of inferences that run side by side."""
 
 import asyncio
 import math
@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from typing import Generic
 
 from server.errors import InferenceFailed, QueueFull, SessionLost
-from server.serving.fair_queue import Answer, Entry, Item, Result, Share, Turns, fail, is_wanted
+from server.serving.fair_queue import (
+    Entry,
+    FairQueue,
+    Flow,
+    InferenceResult,
+    Item,
+    Result,
+    fail,
+    is_pending,
+)
 
 
 @dataclass(slots=True)
-class Slots(Generic[Item, Result]):
+class Reservation(Generic[Item, Result]):
     """Places in the queue that one request holds for its images until it submits them."""
 
     _batcher: "Batcher[Item, Result]"
     _held: int
-    _share: Share
+    _flow: Flow
 
-    async def submit(self, item: Item, deadline: float = math.inf) -> Answer[Result]:
+    async def submit(self, item: Item, deadline: float = math.inf) -> InferenceResult[Result]:
         """Puts an item into one of the places and waits for its own result.
 
         Args:
@@ -35,7 +44,7 @@ class Slots(Generic[Item, Result]):
         self._held -= 1
         return await self._batcher._submit(self, item, deadline)
 
-    def give_back(self, images: int = 1) -> None:
+    def release(self, images: int = 1) -> None:
         """Frees places whose images will not be submitted."""
         assert self._held >= images
         self._held -= images
@@ -45,15 +54,16 @@ class Slots(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Groups waiting items of one bucket and hands them to `run_batch`.
 
-    A batch starts as soon as one of the lanes is free and one of these holds: a bucket has
+    A batch starts as soon as one of the instances is free and one of these holds: a bucket has
     `max_batch_size` items; its first item has waited `max_queue_delay_s`; or nobody holds a
     reserved place, so that waiting longer could bring no company (a lone client never pays the
-    delay). Among buckets that may start, the one whose first item's turn it is goes first.
+    delay). Among buckets that may start, the one whose first item has the least virtual start goes
+    first.
 
-    What waits is spread over the free lanes before batches grow: so it is on CPUs, of which each
-    lane has its own. Lanes of one GPU share it, and full batches are worth more there: without
-    `spread`, batches grow first, and beside a batch that runs only a full one starts, or what
-    waited already when one ended.
+    What waits is spread over the free instances before batches grow: so it is on CPUs, of which
+    each instance has its own. Instances of one GPU share it, and full batches are worth more there:
+    without `spread`, batches grow first, and beside a batch that runs only a full one starts, or
+    what waited already when one ended.
 
     A batch of several that fails is run again item by item, once, so that one bad item takes no
     other along.
@@ -64,9 +74,9 @@ class Batcher(Generic[Item, Result]):
         bucket: the items of one batch have equal values of it.
         max_queue_delay_s: seconds, >= 0; 0 batches only what already waits.
         max_queue_images: items that may be reserved or wait, >= 1; past it `reserve` raises.
-        lanes: batches that may run at the same time, >= 1.
+        instances: batches that may run at the same time, >= 1.
         max_batch_size: items, >= 1.
-        spread: over the lanes before batches grow.
+        spread: over the instances before batches grow.
     """
 
     def __init__(
@@ -76,24 +86,24 @@ class Batcher(Generic[Item, Result]):
         bucket: Callable[[Item], Hashable],
         max_queue_delay_s: float,
         max_queue_images: int,
-        lanes: int = 1,
+        instances: int = 1,
         max_batch_size: int = 1,
         spread: bool = True,
     ) -> None:
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.spread = spread
         self._run_batch = run_batch
         self._bucket = bucket
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queue_images = max_queue_images
-        self._waiting = Turns[Item, Result]()
+        self._waiting = FairQueue[Item, Result]()
         self._reserved = 0
-        self._in_lanes: list[list[Entry[Item, Result]]] = []
+        self._running: list[list[Entry[Item, Result]]] = []
         self._changed = asyncio.Event()
         self._last_end = -math.inf  # of a batch, by the event loop's clock
         self._ended = False
-        self._item_s = 0.0  # moving average of a lane's seconds per item; 0 before the first
+        self._item_s = 0.0  # moving average of an instance's seconds per item; 0 before the first
 
     @property
     def queue_images(self) -> int:
@@ -102,19 +112,19 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def running_batches(self) -> int:
-        """Lanes that are busy."""
-        return len(self._in_lanes)
+        """Instances that are busy."""
+        return len(self._running)
 
-    def resize(self, *, lanes: int, max_batch_size: int, spread: bool = True) -> None:
+    def resize(self, *, instances: int, max_batch_size: int, spread: bool = True) -> None:
         """Changes how many batches may run at the same time, and their size, from the next on."""
-        self.lanes = lanes
+        self.instances = instances
         self.max_batch_size = max_batch_size
         self.spread = spread
         self._changed.set()
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
-        empty_in_s = self.queue_images * self._item_s / self.lanes
+        empty_in_s = self.queue_images * self._item_s / self.instances
         return max(1, min(60, math.ceil(empty_in_s)))
 
     def refuse_when_full(self) -> None:
@@ -125,27 +135,27 @@ class Batcher(Generic[Item, Result]):
             )
 
     @contextmanager
-    def reserve(self, images: int) -> Iterator[Slots[Item, Result]]:
+    def reserve(self, images: int) -> Iterator[Reservation[Item, Result]]:
         """Holds places for a request's images; those not submitted are free again afterwards.
 
         Raises:
             QueueFull: at once, when there is not a place for each.
         """
-        slots = self.hold(images)
+        reservation = self.hold(images)
         try:
-            yield slots
+            yield reservation
         finally:
-            slots.give_back(slots._held)
+            reservation.release(reservation._held)
 
-    def hold(self, images: int) -> Slots[Item, Result]:
-        """As `reserve`, where each place is submitted or given back one by one.
+    def hold(self, images: int) -> Reservation[Item, Result]:
+        """As `reserve`, where each place is submitted or released one by one.
 
         Raises:
             QueueFull: at once, when there is not a place for each.
         """
         self._refuse(images)
         self._reserved += images
-        return Slots(self, images, Share(images))
+        return Reservation(self, images, Flow(images))
 
     async def serve(self) -> None:
         """Runs batches until cancelled; a failed batch does not stop it.
@@ -157,22 +167,22 @@ class Batcher(Generic[Item, Result]):
         """
         fault: BaseException | None = None
         try:
-            async with asyncio.TaskGroup() as lanes:
+            async with asyncio.TaskGroup() as instances:
                 while True:
                     batch = await self._next_batch()
-                    alone = not self._in_lanes and len(batch) == 1 and self.queue_images == 0
-                    self._in_lanes.append(batch)
-                    lanes.create_task(self._run(batch, alone))
+                    sole = not self._running and len(batch) == 1 and self.queue_images == 0
+                    self._running.append(batch)
+                    instances.create_task(self._run(batch, sole))
                     del batch  # or the last one, with its model, would stay until the next
         except BaseExceptionGroup as faults:
             fault = faults.exceptions[0]
         finally:
             self._ended = True
-            # In the lanes, too: a task that is cancelled before it begins never runs its batch.
-            for entries in (self._waiting.clear(), *self._in_lanes):
+            # In the instances, too: a task that is cancelled before it begins never runs its batch.
+            for entries in (self._waiting.clear(), *self._running):
                 for entry in entries:
                     fail(entry, "the batch loop has ended")
-            self._in_lanes = []
+            self._running = []
         assert fault is not None, "only a fault ends the loop"
         raise fault  # out here, so that the group is not its context
 
@@ -189,13 +199,13 @@ class Batcher(Generic[Item, Result]):
         self._changed.set()
 
     async def _submit(
-        self, slots: Slots[Item, Result], item: Item, deadline: float
-    ) -> Answer[Result]:
+        self, reservation: Reservation[Item, Result], item: Item, deadline: float
+    ) -> InferenceResult[Result]:
         self._free(1)
         if self._ended:
             raise InferenceFailed("the batch loop has ended")
         bucket = self._bucket(item)
-        entry = self._waiting.add(bucket, slots._share, item, deadline)
+        entry = self._waiting.add(bucket, reservation._flow, item, deadline)
         try:
             return await entry.future
         except asyncio.CancelledError:
@@ -212,13 +222,13 @@ class Batcher(Generic[Item, Result]):
                 bucket: self._startable_at(entries) for bucket, entries in waiting.items()
             }
             ready = [bucket for bucket, at_s in startable_s.items() if at_s <= loop.time()]
-            if ready and len(self._in_lanes) < self.lanes:
+            if ready and len(self._running) < self.instances:
                 batch = self._take(min(ready, key=lambda bucket: waiting[bucket][0]))
                 if batch:
                     return batch
                 continue
             self._changed.clear()
-            # With every lane busy only the end of a batch can help, and that is a change.
+            # With every instance busy only the end of a batch can help, and that is a change.
             later_s = (at_s for at_s in startable_s.values() if at_s < math.inf)
             wake_s = min(later_s, default=None) if not ready else None
             try:
@@ -231,7 +241,7 @@ class Batcher(Generic[Item, Result]):
         """When a batch of one bucket may start, in seconds of the event loop's clock."""
         if len(entries) >= self.max_batch_size:
             return -math.inf
-        if self._in_lanes and not self.spread and entries[0].submitted > self._last_end:
+        if self._running and not self.spread and entries[0].submitted > self._last_end:
             return math.inf  # the end of a batch is a change
         if self._reserved == 0:
             return -math.inf
@@ -239,31 +249,31 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self, bucket: Hashable) -> list[Entry[Item, Result]]:
         """The items of the next batch; none when all that waited were late or given up."""
-        free = self.lanes - len(self._in_lanes) if self.spread else 1
-        share = math.ceil(len(self._waiting.buckets[bucket]) / free)
-        return self._waiting.take(bucket, min(share, self.max_batch_size))
+        free = self.instances - len(self._running) if self.spread else 1
+        size = math.ceil(len(self._waiting.buckets[bucket]) / free)
+        return self._waiting.take(bucket, min(size, self.max_batch_size))
 
-    async def _run(self, batch: list[Entry[Item, Result]], alone: bool) -> None:
+    async def _run(self, batch: list[Entry[Item, Result]], sole: bool) -> None:
         try:
-            if not await self._attempt(batch, alone):
+            if not await self._attempt(batch, sole):
                 for entry in batch:
-                    if is_wanted(entry):
+                    if is_pending(entry):
                         await self._attempt([entry], False)
         except BaseException:
             for entry in batch:  # those that were still to be tried again
                 fail(entry, "the batch loop has ended")
             raise
         finally:
-            self._in_lanes = [each for each in self._in_lanes if each is not batch]
+            self._running = [each for each in self._running if each is not batch]
             self._last_end = asyncio.get_running_loop().time()
             self._changed.set()
 
-    async def _attempt(self, batch: list[Entry[Item, Result]], alone: bool) -> bool:
+    async def _attempt(self, batch: list[Entry[Item, Result]], sole: bool) -> bool:
         """Runs a batch; false when it failed and its items should be tried one by one."""
         started = time.perf_counter()
         size = len(batch)
         try:
-            results = await self._run_batch([entry.item for entry in batch], alone)
+            results = await self._run_batch([entry.item for entry in batch], sole)
             if len(results) != size:
                 raise ValueError(f"{size} items gave {len(results)} results")
         except BaseException as error:
@@ -279,7 +289,9 @@ class Batcher(Generic[Item, Result]):
         self._observe(took_s / size)
         for entry, result in zip(batch, results, strict=True):
             if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.submitted_at, took_s))
+                entry.future.set_result(
+                    InferenceResult(result, started - entry.submitted_at, took_s)
+                )
         return True
 
     def _observe(self, item_s: float) -> None:

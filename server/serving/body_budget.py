@@ -24,12 +24,12 @@ class ByteBudget:
         self.max_bytes = max_bytes
         self.taken = 0
 
-    def share(self) -> "Share":
-        """An empty share for one request, which has to give it back."""
-        return Share(self)
+    def reserve(self) -> "BodyReservation":
+        """An empty reservation for one request, which has to release it."""
+        return BodyReservation(self)
 
 
-class Share:
+class BodyReservation:
     """What one request has taken."""
 
     def __init__(self, budget: ByteBudget) -> None:
@@ -52,17 +52,17 @@ class Share:
         budget = self._budget
         if self._taken + count > budget.max_bytes:
             raise TooLarge(
-                f"the request needs {self._taken + count} bytes of memory; max_upload_bytes is "
-                f"{budget.max_bytes}",
+                f"the request needs {self._taken + count} bytes of memory; "
+                f"max_inflight_body_bytes is {budget.max_bytes}",
                 code="body_too_large",
             )
         if budget.taken + count > budget.max_bytes:
             raise UploadsFull(
                 f"other requests hold {budget.taken - self._taken} bytes and this one needs "
-                f"{self._taken + count}; max_upload_bytes is {budget.max_bytes}"
+                f"{self._taken + count}; max_inflight_body_bytes is {budget.max_bytes}"
             )
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Ends the request's hold on memory; safe to call again."""
         self._budget.taken -= self._taken
         self._taken = 0

@@ -1,16 +1,16 @@
-"""How much memory pictures may take at once while they are decoded, and who waits for it.
+"""How much memory images may take at once while they are decoded, and who waits for it.
 
 Of a container's limit, or the machine's memory, `decoding_share` leaves to decoding what nothing
 else needs. With 1 GiB and the default model and settings that is about 550 MiB:
 
     128 MiB   an eighth, spare: allocators, connections, another model during a reload
-    128 MiB   bodies: max_upload_bytes, by default an eighth, 256 MiB at most
+    128 MiB   bodies: max_inflight_body_bytes, by default an eighth, 256 MiB at most
      63 MiB   canvases: max_queue_images of the largest bucket
     160 MiB   the process when it is ready
     545 MiB   decoding
 
-A thread learns what a picture needs when it has read its header. Where that is not there, the
-picture waits outside of the threads, and the first that waits is the first to go on: none is
+A thread learns what an image needs when it has read its header. Where that is not there, the
+image waits outside of the threads, and the first that waits is the first to go on: none is
 overtaken by smaller ones.
 """
 
@@ -29,19 +29,19 @@ from server.serving.threads import DECODE_NICENESS, ClientLeft, nice_pool, on_po
 from server.vision.decode import costliest_bytes
 
 LEAST_BYTES = 32 * 2**20
-_SPARE_SHARE = _UPLOAD_SHARE = 8
-_MAX_UPLOAD_BYTES = 256 * 2**20
+_SPARE_SHARE = _BODY_SHARE = 8
+_MAX_INFLIGHT_BODY_BYTES = 256 * 2**20
 
 Result = TypeVar("Result")
 
 
-def upload_share(limit_bytes: int) -> int:
+def body_share(limit_bytes: int) -> int:
     """Bytes of bodies in memory at once, where nobody set them."""
-    return min(_MAX_UPLOAD_BYTES, limit_bytes // _UPLOAD_SHARE)
+    return min(_MAX_INFLIGHT_BODY_BYTES, limit_bytes // _BODY_SHARE)
 
 
 def decoding_share(
-    limit_bytes: int, *, resident_bytes: int, canvas_bytes: int, upload_bytes: int
+    limit_bytes: int, *, resident_bytes: int, canvas_bytes: int, inflight_body_bytes: int
 ) -> int:
     """What decoding may take, at least `LEAST_BYTES`, however small the limit is.
 
@@ -49,14 +49,16 @@ def decoding_share(
         limit_bytes: of the whole process.
         resident_bytes: of the process with its model, warm and idle.
         canvas_bytes: of all canvases that may wait.
-        upload_bytes: of all bodies that may be in memory.
+        inflight_body_bytes: of all bodies that may be in memory.
     """
     spare = limit_bytes // _SPARE_SHARE
-    return max(LEAST_BYTES, limit_bytes - spare - resident_bytes - canvas_bytes - upload_bytes)
+    return max(
+        LEAST_BYTES, limit_bytes - spare - resident_bytes - canvas_bytes - inflight_body_bytes
+    )
 
 
-class NoRoom(Exception):
-    """A picture needs memory that others have now.
+class MemoryUnavailable(Exception):
+    """An image needs memory that others have now.
 
     Attributes:
         needed: bytes.
@@ -67,11 +69,11 @@ class NoRoom(Exception):
         self.needed = needed
 
 
-class DecodeMemory:
+class DecodeMemoryLimiter:
     """Memory for decoding, shared by all threads.
 
     Attributes:
-        max_bytes: for all pictures that are being decoded; None: as much as they need. May be set
+        max_bytes: for all images that are being decoded; None: as much as they need. May be set
             while others wait.
         taken: bytes, now.
     """
@@ -82,32 +84,32 @@ class DecodeMemory:
         self._lock = threading.Lock()
         self._waiting: deque[_Waiter] = deque()
 
-    def claim(self) -> "Claim":
-        """An empty claim, for a picture whose needs are not known yet."""
-        return Claim(self)
+    def reserve(self) -> "MemoryReservation":
+        """An empty reservation, for an image whose needs are not known yet."""
+        return MemoryReservation(self)
 
-    async def wait_for(self, needed: int) -> "Claim":
-        """A claim to so many bytes, as soon as all that came before have theirs.
+    async def wait_for(self, needed: int) -> "MemoryReservation":
+        """A reservation of so many bytes, as soon as all that came before have theirs.
 
         Raises:
             TooLarge: it would have to wait for ever.
         """
-        claim = Claim(self)
-        waiter = _Waiter(claim, needed, asyncio.get_running_loop(), asyncio.Event())
+        reservation = MemoryReservation(self)
+        waiter = _Waiter(reservation, needed, asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
             self._refuse_for_ever(needed)
             self._waiting.append(waiter)
-            self._hand_out()
+            self._grant_waiting()
         try:
             await waiter.served.wait()
         except asyncio.CancelledError:
             with self._lock:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
-                    self._hand_out()
-            claim.give_back()
+                    self._grant_waiting()
+            reservation.release()
             raise
-        return claim
+        return reservation
 
     def _refuse_for_ever(self, needed: int) -> None:
         if self.max_bytes is not None and needed > self.max_bytes:
@@ -120,19 +122,19 @@ class DecodeMemory:
     def _fits(self, more: int) -> bool:
         return self.max_bytes is None or self.taken + more <= self.max_bytes
 
-    def _hand_out(self) -> None:
+    def _grant_waiting(self) -> None:
         """Serves those that wait, in order; the lock is held."""
         while self._waiting and self._fits(self._waiting[0].needed):
             waiter = self._waiting.popleft()
-            waiter.claim._taken = waiter.needed
+            waiter.reservation._taken = waiter.needed
             self.taken += waiter.needed
             waiter.loop.call_soon_threadsafe(waiter.served.set)
 
 
-class Claim:
-    """What one picture has of the memory; to be given back once it is decoded."""
+class MemoryReservation:
+    """What one image has of the memory; to be released once it is decoded."""
 
-    def __init__(self, memory: DecodeMemory) -> None:
+    def __init__(self, memory: DecodeMemoryLimiter) -> None:
         self._memory = memory
         self._taken = 0
 
@@ -141,7 +143,7 @@ class Claim:
 
         Raises:
             TooLarge: there are never so many; code "too_much_memory".
-            NoRoom: not now; or others have waited for longer.
+            MemoryUnavailable: not now; or others have waited for longer.
         """
         memory, more = self._memory, needed - self._taken
         with memory._lock:
@@ -149,28 +151,28 @@ class Claim:
                 return
             memory._refuse_for_ever(needed)
             if memory._waiting or not memory._fits(more):
-                raise NoRoom(needed)
+                raise MemoryUnavailable(needed)
             memory.taken += more
             self._taken = needed
 
-    def give_back(self) -> None:
-        """Ends the claim; safe to call again."""
+    def release(self) -> None:
+        """Ends the reservation; safe to call again."""
         memory = self._memory
         with memory._lock:
             memory.taken -= self._taken
             self._taken = 0
-            memory._hand_out()
+            memory._grant_waiting()
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    claim: Claim
+    reservation: MemoryReservation
     needed: int
     loop: asyncio.AbstractEventLoop
     served: asyncio.Event
 
 
-class Decoding:
+class DecodePool:
     """Runs what decodes images; what has to wait for memory holds no thread.
 
     Args:
@@ -184,7 +186,7 @@ class Decoding:
 
     def __init__(self, threads: int, max_image_pixels: int) -> None:
         self.threads = threads
-        self.memory = DecodeMemory()
+        self.memory = DecodeMemoryLimiter()
         self._max_image_pixels = max_image_pixels
         self._pool = nice_pool(threads, "decode", DECODE_NICENESS)
         self._started: dict[object, float] = {}  # of what runs on a thread now
@@ -202,7 +204,7 @@ class Decoding:
         return time.monotonic() - max(started) if len(started) == self.threads else 0.0
 
     async def run(
-        self, work: Callable[[Claim], Result], left: threading.Event | None = None
+        self, work: Callable[[MemoryReservation], Result], left: threading.Event | None = None
     ) -> Result:
         """Runs what decodes, on a thread that never waits for memory.
 
@@ -216,22 +218,24 @@ class Decoding:
             ClientLeft: nobody waits for the work any more.
         """
 
-        def begin(claim: Claim) -> Result:
+        def begin(reservation: MemoryReservation) -> Result:
             if left is not None and left.is_set():
                 raise ClientLeft
-            self._started[claim] = time.monotonic()
+            self._started[reservation] = time.monotonic()
             try:
-                return work(claim)
+                return work(reservation)
             finally:
-                del self._started[claim]
+                del self._started[reservation]
 
-        claim = self.memory.claim()
+        reservation = self.memory.reserve()
         while True:
             try:
-                return await on_pool_until(self._pool, partial(begin, claim), claim.give_back)
-            except NoRoom as full:
+                return await on_pool_until(
+                    self._pool, partial(begin, reservation), reservation.release
+                )
+            except MemoryUnavailable as full:
                 needed = full.needed
-            claim = await self.memory.wait_for(needed)
+            reservation = await self.memory.wait_for(needed)
 
     def shut_down(self) -> None:
         """Ends the threads; what has not begun is not done."""

@@ -1,6 +1,6 @@
-"""What waits for the model, and whose turn it is.
+"""What waits for the model, and in which order it is served.
 
-Requests take turns (weighted fair queueing; the clock is that of WF2Q+, Bennett and Zhang 1996): a
+Requests are flows of weighted fair queueing (the clock is that of WF2Q+, Bennett and Zhang 1996): a
 single image waits for a few images of each request that is before it, and not for all 64 of one. A
 request of n images has the share of sqrt(n) single ones: with the share of one it would be late
 wherever many single images come, with that of n they would be.
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[Result]):
+class InferenceResult(Generic[Result]):
     """One item's result, and what it waited for.
 
     Attributes:
@@ -35,8 +35,8 @@ class Answer(Generic[Result]):
     inference_s: float
 
 
-class Share:
-    """One request's part of the turns.
+class Flow:
+    """One request's items, and when the next of them is due.
 
     Args:
         images: in the request, >= 1.
@@ -45,25 +45,25 @@ class Share:
     def __init__(self, images: int) -> None:
         self.weight = math.ceil(math.sqrt(images))
         self.waiting = 0  # of its items
-        self.next_turn = 0.0
+        self.next_start = 0.0
 
 
 @dataclass(order=True, slots=True)
 class Entry(Generic[Item, Result]):
     """One item that waits; the least is the next of its bucket."""
 
-    turn: float
+    virtual_start: float
     arrival: int
-    share: Share = field(compare=False)
+    flow: Flow = field(compare=False)
     item: Item = field(compare=False)
     submitted: float = field(compare=False)  # seconds of the event loop's clock, as `deadline`
     submitted_at: float = field(compare=False)  # of a finer clock: uvloop's steps in milliseconds
     deadline: float = field(compare=False)
-    future: asyncio.Future[Answer[Result]] = field(compare=False)
+    future: asyncio.Future[InferenceResult[Result]] = field(compare=False)
 
 
-class Turns(Generic[Item, Result]):
-    """Items by bucket, each bucket in the order of their turns.
+class FairQueue(Generic[Item, Result]):
+    """Items by bucket, each bucket in the order of their virtual start.
 
     Attributes:
         images: items that wait; a number, as metrics are read on another thread.
@@ -74,8 +74,8 @@ class Turns(Generic[Item, Result]):
         self.images = 0
         self._buckets: dict[Hashable, list[Entry[Item, Result]]] = {}  # heaps
         self._arrivals = count()
-        self._turn = 0.0  # that a request has which comes now
-        self._turn_passes = 0.0  # what the batch that was taken last adds to it
+        self._virtual_time = 0.0  # that a request has which comes now
+        self._time_step = 0.0  # what the batch that was taken last adds to it
         self.weight = 0
 
     @property
@@ -83,24 +83,22 @@ class Turns(Generic[Item, Result]):
         """What waits in each bucket in which something does, the next one first."""
         return self._buckets
 
-    def add(
-        self, bucket: Hashable, share: Share, item: Item, deadline: float
-    ) -> Entry[Item, Result]:
+    def add(self, bucket: Hashable, flow: Flow, item: Item, deadline: float) -> Entry[Item, Result]:
         """Lets an item wait.
 
         Args:
             bucket: of the item.
-            share: of its request.
+            flow: of its request.
             item: what.
             deadline: seconds of the event loop's clock; later it is not taken any more.
         """
         loop = asyncio.get_running_loop()
-        turn = max(share.next_turn, self._turn)
-        share.next_turn = turn + 1 / share.weight
+        virtual_start = max(flow.next_start, self._virtual_time)
+        flow.next_start = virtual_start + 1 / flow.weight
         entry = Entry[Item, Result](
-            turn,
+            virtual_start,
             next(self._arrivals),
-            share,
+            flow,
             item,
             loop.time(),
             time.perf_counter(),
@@ -108,7 +106,7 @@ class Turns(Generic[Item, Result]):
             loop.create_future(),
         )
         heapq.heappush(self._buckets.setdefault(bucket, []), entry)
-        self._count(share, 1)
+        self._count(flow, 1)
         return entry
 
     def remove(self, bucket: Hashable, entry: Entry[Item, Result]) -> None:
@@ -116,7 +114,7 @@ class Turns(Generic[Item, Result]):
         entries = self._buckets.get(bucket, [])
         if entry in entries:
             entries.remove(entry)
-            self._count(entry.share, -1)
+            self._count(entry.flow, -1)
             heapq.heapify(entries)
             if not entries:
                 del self._buckets[bucket]
@@ -128,16 +126,16 @@ class Turns(Generic[Item, Result]):
         batch: list[Entry[Item, Result]] = []
         while entries and len(batch) < size:
             entry = heapq.heappop(entries)
-            self._count(entry.share, -1)
-            if is_wanted(entry):
+            self._count(entry.flow, -1)
+            if is_pending(entry):
                 batch.append(entry)
         if not entries:
             del self._buckets[bucket]  # a bucket may hold a model that is being replaced
         if batch:
-            # It also passes when only newcomers are served, or an image of a later turn would
-            # wait for as long as there are any.
-            self._turn = max(self._turn + self._turn_passes, batch[0].turn)
-            self._turn_passes = len(batch) / weight
+            # It also passes when only newcomers are served, or an image of a later start
+            # would wait for as long as there are any.
+            self._virtual_time = max(self._virtual_time + self._time_step, batch[0].virtual_start)
+            self._time_step = len(batch) / weight
         return batch
 
     def clear(self) -> list[Entry[Item, Result]]:
@@ -147,15 +145,15 @@ class Turns(Generic[Item, Result]):
         self.images = self.weight = 0
         return entries
 
-    def _count(self, share: Share, change: int) -> None:
+    def _count(self, flow: Flow, change: int) -> None:
         """Notes that an item of a request came, 1, or left, -1."""
-        waited = share.waiting > 0
-        share.waiting += change
+        waited = flow.waiting > 0
+        flow.waiting += change
         self.images += change
-        self.weight += share.weight * ((share.waiting > 0) - waited)
+        self.weight += flow.weight * ((flow.waiting > 0) - waited)
 
 
-def is_wanted(entry: Entry[Any, Any]) -> bool:
+def is_pending(entry: Entry[Any, Any]) -> bool:
     """Whether somebody waits for the item, and it is in time; fails it when it is late."""
     if entry.future.done():
         return False

@@ -16,7 +16,7 @@ from server.inference.artifact import Artifact
 from server.observability.log_output import process_log
 from server.observability.metrics import Metrics
 from server.serving.body_budget import ByteBudget
-from server.serving.fair_queue import Answer
+from server.serving.fair_queue import InferenceResult
 from server.settings import Settings
 
 State = Literal["starting", "ready", "draining", "failed"]
@@ -50,26 +50,26 @@ class LoadedModel(Protocol):
         """In words, why on the CPU though a GPU was to be expected; else None."""
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side."""
+    def instances(self) -> int:
+        """Inferences that may run at the same time."""
 
     @property
     def max_batch_size(self) -> int:
         """Images of one call."""
 
 
-class Place(Protocol):
-    """One image's place in the queue: `put` and `infer`, or `give_back`; the latter only once."""
+class ImageReservation(Protocol):
+    """One image's place in the queue: `write` and `infer`, or `release`; the latter only once."""
 
-    def put(self, canvas: NDArray[np.uint8]) -> None:
+    def write(self, canvas: NDArray[np.uint8]) -> None:
         """Lays an image where the model finds it; on any thread.
 
         Args:
             canvas: (H, W, 3) uint8, RGB, letterboxed; (H, W) one of the model's buckets.
         """
 
-    async def infer(self, deadline: float) -> Answer[Candidates]:
-        """Submits what was put and waits for its own (K, 6) candidates.
+    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+        """Submits what was written and waits for its own (K, 6) candidates.
 
         Args:
             deadline: seconds of the event loop's clock; later it is not run any more.
@@ -79,7 +79,7 @@ class Place(Protocol):
             DeadlineExceeded: the deadline passed while it waited.
         """
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Frees a place whose image will not be submitted."""
 
 
@@ -87,7 +87,8 @@ class Queue(Protocol):
     """The one queue before the model.
 
     Attributes:
-        copies: whether `Place.put` copies the pixels, and had better be called on a thread.
+        copies: whether `ImageReservation.write` copies the pixels, and had better be called on a
+            thread.
     """
 
     copies: bool
@@ -97,15 +98,15 @@ class Queue(Protocol):
         """Images that wait, or are reserved a place."""
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side; 0 before there is a model."""
+    def instances(self) -> int:
+        """Inferences that may run side by side; 0 before there is a model."""
 
     @property
-    def busy_lanes(self) -> int:
-        """Model calls that run."""
+    def active_inferences(self) -> int:
+        """Inferences that run."""
 
-    def stuck_s(self) -> float | None:
-        """Seconds that a model call has been running which is stuck; None when none is."""
+    def hung_s(self) -> float | None:
+        """Seconds that an inference has been running which is hung; None when none is."""
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
@@ -115,7 +116,7 @@ class Queue(Protocol):
 
     def reserve(
         self, engine: LoadedModel, images: int
-    ) -> AbstractAsyncContextManager[Sequence[Place]]:
+    ) -> AbstractAsyncContextManager[Sequence[ImageReservation]]:
         """Holds places for a request's images; those not submitted are free again afterwards.
 
         Raises:
@@ -174,7 +175,7 @@ class Model(Protocol):
                 has; the old model goes on serving.
         """
 
-    async def measure(self) -> Callable[[], bytes]:
+    async def collect_metrics(self) -> Callable[[], bytes]:
         """Asks for the metrics of the whole server.
 
         Returns:
@@ -186,37 +187,38 @@ class Model(Protocol):
         """
 
 
-def refuse_unless_ready(state: State, stuck_s: float | None, stuck_after_s: float) -> None:
+def refuse_unless_ready(state: State, hung_s: float | None, inference_watchdog_s: float) -> None:
     """Raises `NotReady` or `Draining` unless requests are taken.
 
     Args:
         state: of the server.
-        stuck_s: seconds that a model call has been running which is stuck.
-        stuck_after_s: from how many on it is.
+        hung_s: seconds that an inference has been running which is hung.
+        inference_watchdog_s: from how many on it is.
     """
     if state == "draining":
         raise Draining("the server is shutting down")
     if state == "starting":
         raise NotReady("the model is being loaded")
-    refuse_unless_alive(state, stuck_s, stuck_after_s)
+    refuse_unless_alive(state, hung_s, inference_watchdog_s)
 
 
-def refuse_unless_alive(state: State, stuck_s: float | None, stuck_after_s: float) -> None:
-    """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
+def refuse_unless_alive(state: State, hung_s: float | None, inference_watchdog_s: float) -> None:
+    """Raises `NotReady` when only a new process can help: the model failed, or is hung."""
     if state == "failed":
         raise NotReady("the model has stopped")
-    if stuck_s is not None:
+    if hung_s is not None:
         raise NotReady(
-            f"a model call has been running for {stuck_s:.0f} s; stuck_after_s is {stuck_after_s:g}"
+            f"an inference has been running for {hung_s:.0f} s; "
+            f"inference_watchdog_s is {inference_watchdog_s:g}"
         )
 
 
-def measured(
+def create_metrics(
     settings: Settings,
     rejection_reasons: Iterable[str],
     *,
     queue: Callable[[], Queue],
-    uploads: ByteBudget,
+    body_budget: ByteBudget,
     state: Callable[[], str],
 ) -> Metrics:
     """The metrics of a process.
@@ -225,17 +227,17 @@ def measured(
         settings: limits.
         rejection_reasons: error codes that start at 0.
         queue: asked at each scrape.
-        uploads: what requests' bodies have in memory.
+        body_budget: what requests' bodies have in memory.
         state: asked at each scrape for the state of the server.
     """
     return Metrics(
         rejection_reasons,
         queue_images=lambda: queue().queue_images,
-        upload_bytes=lambda: uploads.taken,
-        lanes=lambda: queue().lanes,
-        busy_lanes=lambda: queue().busy_lanes,
+        inflight_body_bytes=lambda: body_budget.taken,
+        instances=lambda: queue().instances,
+        active_inferences=lambda: queue().active_inferences,
         state=state,
         max_queue_images=settings.max_queue_images,
-        max_upload_bytes=uploads.max_bytes,
+        max_inflight_body_bytes=body_budget.max_bytes,
         dropped_log_lines=lambda: process_log().dropped,
     )

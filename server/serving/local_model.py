@@ -18,7 +18,7 @@ from server.inference.repository import load_model
 from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.serving.interface import State, refuse_unless_ready
-from server.serving.model_runner import ModelCalls
+from server.serving.model_runner import ModelRunner
 from server.serving.threads import MODEL_NICENESS, nice_pool
 from server.settings import Settings
 from server.vision import nms
@@ -102,7 +102,7 @@ def open_onnx_engine(
     )
 
 
-class OwnModel:
+class LocalModel:
     """One model at a time behind the queue, from start to end; a `server.serving.interface.Model`.
 
     Args:
@@ -122,7 +122,7 @@ class OwnModel:
     def __init__(self, settings: Settings, loader: Loader, metrics: Metrics) -> None:
         assert loader.first is not None
         self.name = loader.first.artifacts.result()[0].metadata.name
-        self.queue = ModelCalls(settings, metrics)
+        self.queue = ModelRunner(settings, metrics)
         self.state: State = "starting"
         self.failure: BaseException | None = None
         self.engine: Engine | None = None
@@ -142,9 +142,9 @@ class OwnModel:
 
     @property
     def status(self) -> str:
-        """The state; "stuck" where a model call does not return."""
-        stuck = self.state == "ready" and self.queue.stuck_s() is not None
-        return "stuck" if stuck else self.state
+        """The state; "hung" where an inference does not return."""
+        hung = self.state == "ready" and self.queue.hung_s() is not None
+        return "hung" if hung else self.state
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -210,9 +210,9 @@ class OwnModel:
 
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
-        refuse_unless_ready(self.state, self.queue.stuck_s(), self._settings.stuck_after_s)
+        refuse_unless_ready(self.state, self.queue.hung_s(), self._settings.inference_watchdog_s)
 
-    async def measure(self) -> Callable[[], bytes]:
+    async def collect_metrics(self) -> Callable[[], bytes]:
         """What makes the text of all metrics, on a thread."""
         return self._metrics.exposition
 
@@ -248,7 +248,7 @@ class OwnModel:
     def _serve_with(self, engine: Engine, event: str, loading: Loading) -> None:
         """Gives an engine to new requests; the one of before goes with its last request."""
         self.engine = engine
-        self.queue.arrange_for(engine)
+        self.queue.resize_for(engine)
         model = engine.artifact.metadata
         running = {
             "name": model.name,
@@ -265,7 +265,7 @@ class OwnModel:
             load_s=round(time.perf_counter() - loading.started, 3),
             reason=engine.reason,
             cpu_fallback=engine.cpu_fallback,
-            lanes=engine.lanes,
+            instances=engine.instances,
             max_batch_size=engine.max_batch_size,
             **running,
         )

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from server.inference.detector import stacked
 from server.inference.engine import Engine
 from server.observability.metrics import Metrics
-from server.serving.batcher import Batcher, Slots
-from server.serving.fair_queue import Answer
-from server.serving.interface import Candidates, LoadedModel, Place
+from server.serving.batcher import Batcher, Reservation
+from server.serving.fair_queue import InferenceResult
+from server.serving.interface import Candidates, ImageReservation, LoadedModel
 from server.serving.threads import MODEL_NICENESS, nice_pool
 from server.settings import Settings
 
 
-class Room(Protocol):
+class SharedBuffer(Protocol):
     """Memory of a canvas that others use again; it must not be while a call reads or writes it."""
 
     def enter(self) -> None:
@@ -40,20 +40,20 @@ class Canvas(NamedTuple):
     Attributes:
         engine: what runs it.
         pixels: (H, W, 3) uint8, RGB.
-        room: the memory that they are in, where it is not theirs alone.
+        buffer: the memory that they are in, where it is not theirs alone.
     """
 
     engine: Engine
     pixels: NDArray[np.uint8]
-    room: Room | None = None
+    buffer: SharedBuffer | None = None
 
     def bucket(self) -> tuple[Engine, tuple[int, ...]]:
         """Canvases with equal values fit into one batch."""
         return self.engine, self.pixels.shape
 
 
-class ModelCalls:
-    """The one queue, and the model calls that empty it.
+class ModelRunner:
+    """The one queue, and the inferences that empty it.
 
     Args:
         settings: limits.
@@ -61,17 +61,17 @@ class ModelCalls:
 
     Attributes:
         batcher: the queue, to be served.
-        noted: called after each begin and end of a call, on the event loop.
+        on_change: called after each begin and end of a call, on the event loop.
     """
 
     copies = False
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._stuck_after_s = settings.stuck_after_s
+        self._inference_watchdog_s = settings.inference_watchdog_s
         self._metrics = metrics
-        self._calling: ThreadPoolExecutor | None = None
-        self._calls: dict[object, float] = {}  # start of each model call that runs
-        self.noted: Callable[[], None] = lambda: None
+        self._threads: ThreadPoolExecutor | None = None
+        self._inferences: dict[object, float] = {}  # start of each inference that runs
+        self.on_change: Callable[[], None] = lambda: None
         self.batcher = Batcher[Canvas, Candidates](
             self._infer,
             bucket=Canvas.bucket,
@@ -85,24 +85,24 @@ class ModelCalls:
         return self.batcher.queue_images
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side; 0 before there is a model."""
-        return self.batcher.lanes if self._calling else 0
+    def instances(self) -> int:
+        """Inferences that may run side by side; 0 before there is a model."""
+        return self.batcher.instances if self._threads else 0
 
     @property
-    def busy_lanes(self) -> int:
-        """Model calls that run."""
-        return len(self._calls)
+    def active_inferences(self) -> int:
+        """Inferences that run."""
+        return len(self._inferences)
 
-    def oldest_call(self) -> float:
+    def oldest_inference(self) -> float:
         """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
         # A copy, made in one step: metrics are read on another thread.
-        return min(list(self._calls.values()), default=math.inf)
+        return min(list(self._inferences.values()), default=math.inf)
 
-    def stuck_s(self) -> float | None:
-        """Seconds that a model call has been running which is stuck; None when none is."""
-        running_s = time.monotonic() - self.oldest_call()
-        return running_s if running_s > self._stuck_after_s else None
+    def hung_s(self) -> float | None:
+        """Seconds that an inference has been running which is hung; None when none is."""
+        running_s = time.monotonic() - self.oldest_inference()
+        return running_s if running_s > self._inference_watchdog_s else None
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty at the measured rate; 1..60."""
@@ -113,74 +113,76 @@ class ModelCalls:
         self.batcher.refuse_when_full()
 
     @asynccontextmanager
-    async def reserve(self, engine: LoadedModel, images: int) -> AsyncIterator[Sequence[Place]]:
+    async def reserve(
+        self, engine: LoadedModel, images: int
+    ) -> AsyncIterator[Sequence[ImageReservation]]:
         """Holds places for a request's images; see `server.serving.interface.Queue`."""
         assert isinstance(engine, Engine)
-        with self.batcher.reserve(images) as slots:
-            yield [_OwnPlace(engine, slots) for _ in range(images)]
+        with self.batcher.reserve(images) as reservation:
+            yield [_LocalReservation(engine, reservation) for _ in range(images)]
 
-    def arrange_for(self, engine: Engine) -> None:
-        """Makes room for as many model calls, and as large ones, as an engine takes."""
-        # Not more threads than lanes: a CUDA session keeps handles and memory for each.
-        before, self._calling = self._calling, nice_pool(engine.lanes, "model", MODEL_NICENESS)
+    def resize_for(self, engine: Engine) -> None:
+        """Makes room for as many inferences, and as large ones, as an engine takes."""
+        # Not more threads than instances: a CUDA session keeps handles and memory for each.
+        before, self._threads = self._threads, nice_pool(engine.instances, "model", MODEL_NICENESS)
         if before is not None:
             before.shutdown(wait=False)  # what runs there runs to its end
         self.batcher.resize(
-            lanes=engine.lanes,
+            instances=engine.instances,
             max_batch_size=engine.max_batch_size,
-            spread=engine.device == "cpu",  # each lane has CPUs of its own; a GPU is shared
+            spread=engine.device == "cpu",  # each instance has CPUs of its own; a GPU is shared
         )
 
     def shut_down(self) -> None:
-        """Ends the threads, without waiting for a call that is stuck in the provider."""
-        if self._calling is not None:
-            self._calling.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads, without waiting for a call that is hung in the provider."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _infer(self, batch: Sequence[Canvas], alone: bool) -> Sequence[Candidates]:
-        assert self._calling is not None
+    async def _infer(self, batch: Sequence[Canvas], sole: bool) -> Sequence[Candidates]:
+        assert self._threads is not None
         self._metrics.batch_size.observe(len(batch))
         engine = batch[0].engine
-        rooms = [canvas.room for canvas in batch if canvas.room]
+        buffers = [canvas.buffer for canvas in batch if canvas.buffer]
         call, began = object(), time.monotonic()
-        self._calls[call] = began
-        for room in rooms:
-            room.enter()
-        self.noted()
+        self._inferences[call] = began
+        for buffer in buffers:
+            buffer.enter()
+        self.on_change()
 
         def run() -> list[Candidates]:
             images = stacked([canvas.pixels for canvas in batch])
-            found = engine.run(images, alone=alone)
+            found = engine.run(images, sole=sole)
             return [
-                canvas.room.keep(rows) if canvas.room else rows
+                canvas.buffer.keep(rows) if canvas.buffer else rows
                 for canvas, rows in zip(batch, found, strict=True)
             ]
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._calling, run)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
         finally:
-            del self._calls[call]
-            self._metrics.lane_seconds.inc(time.monotonic() - began)
-            for room in rooms:
-                room.leave()
-            self.noted()
+            del self._inferences[call]
+            self._metrics.inference_busy_seconds.inc(time.monotonic() - began)
+            for buffer in buffers:
+                buffer.leave()
+            self.on_change()
 
 
-class _OwnPlace:
+class _LocalReservation:
     """A place in the queue of this process."""
 
-    def __init__(self, engine: Engine, slots: Slots[Canvas, Candidates]) -> None:
+    def __init__(self, engine: Engine, reservation: Reservation[Canvas, Candidates]) -> None:
         self._engine = engine
-        self._slots = slots
+        self._reservation = reservation
         self._canvas: NDArray[np.uint8] | None = None
 
-    def put(self, canvas: NDArray[np.uint8]) -> None:
+    def write(self, canvas: NDArray[np.uint8]) -> None:
         self._canvas = canvas
 
-    async def infer(self, deadline: float) -> Answer[Candidates]:
+    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
         assert self._canvas is not None
         # A request of many images must not keep all their pixels to its end.
         canvas, self._canvas = Canvas(self._engine, self._canvas), None
-        return await self._slots.submit(canvas, deadline)
+        return await self._reservation.submit(canvas, deadline)
 
-    def give_back(self) -> None:
-        self._slots.give_back()
+    def release(self) -> None:
+        self._reservation.release()

@@ -1,4 +1,4 @@
-"""The way of images through the server: decode, queue, model call, detections, answer."""
+"""The way of images through the server: decode, queue, inference, detections, answer."""
 
 import asyncio
 import threading
@@ -17,14 +17,14 @@ from server.host import available_cpus
 from server.inference.artifact import Metadata
 from server.inference.detector import ImageDetections, Prepared, finish, prepare_encoded
 from server.observability.metrics import Metrics
-from server.serving.decode_pool import Claim, Decoding
-from server.serving.interface import Candidates, LoadedModel, Place, Queue
+from server.serving.decode_pool import DecodePool, MemoryReservation
+from server.serving.interface import Candidates, ImageReservation, LoadedModel, Queue
 from server.serving.threads import on_pool, together
 from server.settings import Settings
-from server.vision.decode import picture_bytes, read_header
+from server.vision.decode import image_bytes, read_header
 from server.vision.nms import DetectParameters
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
@@ -74,7 +74,7 @@ class Pipeline:
         metrics: where images and their times are counted.
 
     Attributes:
-        answering: threads that make answers.
+        response_threads: threads that make answers.
         decoding: threads that decode images, and the memory for it.
     """
 
@@ -83,14 +83,14 @@ class Pipeline:
         self._queue = queue
         self._metrics = metrics
         threads = settings.decode_threads or available_cpus()
-        # Two, so that what is found needn't wait behind pictures that are still to be decoded.
-        self.decoding = Decoding(threads, settings.max_image_pixels)
-        self.answering = ThreadPoolExecutor(threads, "answer")
+        # Two, so that what is found needn't wait behind images that are still to be decoded.
+        self.decoding = DecodePool(threads, settings.max_image_pixels)
+        self.response_threads = ThreadPoolExecutor(threads, "respond")
 
     def shut_down(self) -> None:
         """Ends the threads."""
         self.decoding.shut_down()
-        self.answering.shutdown(wait=False, cancel_futures=True)
+        self.response_threads.shutdown(wait=False, cancel_futures=True)
 
     async def detect(
         self,
@@ -98,9 +98,9 @@ class Pipeline:
         encoded: Sequence[bytes],
         parameters: DetectParameters,
         deadline: float,
-        answer: Callable[[list[Found | BadInput]], Result],
+        respond: Callable[[list[Found | BadInput]], Result],
         *,
-        pictures: bool = False,
+        draws: bool = False,
         left: threading.Event | None = None,
     ) -> Result:
         """Images from bytes to detections, and to whatever is made of them.
@@ -110,33 +110,33 @@ class Pipeline:
             encoded: whole image files.
             parameters: for all of them.
             deadline: seconds of the event loop's clock; later nothing is inferred.
-            answer: gets one outcome per image, in their order, on a thread: what is wrong with an
+            respond: gets one outcome per image, in their order, on a thread: what is wrong with an
                 image is a value.
-            pictures: `answer` decodes and draws, one image after the other, so that the answers
+            draws: `respond` decodes and draws, one image after the other, so that the answers
                 of others must not wait behind it, and it has to wait with the images.
             left: set when nobody waits for the answer any more; then no image begins to be decoded.
 
         Returns:
-            What `answer` returned.
+            What `respond` returned.
 
         Raises:
             QueueFull: at once, when there is not a place in the queue for each.
             InferenceFailed, DeadlineExceeded: of one image, and so of the request.
             TooLarge: the images have more than `max_request_pixels` together; or there is never
-                memory for a picture.
+                memory for an image.
             ClientLeft: `left` was set before the last image was decoded.
         """
-        # The threads are shared by turns, too: a request of many has few at a time.
-        turns = asyncio.Semaphore(self.decoding.threads)
+        # The threads are shared fairly, too: a request of many has few at a time.
+        decode_slots = asyncio.Semaphore(self.decoding.threads)
         images = len(encoded)
         if images > 1:  # a single one of `max_image_pixels` is always within those of a request
             # Not on a decode thread: a full queue could not be refused before one is free.
             await self.on_thread(self._refuse_pixels, encoded)
-        async with self._queue.reserve(engine, images) as places:
+        async with self._queue.reserve(engine, images) as reservations:
             with self._counting_failures(images):
                 inferred = await together(
-                    self._infer_one(engine, each, place, turns, deadline, left)
-                    for each, place in zip(encoded, places, strict=True)
+                    self._infer_one(engine, each, reservation, decode_slots, deadline, left)
+                    for each, reservation in zip(encoded, reservations, strict=True)
                 )
 
         def finish_all() -> Result:
@@ -151,15 +151,15 @@ class Pipeline:
                     self._metrics.images.labels("ok").inc()
                 else:
                     self._metrics.images.labels(outcome.code).inc()
-            return answer(outcomes)
+            return respond(outcomes)
 
-        if not pictures:
-            return await on_pool(self.answering, finish_all)
+        if not draws:
+            return await on_pool(self.response_threads, finish_all)
 
-        def draw_all(claim: Claim) -> Result:
+        def draw_all(memory: MemoryReservation) -> Result:
             for file, outcome in zip(encoded, inferred, strict=True):
                 if isinstance(outcome, Inferred):
-                    claim.require(picture_bytes(file, read_header(file)))
+                    memory.require(image_bytes(file, read_header(file)))
             return finish_all()
 
         return await self.decoding.run(draw_all, left)
@@ -182,18 +182,20 @@ class Pipeline:
             QueueFull, InferenceFailed, DeadlineExceeded: as `detect` does.
         """
         images = len(canvases)
-        async with self._queue.reserve(engine, images) as places:
+        async with self._queue.reserve(engine, images) as reservations:
 
-            def put_all() -> None:
-                for place, canvas in zip(places, canvases, strict=True):
-                    place.put(canvas)
+            def write_all() -> None:
+                for reservation, canvas in zip(reservations, canvases, strict=True):
+                    reservation.write(canvas)
 
             with self._counting_failures(images):
                 if self._queue.copies:
-                    await self.on_thread(put_all)
+                    await self.on_thread(write_all)
                 else:
-                    put_all()
-                answers = await together(place.infer(deadline) for place in places)
+                    write_all()
+                answers = await together(
+                    reservation.infer(deadline) for reservation in reservations
+                )
         stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
         for stage_s in stages:
             self._observe(stage_s)
@@ -202,27 +204,27 @@ class Pipeline:
         return np.stack([each.result for each in answers]), longest_s
 
     async def on_thread(
-        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+        self, work: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
     ) -> Result:
         """Runs the work of an answer on a thread, with the log context of the request."""
-        return await on_pool(self.answering, work, *args, **kwargs)
+        return await on_pool(self.response_threads, work, *args, **kwargs)
 
     async def _infer_one(
         self,
         engine: LoadedModel,
         encoded: bytes,
-        place: Place,
-        turns: asyncio.Semaphore,
+        reservation: ImageReservation,
+        decode_slots: asyncio.Semaphore,
         deadline: float,
         left: threading.Event | None,
     ) -> Inferred | BadInput:
         try:
-            async with turns:
-                prepared, stage_s = await self._prepare(engine, encoded, place, left)
+            async with decode_slots:
+                prepared, stage_s = await self._prepare(engine, encoded, reservation, left)
         except BadInput as error:
-            place.give_back()
+            reservation.release()
             return error
-        answer = await place.infer(deadline)
+        answer = await reservation.infer(deadline)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         return Inferred(prepared, answer.result, stage_s)
@@ -251,19 +253,23 @@ class Pipeline:
             self._metrics.stage_seconds[stage].observe(seconds)
 
     async def _prepare(
-        self, engine: LoadedModel, encoded: bytes, place: Place, left: threading.Event | None
+        self,
+        engine: LoadedModel,
+        encoded: bytes,
+        reservation: ImageReservation,
+        left: threading.Event | None,
     ) -> tuple[Prepared, dict[str, float]]:
-        """Decodes an image into its place; what is left of it has no pixels."""
+        """Decodes an image into its reservation; what is left of it has no pixels."""
 
-        def prepare(claim: Claim) -> tuple[Prepared, dict[str, float]]:
+        def prepare(memory: MemoryReservation) -> tuple[Prepared, dict[str, float]]:
             prepared, stage_s = prepare_encoded(
                 encoded,
                 engine.artifact.metadata,
                 max_pixels=self._settings.max_image_pixels,
-                reduced=self._settings.jpeg_reduced_decoding,
-                require=claim.require,
+                dct_scaling=self._settings.jpeg_dct_scaling,
+                require=memory.require,
             )
-            place.put(prepared.canvas)
+            reservation.write(prepared.canvas)
             return replace(prepared, canvas=NO_PIXELS), stage_s
 
         return await self.decoding.run(prepare, left)

@@ -35,7 +35,7 @@ class Service:
         model: answers, in this process or in another.
         metrics: of this process.
         on_failure: called once when the service can't go on; `failure` then says why.
-        uploads: what requests' bodies have in memory.
+        body_budget: what requests' bodies have in memory.
         memory_bytes: what the process may use in all.
     """
 
@@ -46,7 +46,7 @@ class Service:
         metrics: Metrics,
         *,
         on_failure: Callable[[], None],
-        uploads: ByteBudget,
+        body_budget: ByteBudget,
         memory_bytes: int,
     ) -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class Service:
         self.queue = model.queue
         self.metrics = metrics
         self.pipeline = Pipeline(settings, model.queue, metrics)
-        self.uploads = uploads
+        self.body_budget = body_budget
         self._memory_bytes = memory_bytes
         self._memory_shared = False
         self._on_failure = on_failure
@@ -128,10 +128,10 @@ class Service:
         return self.model.failure
 
     @property
-    def status(self) -> State | Literal["stuck"]:
-        """The state; "stuck" where model calls or decoding do not end, and no request is taken."""
-        if self.state == "ready" and (self.queue.stuck_s() is not None or self._decoding_hangs()):
-            return "stuck"
+    def status(self) -> State | Literal["hung"]:
+        """The state; "hung" where inferences or decoding do not end, and no request is taken."""
+        if self.state == "ready" and (self.queue.hung_s() is not None or self._decoding_hangs()):
+            return "hung"
         return self.state
 
     @property
@@ -141,7 +141,7 @@ class Service:
 
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
-        refuse_unless_ready(self.state, self.queue.stuck_s(), self.settings.stuck_after_s)
+        refuse_unless_ready(self.state, self.queue.hung_s(), self.settings.inference_watchdog_s)
         if self._decoding_hangs():
             raise NotReady(
                 "every decode thread has been decoding one image for "
@@ -154,8 +154,8 @@ class Service:
         return self.pipeline.decoding.hung_s() > self.settings.request_timeout_s
 
     def refuse_unless_alive(self) -> None:
-        """Raises `NotReady` when only a new process can help: the model failed, or is stuck."""
-        refuse_unless_alive(self.state, self.queue.stuck_s(), self.settings.stuck_after_s)
+        """Raises `NotReady` when only a new process can help: the model failed, or is hung."""
+        refuse_unless_alive(self.state, self.queue.hung_s(), self.settings.inference_watchdog_s)
 
     def begin_drain(self) -> None:
         """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
@@ -163,7 +163,7 @@ class Service:
 
     async def exposition(self) -> bytes:
         """The metrics of the whole server in the Prometheus text format."""
-        return await self.pipeline.on_thread(await self.model.measure())
+        return await self.pipeline.on_thread(await self.model.collect_metrics())
 
     def _model_changed(self) -> None:
         state = self.state
@@ -185,13 +185,13 @@ class Service:
     def _share_memory(self) -> None:
         """Leaves to decoding what nothing else needs; the model is warm, and nothing else runs.
 
-        Not again at a reload: under load, what is resident is also pictures and the model of
+        Not again at a reload: under load, what is resident is also images and the model of
         before. The part that is spare had to hold both models, so it holds what one is larger.
         """
         parts = {
             "resident_bytes": resident_bytes(),
             "canvas_bytes": self.model.queue_bytes,
-            "upload_bytes": self.uploads.max_bytes,
+            "inflight_body_bytes": self.body_budget.max_bytes,
         }
         decode_bytes = decoding_share(self._memory_bytes, **parts)
         self.pipeline.decoding.limit(decode_bytes)
@@ -199,5 +199,5 @@ class Service:
         if decode_bytes == LEAST_BYTES:
             logger.warning(
                 "memory is short: more is needed, or less with a smaller max_queue_images or "
-                "max_upload_bytes; the process may be killed under load"
+                "max_inflight_body_bytes; the process may be killed under load"
             )

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
-Given = ParamSpec("Given")
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
-# Model calls take all CPUs; refusals and health should not have to wait for their turn, nor behind
-# the pictures of a queue that fills up, which are all decoded at once.
+# Inferences take all CPUs; refusals and health should not have to wait for their turn, nor behind
+# the images of a queue that fills up, which are all decoded at once.
 MODEL_NICENESS = 5
 DECODE_NICENESS = 2
 MAX_NICENESS = 19  # that there is
@@ -31,9 +31,9 @@ def nice_pool(threads: int, name: str, niceness: int) -> ThreadPoolExecutor:
 
 async def on_pool(
     pool: ThreadPoolExecutor,
-    work: Callable[Given, Result],
-    *args: Given.args,
-    **kwargs: Given.kwargs,
+    work: Callable[Params, Result],
+    *args: Params.args,
+    **kwargs: Params.kwargs,
 ) -> Result:
     """Runs work on one of the threads, with the log context of the request."""
     context = contextvars.copy_context()

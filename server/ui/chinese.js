@@ -132,7 +132,7 @@ export const ZH = {
 
   "status.starting": "正在加载模型…",
   "status.ready": "就绪",
-  "status.stuck": "模型没有响应",
+  "status.hung": "模型没有响应",
   "status.draining": "正在关闭",
   "status.failed": "出错",
   "status.unreachable": "无法连接",

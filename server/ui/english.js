@@ -132,7 +132,7 @@ export const EN = {
 
   "status.starting": "Loading the model…",
   "status.ready": "Ready",
-  "status.stuck": "The model is not responding",
+  "status.hung": "The model is not responding",
   "status.draining": "Shutting down",
   "status.failed": "Failed",
   "status.unreachable": "No connection",

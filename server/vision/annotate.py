@@ -1,4 +1,4 @@
-"""A picture with its detections drawn in."""
+"""An image with its detections drawn in."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from server.vision.nms import Detections
 from server.vision.palette import BLACK_RGB, WHITE_RGB, Colour, class_colour, text_colour
 
 MAX_JPEG_SIDE = 65_500  # the format's own limit, less a little that encoders keep back
-# Sizes are parts of the side of a square as large as the picture: what they look like when it is
+# Sizes are parts of the side of a square as large as the image: what they look like when it is
 # fitted into a window does not depend on its pixels.
 TEXT_PART, LINE_PART = 1 / 42, 1 / 330
 LEAST_TEXT_PX = 10
-SMALLEST_TEXT = 0.55  # of the usual size, for boxes that are small in their picture
+SMALLEST_TEXT = 0.55  # of the usual size, for boxes that are small in their image
 
 
 def annotate(
@@ -54,7 +54,7 @@ def annotate(
     return image
 
 
-def encode_picture(image: NDArray[np.uint8], *, png: bool) -> tuple[bytes, str]:
+def encode_image(image: NDArray[np.uint8], *, png: bool) -> tuple[bytes, str]:
     """Encodes (H, W, 3) uint8 RGB; the image is used up: afterwards its colours are exchanged.
 
     Returns:

@@ -25,9 +25,9 @@ __all__ = [
     "Require",
     "costliest_bytes",
     "decode",
-    "decode_reduced",
+    "decode_dct_scaled",
     "decoding_bytes",
-    "picture_bytes",
+    "image_bytes",
     "quiet_codecs",
     "read_header",
     "unlimited",
@@ -80,7 +80,7 @@ def decode(data: bytes, *, max_pixels: int, require: Require = unlimited) -> NDA
     return _decode_exactly(data, header)
 
 
-def decode_reduced(
+def decode_dct_scaled(
     data: bytes, *, max_pixels: int, full_hw: tuple[int, int], require: Require = unlimited
 ) -> tuple[NDArray[np.uint8], Frame]:
     """Decodes as `decode` does, but a large JPEG at a half, a quarter or an eighth of its size.
@@ -90,7 +90,7 @@ def decode_reduced(
     Args:
         data: a whole JPEG, PNG, WebP, BMP or TIFF file.
         max_pixels: original pixels, >= 1; checked before decoding begins.
-        full_hw: the input that the picture will be scaled for, (height, width) in pixels: it
+        full_hw: the input that the image will be scaled for, (height, width) in pixels: it
             stays at least twice as large on both sides as it will be there.
         require: checks the memory.
 
@@ -154,7 +154,7 @@ def _header_within(data: bytes, max_pixels: int) -> ImageHeader:
 
 
 def _decode_exactly(data: bytes, header: ImageHeader) -> NDArray[np.uint8]:
-    # For TIFF, OpenCV turns the picture upright whatever the flags, and IMREAD_COLOR would round
+    # For TIFF, OpenCV turns the image upright whatever the flags, and IMREAD_COLOR would round
     # 16 bits where training cuts them off.
     tiff = header.format == "TIFF"
     pixels = _imdecode(data, header, cv2.IMREAD_UNCHANGED if tiff else cv2.IMREAD_COLOR_RGB)
@@ -165,7 +165,7 @@ def _decode_exactly(data: bytes, header: ImageHeader) -> NDArray[np.uint8]:
 
 def _imdecode(data: bytes, header: ImageHeader, flags: int) -> NDArray[Any]:
     # OpenCV 5 returns None for a file that is cut off anywhere, in all five formats, and turns
-    # the picture upright.
+    # the image upright.
     if header.format == "PNG":
         data = essential_png(data)
     try:
@@ -210,7 +210,7 @@ def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
     kept = header.coefficient_bytes
     if header.format == "JPEG":
         output = _OUTPUT_BYTES * header.pixels / reduction**2
-        # What the scans bring together is kept for all of the picture, until the last has come;
+        # What the scans bring together is kept for all of the image, until the last has come;
         # and where a colour's part is small, the C library keeps it longer.
         needed = output + max(output + min(kept, _SMALL_PARTS_BYTES), kept)
     else:
@@ -218,7 +218,7 @@ def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
     return int(needed) + _COPIES[header.format] * len(data) + _ROWS_BYTES
 
 
-def picture_bytes(data: bytes, header: ImageHeader) -> int:
+def image_bytes(data: bytes, header: ImageHeader) -> int:
     """Memory that it takes at most to decode an image, then draw into it and encode it."""
     drawing = int(_PICTURE_BYTES_A_PIXEL * header.width * header.height) + _ROWS_BYTES
     return max(decoding_bytes(data, header), drawing)

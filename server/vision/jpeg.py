@@ -205,7 +205,7 @@ def _components(data: Buffer, frame: int) -> tuple[bytes, list[tuple[int, int]]]
 
 
 def jpeg_orientation(data: bytes) -> int | None:
-    """Reads how a picture has to be turned.
+    """Reads how an image has to be turned.
 
     Args:
         data: a whole JPEG file.

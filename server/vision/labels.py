@@ -1,4 +1,4 @@
-"""Names and scores beside the boxes of a picture: fitted, placed apart and written.
+"""Names and scores beside the boxes of an image: fitted, placed apart and written.
 
 OpenCV's built-in font has Latin, Greek, Cyrillic, Chinese, Japanese and Korean. A name that it
 can't write (Thai, emoji), or not in its order (Hebrew, Arabic), is written as its class id, `#3`.
@@ -21,7 +21,7 @@ ELLIPSIS = "…"
 LEAST_NAME = 3  # characters; for more of the name, a label goes without its score
 RIGHT_TO_LEFT = {"R", "AL", "RLE", "RLO", "RLI"}
 NEVER_WRAP = (-(2**30), 2**30)
-WIDEST = 0.4  # of the picture, for the label of a box that is narrower
+WIDEST = 0.4  # of the image, for the label of a box that is narrower
 # What a label that covers all of another box counts beside one that covers another label.
 COVERED_BOX_COST = 0.3
 
@@ -34,7 +34,7 @@ class Label:
         class_id: >= 0.
         name: of the class, in any script.
         score: 0..1.
-        box: x1, y1, x2, y2 in pixels of the picture, its lines included.
+        box: x1, y1, x2, y2 in pixels of the image, its lines included.
         colour: behind the text.
     """
 
@@ -46,7 +46,7 @@ class Label:
 
 
 def draw_labels(image: NDArray[np.uint8], labels: Sequence[Label], text_px: int) -> None:
-    """Writes labels into a picture.
+    """Writes labels into an image.
 
     Args:
         image: (H, W, 3) uint8 RGB; changed.
@@ -122,7 +122,7 @@ def _pen() -> ThreadPoolExecutor:
 
 
 def _draw(image: NDArray[np.uint8], labels: Sequence[Label], text_px: int) -> None:
-    picture_hw = image.shape[0], image.shape[1]
+    image_hw = image.shape[0], image.shape[1]
     pad = max(1, round(text_px * 0.2))
     height = round(text_px * 1.1) + 2 * (pad // 2)
     boxes = np.array([label.box for label in labels], np.int64)
@@ -130,13 +130,13 @@ def _draw(image: NDArray[np.uint8], labels: Sequence[Label], text_px: int) -> No
     written: list[tuple[Label, str]] = []
     for index, label in enumerate(labels):
         box_width = label.box[2] - label.box[0]
-        widest = min(picture_hw[1], max(box_width, round(WIDEST * picture_hw[1]), 8 * text_px))
+        widest = min(image_hw[1], max(box_width, round(WIDEST * image_hw[1]), 8 * text_px))
         text = fitted_text(label, text_px, widest - 2 * pad)
         if not text:
             continue
         width_height = text_width(text, text_px) + 2 * pad, height
         others = np.delete(boxes, index, axis=0)
-        place = _best_place(label.box, width_height, placed, others, picture_hw)
+        place = _best_place(label.box, width_height, placed, others, image_hw)
         placed = np.vstack([placed, place])
         written.append((label, text))
     font = cv2.FontFace(FONT)
@@ -157,7 +157,7 @@ def _best_place(
     width_height: tuple[int, int],
     placed: NDArray[np.int64],
     others: NDArray[np.int64],
-    picture_hw: tuple[int, int],
+    image_hw: tuple[int, int],
 ) -> NDArray[np.int64]:
     """Where a label covers the least: of other labels, then of other boxes; first above its box.
 
@@ -166,7 +166,7 @@ def _best_place(
         width_height: of the label.
         placed: (P, 4) xyxy, labels that have their places.
         others: (N, 4) xyxy, boxes of others.
-        picture_hw: places are inside of it, as far as it is large enough.
+        image_hw: places are inside of it, as far as it is large enough.
 
     Returns:
         (4,) xyxy.
@@ -180,9 +180,9 @@ def _best_place(
         (left, y1), (right, y1), (left, y2 - height), (right, y2 - height),  # inside
         (x2, y1), (x1 - width, y1), (x2, y2 - height), (x1 - width, y2 - height),  # beside
     ], np.int64)  # fmt: skip
-    last = np.maximum(0, np.array([picture_hw[1] - width, picture_hw[0] - height]))
+    last = np.maximum(0, np.array([image_hw[1] - width, image_hw[0] - height]))
     corners = np.clip(corners, 0, last)
-    places = np.hstack([corners, np.minimum(corners + width_height, picture_hw[::-1])])
+    places = np.hstack([corners, np.minimum(corners + width_height, image_hw[::-1])])
     # Of a thousand boxes few are near: the rest would take a second of the one thread that writes.
     placed, others = _near(placed, places), _near(others, places)
     cost = _overlaps(places, placed).sum(axis=1).astype(np.float64)

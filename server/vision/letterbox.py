@@ -12,14 +12,14 @@ PAD_VALUE = 114  # grey level YOLO is trained with
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where a picture that may have been decoded at reduced scale lies in the original.
+    """Where an image that may have been decoded at reduced scale lies in the original.
 
     Its pixels cover whole multiples of `reduction`, so the last ones can reach over the edge of
-    the original; in a picture that EXIF turned, these may be the first.
+    the original; in an image that EXIF turned, these may be the first.
 
     Attributes:
         original_hw: upright original size, (height, width) in pixels.
-        covered_hw: original pixels that the picture's rows and columns stand for; >= original_hw.
+        covered_hw: original pixels that the image's rows and columns stand for; >= original_hw.
         before_hw: how many of these lie (above, left of) the original; >= 0.
     """
 
@@ -29,7 +29,7 @@ class Frame:
 
     @classmethod
     def whole(cls, image: NDArray[np.uint8]) -> "Frame":
-        """The frame of an (H, W, 3) picture that was not reduced."""
+        """The frame of an (H, W, 3) image that was not reduced."""
         height, width = image.shape[:2]
         return cls((height, width), (height, width))
 

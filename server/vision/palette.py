@@ -1,4 +1,4 @@
-"""The colour of each class, the same in annotated pictures and on the page.
+"""The colour of each class, the same in annotated images and on the page.
 
 Classes 0 to 7 have colours that people with any common colour blindness tell apart. Each further
 one has the hue that is a golden angle past the last one's, so that no two are near until there are

@@ -23,16 +23,16 @@ _ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-# 1 byte inflates to 1,032 at most, so these take 2.5 s: as much as the dearest picture of
+# 1 byte inflates to 1,032 at most, so these take 2.5 s: as much as the dearest image of
 # max_image_pixels. Checking doubles the time of inflating, which small photos are spared.
 _UNCHECKED_BYTES = 2**20
 _EXCESS_BYTES = 2**24
 
 
 def essential_png(data: bytes) -> bytes:
-    """Leaves the chunks out that the first picture's pixels and orientation don't need.
+    """Leaves the chunks out that the first image's pixels and orientation don't need.
 
-    So the frames of an animation after the default picture go as well.
+    So the frames of an animation after the default image go as well.
 
     Args:
         data: a file that begins as a PNG file does.
@@ -84,7 +84,7 @@ def _inflated_bytes(data: bytes) -> int:
     return total
 
 
-def _refuse_excess(pixels: Iterable[memoryview], wanted: int) -> None:
+def _refuse_excess(pixels: Iterable[memoryview], expected: int) -> None:
     inflater, inflated = zlib.decompressobj(), 0
     for compressed in pixels:
         rest: bytes | memoryview = compressed
@@ -93,6 +93,6 @@ def _refuse_excess(pixels: Iterable[memoryview], wanted: int) -> None:
                 inflated += len(inflater.decompress(rest, 2**20))
             except zlib.error:
                 return  # libpng will stop here too
-            if inflated > wanted + _EXCESS_BYTES:
+            if inflated > expected + _EXCESS_BYTES:
                 raise UndecodableImage("the PNG image holds far more data than pixels")
             rest = inflater.unconsumed_tail

@@ -1,1 +1,1 @@
-"""Several HTTP processes, the fronts, before the one process that has the model."""
+"""Several HTTP workers before the one process that has the model."""

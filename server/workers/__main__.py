@@ -1,4 +1,4 @@
-"""`python -m server.workers CONTROL INTAKE MEMORY`: a front; the model process starts it."""
+"""`python -m server.workers CONTROL RECEIVER MEMORY`: a worker; the engine process starts it."""
 
 import gc
 import logging
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from server.observability.log_output import process_log
-from server.workers.messages import Begin, decode
+from server.workers.messages import Init, decode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> int:
     gc.disable()  # as `server.__main__` does
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     log = process_log()
-    control_file, intake, memory = map(int, arguments)
-    for file in (control_file, intake, memory):
+    control_file, receiver, memory = map(int, arguments)
+    for file in (control_file, receiver, memory):
         os.set_inheritable(file, False)
     control = socket.socket(fileno=control_file)
 
@@ -32,33 +32,33 @@ def main(arguments: Sequence[str]) -> int:
     from server.settings import Settings
     from server.vision import nms
     from server.vision.decode import quiet_codecs
-    from server.workers.worker import answer_http
+    from server.workers.worker import serve_http
 
     cv2.setNumThreads(1)  # images are decoded side by side, one thread each
     quiet_codecs()
     nms.load()  # not at the first request
-    begin, rest = first_message(control)
-    settings = Settings.model_validate(begin.settings)
-    configure_logging(settings.log_format, log, process=begin.name)
+    init, rest = first_message(control)
+    settings = Settings.model_validate(init.settings)
+    configure_logging(settings.log_format, log, process=init.name)
     try:
-        return answer_http(begin, settings, control, rest, intake, memory)
+        return serve_http(init, settings, control, rest, receiver, memory)
     finally:
         log.close()
 
 
-def first_message(control: socket.socket) -> tuple[Begin, bytes]:
-    """Waits for what this front is to be, and gives also what came behind it."""
+def first_message(control: socket.socket) -> tuple[Init, bytes]:
+    """Waits for what this worker is to be, and gives also what came behind it."""
     received = b""
     while b"\n" not in received:
         more = control.recv(65536)
         if not more:
-            os._exit(1)  # the model process is gone
+            os._exit(1)  # the engine process is gone
         received += more
     line, _, rest = received.partition(b"\n")
-    begin = decode(line)
-    assert isinstance(begin, Begin)
+    init = decode(line)
+    assert isinstance(init, Init)
     control.setblocking(False)
-    return begin, rest
+    return init, rest
 
 
 if __name__ == "__main__":

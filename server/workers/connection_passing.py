@@ -1,8 +1,8 @@
-"""Connections on their way from the model process, which has the port, to the fronts.
+"""Connections on their way from the engine process, which has the port, to the workers.
 
-They are handed out in turn, so that each front has its share also of a few that live long; with a
-port that all fronts shared, the kernel would give most of them to one. While no front is there they
-wait in the kernel, and are not refused.
+They are dispatched in turn, so that each worker has its share also of a few that live long; with a
+port that all workers shared, the kernel would give most of them to one. While no worker is there
+they wait in the kernel, and are not refused.
 """
 
 import array
@@ -14,24 +14,24 @@ from contextlib import suppress
 from server.observability.logs import get_logger
 
 AT_ONCE = 64  # connections, before others are listened to
-# In a front: each holds a descriptor for some turns of the loop before it counts as a connection.
+# In a worker: each holds a descriptor for some turns of the loop before it counts as a connection.
 TAKEN_AT_ONCE = 16
-RETRY_S = 0.05  # after which one is tried again that no front had room for
+RETRY_S = 0.05  # after which one is tried again that no worker had room for
 _ONE = b"c"
 
 logger = get_logger(__name__)
 
 
-def intake_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends, the model process' and the front's, that connections go through."""
+def passing_sockets() -> tuple[socket.socket, socket.socket]:
+    """A pair of sockets, the engine process' and the worker's end, to pass connections."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     theirs.setblocking(False)
     return ours, theirs
 
 
-class Distributor:
-    """Accepts connections, and hands them out.
+class ConnectionDispatcher:
+    """Accepts connections, and dispatches them.
 
     Args:
         listener: the port; closed by `close`.
@@ -39,48 +39,48 @@ class Distributor:
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._fronts: list[socket.socket] = []
-        self._next = 0  # the front that is asked first
-        self._held: socket.socket | None = None  # no front had room for it
+        self._workers: list[socket.socket] = []
+        self._next = 0  # the worker that is asked first
+        self._held: socket.socket | None = None  # no worker had room for it
         self._listening = False
         self._closed = False
         listener.setblocking(False)
 
-    def add(self, intake: socket.socket) -> None:
-        """A front takes connections at the other end; nothing when it is known to."""
-        if intake not in self._fronts:
-            self._fronts.append(intake)
+    def add(self, receiver: socket.socket) -> None:
+        """A worker takes connections at the other end; nothing when it is known to."""
+        if receiver not in self._workers:
+            self._workers.append(receiver)
         self._listen()
 
-    def remove(self, intake: socket.socket) -> None:
-        """A front is gone, or does not answer; nothing when it has no connections anyway."""
-        if intake in self._fronts:
-            self._fronts.remove(intake)
-        if not self._fronts:
-            self._deafen()
+    def remove(self, receiver: socket.socket) -> None:
+        """A worker is gone, or does not answer; nothing when it has no connections anyway."""
+        if receiver in self._workers:
+            self._workers.remove(receiver)
+        if not self._workers:
+            self._stop_listening()
 
     def close(self) -> None:
-        """Takes no more connections; those that were handed out are with their fronts."""
+        """Takes no more connections; those that were dispatched are with their workers."""
         self._closed = True
-        self._deafen()
+        self._stop_listening()
         self._listener.close()
         if self._held is not None:
             self._held.close()
 
     def _listen(self) -> None:
-        if not self._listening and not self._closed and self._fronts:
+        if not self._listening and not self._closed and self._workers:
             self._listening = True
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
             if self._held is not None:
                 self._accept()  # nothing else may come that would wake it
 
-    def _deafen(self) -> None:
+    def _stop_listening(self) -> None:
         if self._listening:
             self._listening = False
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
 
     def _pause(self) -> None:
-        self._deafen()
+        self._stop_listening()
         asyncio.get_running_loop().call_later(RETRY_S, self._listen)
 
     def _accept(self) -> None:
@@ -94,24 +94,24 @@ class Distributor:
                     logger.error("accept_failed", reason=str(error))
                     self._pause()
                     return
-            if not self._hand_out(self._held):
+            if not self._dispatch(self._held):
                 self._pause()
                 return
-            self._held.close()  # the front has it
+            self._held.close()  # the worker has it
             self._held = None
 
-    def _hand_out(self, connection: socket.socket) -> bool:
-        for _ in range(len(self._fronts)):
-            self._next = (self._next + 1) % len(self._fronts)
-            # A front that is busy, or gone, takes none now.
+    def _dispatch(self, connection: socket.socket) -> bool:
+        for _ in range(len(self._workers)):
+            self._next = (self._next + 1) % len(self._workers)
+            # A worker that is busy, or gone, takes none now.
             with suppress(OSError):
-                socket.send_fds(self._fronts[self._next], [_ONE], [connection.fileno()])
+                socket.send_fds(self._workers[self._next], [_ONE], [connection.fileno()])
                 return True
         return False
 
 
-class Intake:
-    """A front's end.
+class ConnectionReceiver:
+    """A worker's end.
 
     Args:
         source: what connections come from.
@@ -127,7 +127,7 @@ class Intake:
         asyncio.get_running_loop().add_reader(self._source.fileno(), self._receive)
 
     def close(self) -> None:
-        """Takes what was handed out before, and nothing more."""
+        """Takes what was dispatched before, and nothing more."""
         while self._receive():
             pass
         asyncio.get_running_loop().remove_reader(self._source.fileno())

@@ -1,4 +1,4 @@
-"""The model process' side: one queue for all fronts, and one state that all of them have."""
+"""The engine process' side: one queue for all workers, and one state that all of them have."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -12,27 +12,27 @@ from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.metrics_merge import Snapshot, counted, merged, snapshot
 from server.serving.interface import State
-from server.serving.local_model import OwnModel
+from server.serving.local_model import LocalModel
 from server.settings import Settings
-from server.workers.messages import Measured, Ping, Sample, Told
+from server.workers.messages import MetricsResponse, Ping, SnapshotRequest, StateUpdate
 from server.workers.remote_engine import described
-from server.workers.shared_memory import Room, Slots
-from server.workers.worker_connection import FrontLink
+from server.workers.shared_memory import SlotLayout, SlotPool
+from server.workers.worker_connection import WorkerConnection
 
-BEAT_S = 1.0
-SILENT_BEATS = 30  # a front that has not answered for so long is ended
-START_BEATS = 120  # the same for one that is still starting
-SAMPLE_BEATS = 5  # between two times that fronts tell their metrics, so that they outlive them
-MAX_UNSENT_BYTES = 64 * 2**20  # to one front
-HEARD_S = 5.0  # for which a reload waits until all fronts know of it
-MEASURE_S = 2.0  # for which a scrape waits for a front
-SLOTS_A_FRONT = 8  # images that were inferred, and are still to be copied there
+HEARTBEAT_S = 1.0
+MAX_MISSED_HEARTBEATS = 30  # a worker that has not answered for so long is ended
+MAX_MISSED_AT_START = 120  # the same for one that is still starting
+SNAPSHOT_HEARTBEATS = 5  # between two snapshots of workers' metrics, which outlive them
+MAX_UNSENT_BYTES = 64 * 2**20  # to one worker
+ACK_TIMEOUT_S = 5.0  # for which a reload waits until all workers know of it
+SNAPSHOT_TIMEOUT_S = 2.0  # for which a scrape waits for a worker
+SLOTS_PER_WORKER = 8  # images that were inferred, and are still to be copied there
 
 logger = get_logger(__name__)
 
 
-class Hub:
-    """What the fronts talk to.
+class Coordinator:
+    """Connects all workers with the one model: its queue, its state, the metrics of all.
 
     Args:
         settings: limits.
@@ -43,33 +43,33 @@ class Hub:
     Attributes:
         model, metrics: as given.
         slots: of the shared memory.
-        links: the fronts that are connected.
+        workers: the workers that are connected.
         ending: set when the server is to end: it drains, or has failed.
         fault: why it ends, where that is neither a signal nor the model.
     """
 
-    def __init__(self, settings: Settings, model: OwnModel, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, settings: Settings, model: LocalModel, metrics: Metrics, keys: Keys) -> None:
         self.settings = settings
         self.model = model
         self.metrics = metrics
-        self.slots = Slots()
-        self.links: set[FrontLink] = set()
+        self.slots = SlotPool()
+        self.workers: set[WorkerConnection] = set()
         self.ending = asyncio.Event()
         self.fault: BaseException | None = None
         self._keys = keys
         self._number = 0
-        self._told: Told | None = None
-        self._engines: dict[int, tuple[Engine, set[FrontLink]]] = {}
+        self._state_update: StateUpdate | None = None
+        self._engines: dict[int, tuple[Engine, set[WorkerConnection]]] = {}
         self._generation = 0
-        self._retired: Snapshot = []  # what fronts counted that have ended
-        self._measuring: asyncio.Task[tuple[Snapshot, list[Snapshot]]] | None = None
-        self._heard = asyncio.Event()
+        self._retired: Snapshot = []  # what workers counted that have ended
+        self._collecting: asyncio.Task[tuple[Snapshot, list[Snapshot]]] | None = None
+        self._acked = asyncio.Event()
         self._to_publish = False
-        model.changed = self.tell
-        model.prepare = self._make_room
-        model.queue.noted = self.publish_soon
-        metrics.http_processes.set_function(
-            lambda: sum(each.up and not each.quiet for each in list(self.links))
+        model.changed = self.publish_state
+        model.prepare = self._fit_slots
+        model.queue.on_change = self.publish_soon
+        metrics.http_workers.set_function(
+            lambda: sum(each.ready and not each.unresponsive for each in list(self.workers))
         )
         metrics.shared_slots.set_function(lambda: self.slots.count)
         metrics.busy_shared_slots.set_function(lambda: self.slots.taken)
@@ -86,7 +86,7 @@ class Hub:
         return [each.hex() for each in self._keys.digests]
 
     def engine(self, generation: int) -> Engine:
-        """A model that some front still has.
+        """A model that some worker still has.
 
         Raises:
             KeyError: none has.
@@ -95,18 +95,18 @@ class Hub:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keeps the board fresh, and an eye on the fronts."""
-        beating = asyncio.create_task(self._keep_beating())
+        """Updates the shared status and watches the workers' heartbeats."""
+        watching = asyncio.create_task(self._watch_workers())
         try:
             yield
         finally:
-            beating.cancel()
-            await asyncio.wait([beating])
+            watching.cancel()
+            await asyncio.wait([watching])
 
     def fail(self, error: BaseException) -> None:
         """Ends the server because of a fault beside the model.
 
-        The model works, so it drains: what the fronts have accepted is answered.
+        The model works, so it drains: what the workers have accepted is answered.
         """
         if self.fault is not None:
             return
@@ -120,25 +120,25 @@ class Hub:
             self.ending.set()
 
     def publish_soon(self) -> None:
-        """Writes on the board what has changed, once in a turn of the event loop."""
+        """Writes into the shared status what has changed, once in a turn of the event loop."""
         if not self._to_publish:
             self._to_publish = True
             asyncio.get_running_loop().call_soon(self.publish)
 
     def publish(self) -> None:
-        """Writes on the board what has changed."""
+        """Writes into the shared status what has changed."""
         self._to_publish = False
         queue = self.model.queue
-        self.slots.shared.board.write(
+        self.slots.shared.status.write(
             queue_images=queue.queue_images,
             retry_after_s=queue.retry_after_s(),
-            lanes=queue.lanes,
-            busy=queue.busy_lanes,
-            oldest_call=queue.oldest_call(),
+            instances=queue.instances,
+            busy=queue.active_inferences,
+            oldest_inference=queue.oldest_inference(),
         )
 
-    def tell(self) -> None:
-        """Tells all fronts the state."""
+    def publish_state(self) -> None:
+        """Sends the state to all workers."""
         engine = self.model.engine
         known = self._engines.get(self._generation)
         if engine is not None and (known is None or known[0] is not engine):
@@ -147,142 +147,150 @@ class Hub:
             self._engines[self._generation] = (engine, set())
         self._number += 1
         failure = self.model.failure
-        self._told = Told(
+        self._state_update = StateUpdate(
             self._number,
             self.state,
             str(failure) if isinstance(failure, DeploymentError) else None,
             described(self._generation, engine) if engine is not None else None,
-            (resident_bytes() + self.slots.shared.size) // self.settings.http_processes,
+            (resident_bytes() + self.slots.shared.size) // self.settings.http_workers,
             self.key_digests,
         )
-        for link in self.links:
-            self._tell_one(link)
+        for worker in self.workers:
+            self._send_state(worker)
         if self.state in ("draining", "failed"):
             self.ending.set()
 
-    def connected(self, link: FrontLink) -> None:
-        """A front is there."""
-        self.links.add(link)
-        if self._told is None:
-            self.tell()
+    def connected(self, worker: WorkerConnection) -> None:
+        """A worker is there."""
+        self.workers.add(worker)
+        if self._state_update is None:
+            self.publish_state()
         else:
-            self._tell_one(link)
+            self._send_state(worker)
 
-    def lost(self, link: FrontLink) -> None:
-        """A front is gone, with its requests."""
-        if link in self.links:
-            self.links.discard(link)
-            self._retired = _sum([self._retired, counted(link.sampled)])
+    def lost(self, worker: WorkerConnection) -> None:
+        """A worker is gone, with its requests."""
+        if worker in self.workers:
+            self.workers.discard(worker)
+            self._retired = _sum([self._retired, counted(worker.last_snapshot)])
             for generation in [*self._engines]:
-                self.dropped(link, generation)
+                self.model_released(worker, generation)
             self.publish()
-            self._heard.set()
-            self.metrics_came(link)
+            self._acked.set()
+            self.on_snapshot(worker)
 
-    def heard(self, link: FrontLink, number: int) -> None:
-        """A front has taken over what it was told."""
-        link.heard = number
-        self._heard.set()
+    def acknowledged(self, worker: WorkerConnection, number: int) -> None:
+        """A worker has acknowledged a state update or a ping."""
+        worker.acked = number
+        self._acked.set()
 
-    def dropped(self, link: FrontLink, generation: int) -> None:
-        """A front has no request with a model any more."""
+    def model_released(self, worker: WorkerConnection, generation: int) -> None:
+        """A worker has no request with a model any more."""
         if generation in self._engines:
-            self._engines[generation][1].discard(link)
+            self._engines[generation][1].discard(worker)
             if generation != self._generation:
                 self._forget_unless_held(generation)
 
     async def reload(self) -> None:
-        """Serves the model and the keys as they are now, in all fronts; as `OwnModel.reload`."""
+        """Serves the model and the keys as they are now, in all workers; as `LocalModel.reload`."""
         try:
             await self.model.reload(self._read_keys)
         finally:
-            self.tell()  # keys hold also where the model does not
+            self.publish_state()  # keys hold also where the model does not
         with suppress(TimeoutError):
-            async with asyncio.timeout(HEARD_S):
-                await self._all_heard(self._number)
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await self._all_acked(self._number)
 
-    async def measure(self, link: FrontLink, request: int) -> None:
-        """Answers a front with the metrics of all; those that ask meanwhile get the same."""
-        if self._measuring is None or self._measuring.done():
-            self._measuring = asyncio.create_task(self._measure())
+    async def send_metrics(self, worker: WorkerConnection, request: int) -> None:
+        """Answers a worker with the metrics of all; those that ask meanwhile get the same."""
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.create_task(self._collect_metrics())
         try:
-            own, fronts = await asyncio.shield(self._measuring)
+            own, workers = await asyncio.shield(self._collecting)
         except Exception:  # a fault of our own: whoever asked must hear of it
             logger.exception("metrics_broken")
-            own, fronts = [], []
-        link.send(Measured(request, own, fronts))
+            own, workers = [], []
+        worker.send(MetricsResponse(request, own, workers))
 
-    def metrics_came(self, link: FrontLink) -> None:
-        """A front has answered `Sample`, or will not."""
-        link.sample_due.set()
+    def on_snapshot(self, worker: WorkerConnection) -> None:
+        """A worker has answered `SnapshotRequest`, or will not."""
+        worker.snapshot_received.set()
 
-    async def _measure(self) -> tuple[Snapshot, list[Snapshot]]:
-        asked = [link for link in self.links if link.up and not link.quiet]
-        for link in asked:
-            link.sample_due.clear()
-            link.send(Sample(0))
+    async def _collect_metrics(self) -> tuple[Snapshot, list[Snapshot]]:
+        ready_workers = [
+            worker for worker in self.workers if worker.ready and not worker.unresponsive
+        ]
+        for worker in ready_workers:
+            worker.snapshot_received.clear()
+            worker.send(SnapshotRequest(0))
         with suppress(TimeoutError):  # then with what it said last
-            async with asyncio.timeout(MEASURE_S):
-                for link in asked:
-                    await link.sample_due.wait()
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+                for worker in ready_workers:
+                    await worker.snapshot_received.wait()
         loop = asyncio.get_running_loop()
         own = await loop.run_in_executor(None, snapshot, self.metrics.registry)
-        return own, [self._retired, *(link.sampled for link in self.links)]
+        return own, [self._retired, *(worker.last_snapshot for worker in self.workers)]
 
-    async def _all_heard(self, number: int) -> None:
-        while any(link.up and link.heard < number for link in self.links):
-            self._heard.clear()
-            await self._heard.wait()
+    async def _all_acked(self, number: int) -> None:
+        while any(worker.ready and worker.acked < number for worker in self.workers):
+            self._acked.clear()
+            await self._acked.wait()
 
-    def _tell_one(self, link: FrontLink) -> None:
-        assert self._told is not None
+    def _send_state(self, worker: WorkerConnection) -> None:
+        assert self._state_update is not None
         if self._generation:
-            self._engines[self._generation][1].add(link)
-        link.send(self._told)
+            self._engines[self._generation][1].add(worker)
+        worker.send(self._state_update)
 
     def _forget_unless_held(self, generation: int) -> None:
         if generation in self._engines and not self._engines[generation][1]:
             del self._engines[generation]
 
-    def _make_room(self, engine: Engine) -> None:
+    def _fit_slots(self, engine: Engine) -> None:
         metadata = engine.artifact.metadata
         pixel_bytes = max(3 * height * width for height, width in metadata.buckets)
-        in_calls = engine.lanes * engine.max_batch_size
+        in_calls = engine.instances * engine.max_batch_size
         self.slots.fit(
-            Room(pixel_bytes, metadata.max_candidates),
+            SlotLayout(pixel_bytes, metadata.max_candidates),
             # Those that run, and as many again whose clients have left.
             self.settings.max_queue_images
             + 2 * in_calls
-            + SLOTS_A_FRONT * self.settings.http_processes,
+            + SLOTS_PER_WORKER * self.settings.http_workers,
         )
 
     def _read_keys(self) -> None:
         self._keys.reload()
         logger.info("keys_read", keys=self._keys.count)
 
-    async def _keep_beating(self) -> None:
+    async def _watch_workers(self) -> None:
         try:
-            await self._beat()
-        except Exception as error:  # without it, a front that hangs would not be noticed
+            await self._send_heartbeats()
+        except Exception as error:  # without it, a worker that hangs would not be noticed
             self.fail(error)
 
-    async def _beat(self) -> None:
-        beats = 0
+    async def _send_heartbeats(self) -> None:
+        heartbeats = 0
         while True:
-            await asyncio.sleep(BEAT_S)
-            beats += 1
+            await asyncio.sleep(HEARTBEAT_S)
+            heartbeats += 1
             self.publish()
-            asked, self._number = self._number, self._number + 1
-            for link in [*self.links]:
-                link.beat(asked)
-                link.send(Ping(self._number))
-                if beats % SAMPLE_BEATS == 0 and link.up and not link.quiet:
-                    link.send(Sample(0))
-                unsent_bytes = link.line.unsent_bytes
-                allowed = SILENT_BEATS if link.up else START_BEATS
-                if link.silent_beats > allowed or unsent_bytes > MAX_UNSENT_BYTES:
-                    logger.error("http_process_silent", name=link.name, unsent_bytes=unsent_bytes)
-                    link.end()
+            number, self._number = self._number, self._number + 1
+            for worker in [*self.workers]:
+                worker.heartbeat(number)
+                worker.send(Ping(self._number))
+                if (
+                    heartbeats % SNAPSHOT_HEARTBEATS == 0
+                    and worker.ready
+                    and not worker.unresponsive
+                ):
+                    worker.send(SnapshotRequest(0))
+                unsent_bytes = worker.channel.unsent_bytes
+                allowed = MAX_MISSED_HEARTBEATS if worker.ready else MAX_MISSED_AT_START
+                if worker.missed_heartbeats > allowed or unsent_bytes > MAX_UNSENT_BYTES:
+                    logger.error(
+                        "http_worker_unresponsive", name=worker.name, unsent_bytes=unsent_bytes
+                    )
+                    worker.end()
 
 
 def _sum(parts: Iterable[Snapshot]) -> Snapshot:

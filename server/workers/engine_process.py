@@ -1,4 +1,4 @@
-"""The model process: it has the port and the model, and runs the fronts that answer."""
+"""The engine process: it has the port and the model, and runs the workers that answer."""
 
 import asyncio
 import signal
@@ -17,22 +17,22 @@ from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
 from server.observability.logs import get_logger
 from server.run import exit_code, log_listening, spare_the_collector
 from server.serving.body_budget import ByteBudget
-from server.serving.interface import measured
-from server.serving.local_model import Loader, OwnModel
+from server.serving.interface import create_metrics
+from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
-from server.workers.connection_passing import Distributor
-from server.workers.coordinator import Hub
-from server.workers.supervisor import Fronts
+from server.workers.connection_passing import ConnectionDispatcher
+from server.workers.coordinator import Coordinator
+from server.workers.supervisor import Supervisor
 
-# Fronts end by themselves when the drain time is over and their last answers are fetched, for which
-# a client has a second. Then they are killed, so that all is over by `LAST_RESORT_S`.
+# Workers end by themselves when the drain time is over and their last answers are fetched, for
+# which a client has a second. Then they are killed, so that all is over by `LAST_RESORT_S`.
 GRACE_S = LAST_RESORT_S - 0.5
 
 logger = get_logger(__name__)
 
 
-def serve_with_fronts(settings: Settings, loader: Loader) -> int:
-    """Runs the server with `http_processes` fronts until a signal comes, or it can't go on.
+def serve_with_workers(settings: Settings, loader: Loader) -> int:
+    """Runs the server with `http_workers` workers until a signal comes, or it can't go on.
 
     Args:
         settings: checked.
@@ -45,31 +45,29 @@ def serve_with_fronts(settings: Settings, loader: Loader) -> int:
         DeploymentError: it can't start as it was deployed.
     """
     if sys.platform != "linux":
-        raise SettingsInvalid(
-            "http_processes over 1 needs Linux: its memory without a file (memfd)"
-        )
+        raise SettingsInvalid("http_workers over 1 needs Linux: its memory without a file (memfd)")
     keys = Keys(settings.api_keys, settings.api_keys_file)
-    metrics = measured(
+    metrics = create_metrics(
         settings,
         sorted(rejection_reasons()),
         queue=lambda: model.queue,
-        uploads=ByteBudget(0),
+        body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
-    model = OwnModel(settings, loader, metrics)
+    model = LocalModel(settings, loader, metrics)
     register_gpu_metrics(metrics.registry, open_nvml())
     with listen(settings.host, settings.port) as listener:
         spare_the_collector()
         log_listening(listener, settings)
-        hub = Hub(settings, model, metrics, keys)
+        coordinator = Coordinator(settings, model, metrics, keys)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(hub, Distributor(listener)))
-    return exit_code(model.failure or hub.fault)
+            runner.run(_run(coordinator, ConnectionDispatcher(listener)))
+    return exit_code(model.failure or coordinator.fault)
 
 
-async def _run(hub: Hub, distributor: Distributor) -> None:
-    model, drain_timeout_s = hub.model, hub.settings.drain_timeout_s
-    fronts = Fronts(hub, distributor, available_bytes())
+async def _run(coordinator: Coordinator, dispatcher: ConnectionDispatcher) -> None:
+    model, drain_timeout_s = coordinator.model, coordinator.settings.drain_timeout_s
+    supervisor = Supervisor(coordinator, dispatcher, available_bytes())
     now = asyncio.Event()  # a second Ctrl-C
     loop = asyncio.get_running_loop()
 
@@ -77,11 +75,11 @@ async def _run(hub: Hub, distributor: Distributor) -> None:
         # A signal comes in the middle of anything the event loop does, and does not wake it.
         loop.call_soon_threadsafe(model.begin_drain)
 
-    async with hub.running(), model.running():
-        keeping = asyncio.create_task(fronts.run())
-        with _leaving(hub, now), reloading_at_sighup(hub.reload, hang_up):
-            await hub.ending.wait()
-            distributor.close()
+    async with coordinator.running(), model.running():
+        keeping = asyncio.create_task(supervisor.run())
+        with _leaving(coordinator, now), reloading_at_sighup(coordinator.reload, hang_up):
+            await coordinator.ending.wait()
+            dispatcher.close()
             waiting = [keeping, asyncio.create_task(now.wait())]
             await asyncio.wait(
                 waiting,
@@ -89,22 +87,22 @@ async def _run(hub: Hub, distributor: Distributor) -> None:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             waiting[1].cancel()
-        fronts.kill()
+        supervisor.kill()
         await asyncio.wait([keeping])
-    hub.slots.close()
+    coordinator.slots.close()
 
 
 @contextmanager
-def _leaving(hub: Hub, now: asyncio.Event) -> Iterator[None]:
+def _leaving(coordinator: Coordinator, now: asyncio.Event) -> Iterator[None]:
     """Drains at SIGTERM and SIGINT; a second Ctrl-C ends it at once."""
     loop = asyncio.get_running_loop()
 
     def leave(sig: int) -> None:
-        if hub.ending.is_set():
+        if coordinator.ending.is_set():
             logger.info("signal_while_draining")
             if sig == signal.SIGINT:
                 now.set()
-        hub.model.begin_drain()
+        coordinator.model.begin_drain()
 
     def handle(sig: int, _: object) -> None:
         loop.call_soon_threadsafe(leave, sig)  # as in `hang_up`

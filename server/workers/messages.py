@@ -1,7 +1,8 @@
-"""What the model process and its fronts tell each other: lines of JSON over a Unix socket.
+"""The messages between the engine process and its workers: lines of JSON over a Unix socket.
 
-Both ends are the same code, so there is no version. JSON and not pickle: a front reads what clients
-send, and what it sends in turn must not be able to run anything in the process with the model.
+Both ends are the same code, so there is no version. JSON and not pickle: a worker reads what
+clients send, and what it sends in turn must not be able to run anything in the process with the
+model.
 """
 
 import asyncio
@@ -18,21 +19,21 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 logger = get_logger(__name__)
 
 
-# ---- from a front to the model process
+# ---- from a worker to the engine process
 
 
-class Up(NamedTuple):
-    """It takes connections now."""
+class Ready(NamedTuple):
+    """The worker takes connections now."""
 
 
-class Unfit(NamedTuple):
-    """It can't start as the server was deployed, and ends."""
+class StartupFailed(NamedTuple):
+    """The worker can't start as the server was deployed, and ends."""
 
     reason: str
 
 
 class Reserve(NamedTuple):
-    """Asks for slots, one an image; answered by `Granted` or `Refused`."""
+    """Asks for slots, one an image; answered by `SlotsGranted` or `SlotsRefused`."""
 
     request: int
     generation: int
@@ -40,7 +41,7 @@ class Reserve(NamedTuple):
 
 
 class Submit(NamedTuple):
-    """A slot holds an image now; answered by `Done` or `Failed`, unless it is released before."""
+    """A slot holds an image; answered by `Inferred` or `Failed`, unless it is released before."""
 
     slot: int
     height: int
@@ -54,14 +55,14 @@ class Release(NamedTuple):
     slots: list[int]
 
 
-class Dropped(NamedTuple):
-    """No request in this front has a model any more that was replaced."""
+class ModelReleased(NamedTuple):
+    """No request in this worker has a model any more that was replaced."""
 
     generation: int
 
 
-class Heard(NamedTuple):
-    """A `Told` was taken over, or a `Ping` came."""
+class Ack(NamedTuple):
+    """Acknowledges a `StateUpdate` or a `Ping`."""
 
     number: int
 
@@ -72,28 +73,28 @@ class Reload(NamedTuple):
     request: int
 
 
-class Measure(NamedTuple):
-    """Asks for the metrics of all processes; answered by `Measured`."""
+class MetricsRequest(NamedTuple):
+    """Asks for the metrics of all processes; answered by `MetricsResponse`."""
 
     request: int
 
 
-class Sampled(NamedTuple):
-    """The metrics of this front, as `Sample` asked for them."""
+class MetricsSnapshot(NamedTuple):
+    """The metrics of this worker, as `SnapshotRequest` asked for them."""
 
     number: int
     snapshot: Snapshot
 
 
-# ---- from the model process to a front
+# ---- from the engine process to a worker
 
 
-class Begin(NamedTuple):
-    """The first message: what the front is.
+class Init(NamedTuple):
+    """The first message: what the worker is.
 
     Attributes:
         name: of the process, such as "http-1".
-        settings: of the front, as `server.settings.Settings` takes them.
+        settings: of the worker, as `server.settings.Settings` takes them.
         model_name: of the model.
         memory_bytes: that the process may use, with its share of what all use.
         connections: that it may have open.
@@ -108,15 +109,15 @@ class Begin(NamedTuple):
     keys: list[str]
 
 
-class Told(NamedTuple):
-    """The state of the server; answered by `Heard`.
+class StateUpdate(NamedTuple):
+    """The state of the server; answered by `Ack`.
 
     Attributes:
         number: of this message, growing.
         state: as `server.serving.interface.State`.
         deployment: where that is "failed" by the deployer's fault, in words; else None.
         engine: as `server.workers.remote_engine.described`; None before there is one.
-        others_bytes: what the model process and the shared memory take of this one's memory.
+        others_bytes: what the engine process and the shared memory take of this one's memory.
         keys: digests of the API keys, in hex.
     """
 
@@ -129,12 +130,12 @@ class Told(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Asks for a sign of life, with a number like that of `Told`; answered by `Heard`."""
+    """A heartbeat, with a number like that of `StateUpdate`; answered by `Ack`."""
 
     number: int
 
 
-class Granted(NamedTuple):
+class SlotsGranted(NamedTuple):
     """Slots by their offsets in the shared memory, in bytes; candidates begin so much further."""
 
     request: int
@@ -142,14 +143,14 @@ class Granted(NamedTuple):
     candidates_at: int
 
 
-class Refused(NamedTuple):
-    """There are not as many places."""
+class SlotsRefused(NamedTuple):
+    """The queue is full."""
 
     request: int
     reason: str
 
 
-class Done(NamedTuple):
+class Inferred(NamedTuple):
     """So many rows of candidates are in the slot."""
 
     slot: int
@@ -174,27 +175,29 @@ class Reloaded(NamedTuple):
     reason: str
 
 
-class Sample(NamedTuple):
-    """Asks a front for its metrics; answered by `Sampled`."""
+class SnapshotRequest(NamedTuple):
+    """Asks a worker for its metrics; answered by `MetricsSnapshot`."""
 
     number: int
 
 
-class Measured(NamedTuple):
-    """The metrics of the model process, and of all fronts."""
+class MetricsResponse(NamedTuple):
+    """The metrics of the engine process, and of all workers."""
 
     request: int
     own: Snapshot
-    fronts: list[Snapshot]
+    workers: list[Snapshot]
 
 
 Message: TypeAlias = (
-    Up | Unfit | Reserve | Submit | Release | Dropped | Heard | Reload | Measure | Sampled
-    | Begin | Told | Ping | Granted | Refused | Done | Failed | Reloaded | Sample | Measured
+    Ready | StartupFailed | Reserve | Submit | Release | ModelReleased | Ack | Reload
+    | MetricsRequest | MetricsSnapshot | Init | StateUpdate | Ping | SlotsGranted | SlotsRefused
+    | Inferred | Failed | Reloaded | SnapshotRequest | MetricsResponse
 )  # fmt: skip
 KINDS: tuple[type[Message], ...] = (
-    Up, Unfit, Reserve, Submit, Release, Dropped, Heard, Reload, Measure, Sampled,
-    Begin, Told, Ping, Granted, Refused, Done, Failed, Reloaded, Sample, Measured,
+    Ready, StartupFailed, Reserve, Submit, Release, ModelReleased, Ack, Reload, MetricsRequest,
+    MetricsSnapshot, Init, StateUpdate, Ping, SlotsGranted, SlotsRefused, Inferred, Failed,
+    Reloaded, SnapshotRequest, MetricsResponse,
 )  # fmt: skip
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -222,7 +225,7 @@ def decode(line: bytes) -> Message:
     return message
 
 
-class Lines:
+class MessageReader:
     """Cuts what comes into messages."""
 
     def __init__(self, rest: bytes = b"") -> None:
@@ -241,7 +244,7 @@ class Lines:
             raise BadMessage(f"a message of over {MAX_MESSAGE_BYTES} bytes")
 
 
-class Line(asyncio.Protocol):
+class Channel(asyncio.Protocol):
     """Sends and receives messages; several of one turn of the event loop go in one write (uvloop).
 
     Args:
@@ -263,7 +266,7 @@ class Line(asyncio.Protocol):
         self._handled = handled
         self._lost = lost
         self._rest = rest
-        self._lines = Lines()
+        self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -275,7 +278,7 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hands on what came."""
         try:
-            for message in self._lines.feed(data):
+            for message in self._reader.feed(data):
                 self._handle(message)
         except BadMessage as error:
             logger.error("bad_message", reason=str(error))
@@ -283,7 +286,7 @@ class Line(asyncio.Protocol):
         self._handled()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Tells it."""
+        """Reports that the other end is gone."""
         self._transport = None
         self._lost()
 

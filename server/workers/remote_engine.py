@@ -1,4 +1,4 @@
-"""What a front knows of the model, which is loaded in another process."""
+"""What a worker knows of the model, which is loaded in another process."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from server.serving.interface import LoadedModel
 class RemoteEngine:
     """A `server.serving.interface.LoadedModel`.
 
-    The model process keeps the model while this is referred to.
+    The engine process keeps the model while this is referred to.
 
     Attributes:
         generation: 1 for the first model, and one more after each reload.
@@ -24,11 +24,11 @@ class RemoteEngine:
     provider: str
     device: str
     cpu_fallback: str | None
-    lanes: int
+    instances: int
     max_batch_size: int
 
 
-_FIELDS = ("reason", "provider", "device", "cpu_fallback", "lanes", "max_batch_size")
+_FIELDS = ("reason", "provider", "device", "cpu_fallback", "instances", "max_batch_size")
 
 
 def described(generation: int, engine: LoadedModel) -> dict[str, Any]:

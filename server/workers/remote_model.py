@@ -1,4 +1,4 @@
-"""The model of another process, as a front sees it: its state, its reloads, the metrics of all."""
+"""The model of another process, as a worker sees it: its state, its reloads, the metrics of all."""
 
 import asyncio
 import itertools
@@ -19,45 +19,46 @@ from server.errors import (
 )
 from server.http.auth import Keys
 from server.observability.metrics import Metrics
-from server.observability.metrics_merge import exposition, front_part, merged, snapshot
+from server.observability.metrics_merge import exposition, merged, snapshot, worker_part
 from server.serving.interface import State
 from server.settings import Settings
 from server.workers.messages import (
-    Dropped,
-    Heard,
-    Line,
-    Measure,
-    Measured,
+    Ack,
+    Channel,
     Message,
+    MetricsRequest,
+    MetricsResponse,
+    MetricsSnapshot,
+    ModelReleased,
     Ping,
+    Ready,
     Reload,
     Reloaded,
-    Sample,
-    Sampled,
-    Told,
-    Up,
+    SnapshotRequest,
+    StateUpdate,
 )
 from server.workers.remote_engine import RemoteEngine, read_description
 from server.workers.remote_queue import RemoteQueue
 from server.workers.shared_memory import SharedFile
 
-# Longer than the model process waits for the fronts, shorter than the 10 s of a Prometheus scrape.
-MEASURED_S = 5.0
+# Longer than the engine process waits for the workers, shorter than the 10 s of a Prometheus
+# scrape.
+METRICS_TIMEOUT_S = 5.0
 _RELOAD_ERRORS = {each.code: each for each in (ReloadFailed, NotReady, Draining)}
 
 
 class RemoteModel:
-    """A `server.serving.interface.Model` in the model process.
+    """A `server.serving.interface.Model` in the engine process.
 
     Args:
-        settings: of this front.
+        settings: of this worker.
         name: the model's, until it is loaded.
-        control: this end of the socket to the model process.
+        control: this end of the socket to the engine process.
         rest: what was read from it already.
         shared: the memory that both have.
         metrics: of this process.
-        keys: taken over as the model process has them.
-        lost: called when the model process is gone.
+        keys: taken over as the engine process has them.
+        lost: called when the engine process is gone.
 
     Attributes:
         queue, state, failure, engine, changed: as `server.serving.interface.Model` has them.
@@ -84,25 +85,25 @@ class RemoteModel:
         self._control = control
         self._metrics = metrics
         self._keys = keys
-        self._line = Line(self._handle, lost=lost, rest=rest)
-        self.queue = RemoteQueue(settings, shared, self._line.send)
+        self._channel = Channel(self._handle, lost=lost, rest=rest)
+        self.queue = RemoteQueue(settings, shared, self._channel.send)
         self._requests = itertools.count()
-        self._asked: dict[int, asyncio.Future[Reloaded | Measured]] = {}
+        self._pending: dict[int, asyncio.Future[Reloaded | MetricsResponse]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listens to the model process; without it there is nothing to live for."""
+        """Listens to the engine process; without it there is nothing to live for."""
         loop = asyncio.get_running_loop()
         self._loop = loop
-        await loop.create_unix_connection(lambda: self._line, sock=self._control)
+        await loop.create_unix_connection(lambda: self._channel, sock=self._control)
         yield
 
-    def tell_up(self) -> None:
+    def send_ready(self) -> None:
         """Says that connections are taken now."""
-        self._line.send(Up())
+        self._channel.send(Ready())
 
     def begin_drain(self) -> None:
-        """Not this process' to decide: the model process tells when it drains."""
+        """Not this process' to decide: the engine process tells when it drains."""
 
     async def reload(self, read_keys: Callable[[], None] = lambda: None) -> None:
         """Reloads the model and the keys of all processes; see `server.serving.interface.Model`."""
@@ -111,75 +112,77 @@ class RemoteModel:
         if answer.code is not None:
             raise _RELOAD_ERRORS.get(answer.code, ServerError)(answer.reason)
 
-    async def measure(self) -> Callable[[], bytes]:
+    async def collect_metrics(self) -> Callable[[], bytes]:
         """Asks for the metrics of all processes.
 
         Where they can't be had there are none, and not this process' own: counters would fall to
         its share and rise again, which Prometheus takes for requests that never were.
 
         Raises:
-            NotReady: the model process has not answered for `MEASURED_S`.
+            NotReady: the engine process has not answered for `METRICS_TIMEOUT_S`.
         """
         try:
-            async with asyncio.timeout(MEASURED_S):
-                answer = await self._ask(Measure)
+            async with asyncio.timeout(METRICS_TIMEOUT_S):
+                answer = await self._ask(MetricsRequest)
         except TimeoutError:
             raise NotReady(
-                "the model process, which has the metrics of all, has not answered for "
-                f"{MEASURED_S:g} s"
+                "the engine process, which has the metrics of all, has not answered for "
+                f"{METRICS_TIMEOUT_S:g} s"
             ) from None
-        assert isinstance(answer, Measured)
+        assert isinstance(answer, MetricsResponse)
         if not answer.own:
             raise ServerError("the metrics can't be had; the log says why")
-        return lambda: exposition(merged(answer.own, answer.fronts))
+        return lambda: exposition(merged(answer.own, answer.workers))
 
-    async def _ask(self, question: type[Reload] | type[Measure]) -> Reloaded | Measured:
+    async def _ask(
+        self, question: type[Reload] | type[MetricsRequest]
+    ) -> Reloaded | MetricsResponse:
         request = next(self._requests)
-        answered: asyncio.Future[Reloaded | Measured] = self._loop.create_future()
-        self._asked[request] = answered
-        self._line.send(question(request))
+        response: asyncio.Future[Reloaded | MetricsResponse] = self._loop.create_future()
+        self._pending[request] = response
+        self._channel.send(question(request))
         try:
-            return await answered
+            return await response
         finally:
-            self._asked.pop(request, None)
+            self._pending.pop(request, None)
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Told():
+            case StateUpdate():
                 self._take_over(message)
-                self._line.send(Heard(message.number))
+                self._channel.send(Ack(message.number))
             case Ping():
-                self._line.send(Heard(message.number))
-            case Reloaded() | Measured():
-                answered = self._asked.get(message.request)
-                if answered is not None and not answered.done():  # else nobody waits any more
-                    answered.set_result(message)
-            case Sample():
-                own = front_part(snapshot(self._metrics.registry))
-                self._line.send(Sampled(message.number, own))
+                self._channel.send(Ack(message.number))
+            case Reloaded() | MetricsResponse():
+                response = self._pending.get(message.request)
+                if response is not None and not response.done():  # else nobody waits any more
+                    response.set_result(message)
+            case SnapshotRequest():
+                own = worker_part(snapshot(self._metrics.registry))
+                self._channel.send(MetricsSnapshot(message.number, own))
             case _:
                 self.queue.handle(message)
 
-    def _take_over(self, told: Told) -> None:
-        self._keys.take_over(bytes.fromhex(each) for each in told.keys)
+    def _take_over(self, update: StateUpdate) -> None:
+        self._keys.take_over(bytes.fromhex(each) for each in update.keys)
         before = self.state, self.engine
-        self.queue_bytes = told.others_bytes
-        if told.engine is not None:
+        self.queue_bytes = update.others_bytes
+        if update.engine is not None:
             known = self.engine.generation if self.engine else None
-            if told.engine["generation"] != known:
-                self.engine = read_description(told.engine)
+            if update.engine["generation"] != known:
+                self.engine = read_description(update.engine)
                 self.name = self.engine.artifact.metadata.name
                 weakref.finalize(
-                    self.engine, self._dropped, told.engine["generation"]
+                    self.engine, self._model_released, update.engine["generation"]
                 ).atexit = False
-        if told.state == "failed" and self.failure is None:
-            unfit = told.deployment is not None
-            reason = told.deployment or "the model process failed"
-            self.failure = (DeploymentError if unfit else InferenceFailed)(reason)
-        self.state = cast(State, told.state)
+        if update.state == "failed" and self.failure is None:
+            by_deployer = update.deployment is not None
+            reason = update.deployment or "the engine process failed"
+            self.failure = (DeploymentError if by_deployer else InferenceFailed)(reason)
+        self.state = cast(State, update.state)
         if (self.state, self.engine) != before:
             self.changed()
 
-    def _dropped(self, generation: int) -> None:
+    def _model_released(self, generation: int) -> None:
         # The last request may have ended on any thread.
-        self._loop.call_soon_threadsafe(partial(self._line.send, Dropped(generation)))
+        self._loop.call_soon_threadsafe(partial(self._channel.send, ModelReleased(generation)))

@@ -1,4 +1,4 @@
-"""The queue of the model process, as a front sees it."""
+"""The queue of the engine process, as a worker sees it."""
 
 import asyncio
 import itertools
@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
-from server.serving.fair_queue import Answer
-from server.serving.interface import Candidates, LoadedModel, Place
+from server.serving.fair_queue import InferenceResult
+from server.serving.interface import Candidates, ImageReservation, LoadedModel
 from server.settings import Settings
 from server.workers.messages import (
-    Done,
     Failed,
-    Granted,
+    Inferred,
     Message,
-    Refused,
     Release,
     Reserve,
+    SlotsGranted,
+    SlotsRefused,
     Submit,
 )
 from server.workers.remote_engine import RemoteEngine
 from server.workers.shared_memory import SharedFile
 
-# The model process writes on the board every second, also when nothing happens.
+# The engine process writes into the shared status every second, also when nothing happens.
 SILENT_S = 10.0
 
 
@@ -37,7 +37,7 @@ class RemoteQueue:
     Args:
         settings: limits.
         shared: the memory that both have.
-        send: sends a message to the model process.
+        send: sends a message to the engine process.
     """
 
     copies = True
@@ -47,40 +47,42 @@ class RemoteQueue:
     ) -> None:
         self.shared = shared
         self._max_queue_images = settings.max_queue_images
-        self._stuck_after_s = settings.stuck_after_s
+        self._inference_watchdog_s = settings.inference_watchdog_s
         self._send = send
         self._requests = itertools.count()
-        self._asked: dict[int, asyncio.Future[Granted]] = {}
-        self._waiting: dict[int, tuple[RemotePlace, asyncio.Future[Answer[Candidates]]]] = {}
+        self._pending: dict[int, asyncio.Future[SlotsGranted]] = {}
+        self._waiting: dict[
+            int, tuple[RemoteReservation, asyncio.Future[InferenceResult[Candidates]]]
+        ] = {}
         self._released: list[int] = []
 
     @property
     def queue_images(self) -> int:
-        """Images that wait, or are reserved a place, of all fronts."""
-        return self.shared.board.queue_images
+        """Images that wait, or are reserved a place, of all workers."""
+        return self.shared.status.queue_images
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side."""
-        return self.shared.board.lanes
+    def instances(self) -> int:
+        """Inferences that may run at the same time."""
+        return self.shared.status.instances
 
     @property
-    def busy_lanes(self) -> int:
-        """Model calls that run."""
-        return self.shared.board.busy
+    def active_inferences(self) -> int:
+        """Inferences that run."""
+        return self.shared.status.busy
 
-    def stuck_s(self) -> float | None:
-        """Seconds that a model call has been running, or the model process silent, for too long."""
+    def hung_s(self) -> float | None:
+        """Seconds that an inference has run, or the engine process been silent, for too long."""
         now = time.monotonic()
-        board = self.shared.board
-        running_s, silent_s = now - board.oldest_call, now - board.written
-        if running_s > self._stuck_after_s:
+        status = self.shared.status
+        running_s, silent_s = now - status.oldest_inference, now - status.written
+        if running_s > self._inference_watchdog_s:
             return running_s
-        return silent_s if silent_s > max(self._stuck_after_s, SILENT_S) else None
+        return silent_s if silent_s > max(self._inference_watchdog_s, SILENT_S) else None
 
     def retry_after_s(self) -> int:
         """Seconds until the queue should be empty."""
-        return self.shared.board.retry_after_s
+        return self.shared.status.retry_after_s
 
     def refuse_when_full(self) -> None:
         """Raises `QueueFull` when not even one more image would find a place."""
@@ -90,55 +92,59 @@ class RemoteQueue:
             )
 
     @asynccontextmanager
-    async def reserve(self, engine: LoadedModel, images: int) -> AsyncIterator[Sequence[Place]]:
+    async def reserve(
+        self, engine: LoadedModel, images: int
+    ) -> AsyncIterator[Sequence[ImageReservation]]:
         """Holds places for a request's images; see `server.serving.interface.Queue`."""
         assert isinstance(engine, RemoteEngine)
-        places = [
-            RemotePlace(self, slot, candidates_at)
+        reservations = [
+            RemoteReservation(self, slot, candidates_at)
             for slot, candidates_at in await self._reserve(engine.generation, images)
         ]
         try:
-            yield places
+            yield reservations
         finally:
-            for place in places:
-                place.give_back()
+            for reservation in reservations:
+                reservation.release()
 
     def handle(self, message: Message) -> None:
-        """Takes what the model process says of slots."""
+        """Takes what the engine process says of slots."""
         match message:
-            case Granted():
-                asked = self._asked.pop(message.request)
-                if asked.done():  # the client left meanwhile
+            case SlotsGranted():
+                pending = self._pending.pop(message.request)
+                if pending.done():  # the client left meanwhile
                     self._send(Release(message.slots))
                 else:
-                    asked.set_result(message)
-            case Refused():
-                asked = self._asked.pop(message.request)
-                if not asked.done():
-                    asked.set_exception(QueueFull(message.reason))
-            case Done() | Failed():
-                # A place that was given back meanwhile is not there.
-                place, answered = self._waiting.pop(message.slot, (None, None))
-                if place is None or answered is None:
+                    pending.set_result(message)
+            case SlotsRefused():
+                pending = self._pending.pop(message.request)
+                if not pending.done():
+                    pending.set_exception(QueueFull(message.reason))
+            case Inferred() | Failed():
+                # A place that was released meanwhile is not there.
+                reservation, result = self._waiting.pop(message.slot, (None, None))
+                if reservation is None or result is None:
                     return
-                if isinstance(message, Done):
-                    answer = Answer(place.found(message.rows), message.queue_s, message.inference_s)
-                    place.give_back()
-                    if not answered.done():
-                        answered.set_result(answer)
+                if isinstance(message, Inferred):
+                    answer = InferenceResult(
+                        reservation.found(message.rows), message.queue_s, message.inference_s
+                    )
+                    reservation.release()
+                    if not result.done():
+                        result.set_result(answer)
                 else:
-                    place.give_back()
-                    if not answered.done():
-                        answered.set_exception(_error(message))
+                    reservation.release()
+                    if not result.done():
+                        result.set_exception(_error(message))
 
     async def _reserve(self, generation: int, images: int) -> list[tuple[int, int]]:
         """Slots, and where the candidates are."""
         request = next(self._requests)
         granted = asyncio.get_running_loop().create_future()
-        self._asked[request] = granted
+        self._pending[request] = granted
         self._send(Reserve(request, generation, images))
         try:
-            answer: Granted = await granted
+            answer: SlotsGranted = await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 self._send(Release(granted.result().slots))  # it came in this very moment
@@ -146,15 +152,15 @@ class RemoteQueue:
         return [(slot, slot + answer.candidates_at) for slot in answer.slots]
 
     async def _infer(
-        self, place: "RemotePlace", slot: int, hw: tuple[int, int], deadline: float
-    ) -> Answer[Candidates]:
+        self, reservation: "RemoteReservation", slot: int, hw: tuple[int, int], deadline: float
+    ) -> InferenceResult[Candidates]:
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Answer[Candidates]] = loop.create_future()
-        self._waiting[slot] = (place, answered)
+        result: asyncio.Future[InferenceResult[Candidates]] = loop.create_future()
+        self._waiting[slot] = (reservation, result)
         self._send(Submit(slot, *hw, max(0.0, deadline - loop.time())))
-        return await answered
+        return await result
 
-    def _give_back(self, slot: int) -> None:
+    def _release(self, slot: int) -> None:
         self._waiting.pop(slot, None)
         if not self._released:
             asyncio.get_running_loop().call_soon(self._send_released)
@@ -165,7 +171,7 @@ class RemoteQueue:
         self._send(Release(released))
 
 
-class RemotePlace:
+class RemoteReservation:
     """One image's slot in the shared memory."""
 
     def __init__(self, queue: RemoteQueue, slot: int, candidates: int) -> None:
@@ -173,21 +179,21 @@ class RemotePlace:
         self._slot = slot
         self._candidates = candidates
         self._hw: tuple[int, int] | None = None
-        self._given_back = False
+        self._released = False
         # A request that is cut off leaves threads behind that still decode for it: they must not
         # write into what is another's by then.
         self._lock = threading.Lock()
 
-    def put(self, canvas: NDArray[np.uint8]) -> None:
-        """Copies an image into the slot; nothing when it was given back meanwhile."""
+    def write(self, canvas: NDArray[np.uint8]) -> None:
+        """Copies an image into the slot; nothing when it was released meanwhile."""
         height, width, _ = canvas.shape
         with self._lock:
-            if not self._given_back:
+            if not self._released:
                 self._queue.shared.pixels(self._slot, height, width)[:] = canvas
                 self._hw = height, width
 
-    async def infer(self, deadline: float) -> Answer[Candidates]:
-        """Submits it; see `server.serving.interface.Place`."""
+    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+        """Submits it; see `server.serving.interface.ImageReservation`."""
         assert self._hw is not None
         return await self._queue._infer(self, self._slot, self._hw, deadline)
 
@@ -195,13 +201,13 @@ class RemotePlace:
         """A copy of what the model found."""
         return self._queue.shared.candidates(self._candidates, rows).copy()
 
-    def give_back(self) -> None:
-        """Frees the slot; safe to call again. A model call that reads it is waited for there."""
+    def release(self) -> None:
+        """Frees the slot; safe to call again. An inference that reads it is waited for there."""
         with self._lock:
-            if self._given_back:
+            if self._released:
                 return
-            self._given_back = True
-        self._queue._give_back(self._slot)
+            self._released = True
+        self._queue._release(self._slot)
 
 
 def _error(failed: Failed) -> ServerError:

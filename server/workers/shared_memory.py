@@ -1,10 +1,10 @@
-"""Memory that the model process shares with its fronts: a board of numbers, and slots for images.
+"""Memory that the engine process shares with its workers: a status, and slots for images.
 
 One anonymous file (memfd), which is no file in /dev/shm and is gone with the last process that has
 it. A slot is an image's canvas and, behind it, its candidates. What no image has used yet takes no
 memory.
 
-    | board, one page | slot | slot | ... | slot | slots of a later, larger model ...
+    | status, one page | slot | slot | ... | slot | slots of a later, larger model ...
 """
 
 import fcntl
@@ -24,7 +24,7 @@ PAGE_BYTES = mmap.PAGESIZE
 ROW_BYTES = 6 * 4
 
 
-class Room(NamedTuple):
+class SlotLayout(NamedTuple):
     """What a slot has to hold.
 
     Attributes:
@@ -56,7 +56,7 @@ class SharedFile:
     def __init__(self, file: int) -> None:
         self.file = file
         self._map = mmap.mmap(file, os.fstat(file).st_size)
-        self.board = Board(self._map)
+        self.status = SharedStatus(self._map)
 
     @property
     def size(self) -> int:
@@ -86,13 +86,13 @@ class SharedFile:
         self._map.madvise(mmap.MADV_REMOVE, start, size)
 
     def _reaching(self, end: int) -> mmap.mmap:
-        if end > len(self._map):  # the model process has made it larger
+        if end > len(self._map):  # the engine process has made it larger
             self._map = mmap.mmap(self.file, os.fstat(self.file).st_size)
         return self._map
 
 
-class Board:
-    """Numbers that the model process writes and every front reads, without a message.
+class SharedStatus:
+    """Numbers that the engine process writes and every worker reads, without a message.
 
     Each is eight aligned bytes, so that it is read as it was written.
     """
@@ -101,15 +101,21 @@ class Board:
         self._numbers = np.frombuffer(shared, np.float64, 8)
 
     def write(
-        self, *, queue_images: int, retry_after_s: int, lanes: int, busy: int, oldest_call: float
+        self,
+        *,
+        queue_images: int,
+        retry_after_s: int,
+        instances: int,
+        busy: int,
+        oldest_inference: float,
     ) -> None:
-        """Tells the fronts; `oldest_call` in seconds of `time.monotonic`, inf without any."""
+        """Tells the workers; `oldest_inference` in seconds of `time.monotonic`, inf without any."""
         numbers = self._numbers
         numbers[0] = queue_images
         numbers[1] = retry_after_s
-        numbers[2] = lanes
+        numbers[2] = instances
         numbers[3] = busy
-        numbers[4] = oldest_call
+        numbers[4] = oldest_inference
         numbers[5] = time.monotonic()
 
     @property
@@ -123,17 +129,17 @@ class Board:
         return max(1, int(self._numbers[1]))
 
     @property
-    def lanes(self) -> int:
-        """Model calls that may run side by side."""
+    def instances(self) -> int:
+        """Inferences that may run at the same time."""
         return int(self._numbers[2])
 
     @property
     def busy(self) -> int:
-        """Model calls that run."""
+        """Inferences that run."""
         return int(self._numbers[3])
 
     @property
-    def oldest_call(self) -> float:
+    def oldest_inference(self) -> float:
         """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
         return float(self._numbers[4])
 
@@ -143,8 +149,8 @@ class Board:
         return float(self._numbers[5])
 
 
-class Slots:
-    """The slots, as the model process hands them out.
+class SlotPool:
+    """The slots, as the engine process hands them out.
 
     Attributes:
         shared: the memory.
@@ -153,7 +159,7 @@ class Slots:
     def __init__(self) -> None:
         file = os.memfd_create("yolov8-fla", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(file, PAGE_BYTES)
-        # A process that reads where the file has been cut off dies, and fronts have the file too.
+        # A process that reads where the file has been cut off dies, and workers have the file too.
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.shared = SharedFile(file)
         self._areas: list[_Area] = []
@@ -168,20 +174,20 @@ class Slots:
         """How many are handed out."""
         return sum(area.count - len(area.free) for area in self._areas)
 
-    def fit(self, room: Room, count: int) -> None:
+    def fit(self, layout: SlotLayout, count: int) -> None:
         """Makes sure of so many slots with so much room, for those that are taken from now on.
 
         The slots of before, where they are too small, go when the last of them comes back.
         """
         last = self._areas[-1] if self._areas else None
         if last is not None:
-            room = Room(*(max(pair) for pair in zip(last.room, room, strict=True)))
+            layout = SlotLayout(*(max(pair) for pair in zip(last.layout, layout, strict=True)))
             count = max(last.count, count)
-            if (last.room, last.count) == (room, count):
+            if (last.layout, last.count) == (layout, count):
                 return
         start = self.shared.size
-        self.shared.grow(start + room.slot_bytes * count)
-        self._areas.append(_Area(start, room, count))
+        self.shared.grow(start + layout.slot_bytes * count)
+        self._areas.append(_Area(start, layout, count))
         if last is not None:
             self._forget_if_idle(last)
 
@@ -199,7 +205,9 @@ class Slots:
             )
         # The last that came back first: it is in the cache, and the others need no memory.
         return [
-            Lease(self.shared, area.free.pop(), area.room, lambda slot: self._come_back(area, slot))
+            Lease(
+                self.shared, area.free.pop(), area.layout, lambda slot: self._come_back(area, slot)
+            )
             for _ in range(count)
         ]
 
@@ -215,33 +223,33 @@ class Slots:
     def _forget_if_idle(self, area: "_Area") -> None:
         if len(area.free) == area.count:
             self._areas.remove(area)
-            self.shared.give_to_system(area.start, area.room.slot_bytes * area.count)
+            self.shared.give_to_system(area.start, area.layout.slot_bytes * area.count)
 
 
 class _Area:
-    """Slots of one size, one after the other."""
+    """SlotPool of one size, one after the other."""
 
-    def __init__(self, start: int, room: Room, count: int) -> None:
+    def __init__(self, start: int, layout: SlotLayout, count: int) -> None:
         self.start = start
-        self.room = room
+        self.layout = layout
         self.count = count
-        self.free = [start + i * room.slot_bytes for i in reversed(range(count))]
+        self.free = [start + i * layout.slot_bytes for i in reversed(range(count))]
 
 
 class Lease:
-    """A slot that a front has; a `server.serving.model_runner.Room`.
+    """A slot that a worker has; a `server.serving.model_runner.SlotLayout`.
 
-    It comes back when the front has released it and no model call uses it.
+    It comes back when the worker has released it and no inference uses it.
 
     Attributes:
         slot: its offset.
     """
 
     def __init__(
-        self, shared: SharedFile, slot: int, room: Room, come_back: Callable[[int], None]
+        self, shared: SharedFile, slot: int, layout: SlotLayout, come_back: Callable[[int], None]
     ) -> None:
         self.slot = slot
-        self.room = room
+        self.layout = layout
         self._shared = shared
         self._come_back = come_back
         self._calls = 0
@@ -252,7 +260,7 @@ class Lease:
         return self._shared.pixels(self.slot, height, width)
 
     def release(self) -> None:
-        """The front does not need it any more."""
+        """The worker does not need it any more."""
         self._released = True
         if self._calls == 0:
             self._come_back(self.slot)
@@ -272,6 +280,6 @@ class Lease:
     def keep(self, candidates: Candidates) -> Candidates:
         """Lays what was found behind the pixels."""
         if self._calls:
-            start = self.slot + self.room.candidates_at
+            start = self.slot + self.layout.candidates_at
             self._shared.candidates(start, len(candidates))[:] = candidates
         return candidates

@@ -1,4 +1,4 @@
-"""The front processes: each is started, fed with connections, and started anew when it dies."""
+"""Starts the HTTP workers, passes connections to them, and restarts those that die."""
 
 import asyncio
 import socket
@@ -11,89 +11,91 @@ from server.errors import DeploymentError
 from server.host import available_cpus
 from server.http.server import MAX_CONNECTIONS
 from server.observability.logs import get_logger
-from server.serving.decode_pool import upload_share
+from server.serving.decode_pool import body_share
 from server.settings import Settings
-from server.workers.connection_passing import Distributor, intake_pair
-from server.workers.coordinator import Hub
-from server.workers.messages import Begin
-from server.workers.worker_connection import FrontLink
+from server.workers.connection_passing import ConnectionDispatcher, passing_sockets
+from server.workers.coordinator import Coordinator
+from server.workers.messages import Init
+from server.workers.worker_connection import WorkerConnection
 
-# A front that dies more often than this in so many seconds shows a fault that stays.
-MAX_DEATHS, DEATHS_S = 5, 60.0
+# A worker that dies more often than this in so many seconds shows a fault that stays.
+MAX_CRASHES, CRASHES_S = 5, 60.0
 BACKOFF_S = 0.5  # before the second start in that time; doubled with each
 MIN_CONNECTIONS = 64
 
 logger = get_logger(__name__)
 
 
-class TooManyDeaths(Exception):
-    """HTTP processes die as often as they are started."""
+class CrashLoop(Exception):
+    """HTTP workers die as often as they are started."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What each front has of what the settings give to all of them.
+    """What each worker has of what the settings give to all of them.
 
     Attributes:
         memory_bytes: that it may use.
-        upload_bytes: for bodies; enough for one.
+        inflight_body_bytes: for bodies; enough for one.
         decode_threads: at least one.
         connections: at least `MIN_CONNECTIONS`.
     """
 
     memory_bytes: int
-    upload_bytes: int
+    inflight_body_bytes: int
     decode_threads: int
     connections: int
 
 
 def shares(settings: Settings, memory_bytes: int, cpus: int) -> Shares:
-    """Divides what there is by `http_processes`, each part rounded up.
+    """Divides what there is by `http_workers`, each part rounded up.
 
     Args:
         settings: of the whole server.
         memory_bytes: that the whole server may use.
         cpus: that it may use, >= 1.
     """
-    fronts = settings.http_processes
-    upload_bytes = settings.max_upload_bytes or upload_share(memory_bytes)
+    workers = settings.http_workers
+    inflight_body_bytes = settings.max_inflight_body_bytes or body_share(memory_bytes)
     return Shares(
-        memory_bytes // fronts,
-        max(settings.max_body_bytes, -(-upload_bytes // fronts)),
-        -(-(settings.decode_threads or cpus) // fronts),
-        max(MIN_CONNECTIONS, -(-MAX_CONNECTIONS // fronts)),
+        memory_bytes // workers,
+        max(settings.max_body_bytes, -(-inflight_body_bytes // workers)),
+        -(-(settings.decode_threads or cpus) // workers),
+        max(MIN_CONNECTIONS, -(-MAX_CONNECTIONS // workers)),
     )
 
 
-class Fronts:
-    """All front processes.
+class Supervisor:
+    """Starts all HTTP worker processes, and restarts those that die.
 
     Args:
-        hub: what they talk to.
-        distributor: where their connections come from.
+        coordinator: what they connect to.
+        dispatcher: where their connections come from.
         memory_bytes: that the whole server may use.
     """
 
-    def __init__(self, hub: Hub, distributor: Distributor, memory_bytes: int) -> None:
-        self._hub = hub
-        self._distributor = distributor
-        self._shares = shares(hub.settings, memory_bytes, available_cpus())
-        self._settings = hub.settings.model_dump(
+    def __init__(
+        self, coordinator: Coordinator, dispatcher: ConnectionDispatcher, memory_bytes: int
+    ) -> None:
+        self._coordinator = coordinator
+        self._dispatcher = dispatcher
+        self._shares = shares(coordinator.settings, memory_bytes, available_cpus())
+        self._settings = coordinator.settings.model_dump(
             mode="json", exclude={"api_keys", "api_keys_file"}
         ) | {
             "decode_threads": self._shares.decode_threads,
-            "max_upload_bytes": self._shares.upload_bytes,
+            "max_inflight_body_bytes": self._shares.inflight_body_bytes,
         }
         self._processes: set[asyncio.subprocess.Process] = set()
 
     async def run(self) -> None:
-        """Keeps them running until the hub is ending, and then until all have ended.
+        """Keeps them running until the coordinator is ending, and then until all have ended.
 
-        A front that does not live, or can't start as the server was deployed, is a fault of the
-        hub, which ends with a drain: its siblings answer what they have accepted.
+        A worker that does not live, or can't start as the server was deployed, is a fault of the
+        coordinator, which ends with a drain: its siblings answer what they have accepted.
         """
         async with asyncio.TaskGroup() as group:
-            for number in range(1, self._hub.settings.http_processes + 1):
+            for number in range(1, self._coordinator.settings.http_workers + 1):
                 group.create_task(self._keep(f"http-{number}"))
 
     def kill(self) -> None:
@@ -105,44 +107,44 @@ class Fronts:
         try:
             await self._start_anew(name)
         except Exception as error:  # in the task group, it would kill the siblings
-            self._hub.fail(error)
+            self._coordinator.fail(error)
 
     async def _start_anew(self, name: str) -> None:
         """One process after the other.
 
         Raises:
-            TooManyDeaths: they don't live.
+            CrashLoop: they don't live.
             DeploymentError: they can't start as the server was deployed.
         """
-        deaths: deque[float] = deque()
+        crashes: deque[float] = deque()
         loop = asyncio.get_running_loop()
-        ending = self._hub.ending
+        ending = self._coordinator.ending
         while not ending.is_set():
             try:
                 await self._live(name)
             except OSError as error:  # no process, file or memory is left: the others go on
-                logger.error("http_process_not_started", name=name, reason=str(error))
+                logger.error("http_worker_not_started", name=name, reason=str(error))
             if ending.is_set():
                 return
-            self._hub.metrics.http_process_restarts.inc()
-            deaths.append(loop.time())
-            while deaths[0] < loop.time() - DEATHS_S:
-                deaths.popleft()
-            if len(deaths) > MAX_DEATHS:
-                raise TooManyDeaths(f"{name} died {len(deaths)} times in {DEATHS_S:g} s")
-            if len(deaths) > 1:
+            self._coordinator.metrics.worker_restarts.inc()
+            crashes.append(loop.time())
+            while crashes[0] < loop.time() - CRASHES_S:
+                crashes.popleft()
+            if len(crashes) > MAX_CRASHES:
+                raise CrashLoop(f"{name} died {len(crashes)} times in {CRASHES_S:g} s")
+            if len(crashes) > 1:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(BACKOFF_S * 2 ** (len(deaths) - 2)):
+                    async with asyncio.timeout(BACKOFF_S * 2 ** (len(crashes) - 2)):
                         await ending.wait()
 
     async def _live(self, name: str) -> None:
         """One process, from its start to its end."""
         control, their_control = socket.socketpair()
-        intake, their_intake = intake_pair()
-        memory = self._hub.slots.shared.file
-        with control, intake:
-            with their_control, their_intake:
-                files = their_control.fileno(), their_intake.fileno(), memory
+        receiver, their_receiver = passing_sockets()
+        memory = self._coordinator.slots.shared.file
+        with control, receiver:
+            with their_control, their_receiver:
+                files = their_control.fileno(), their_receiver.fileno(), memory
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *(["-P"] if sys.flags.safe_path else []),
@@ -151,41 +153,41 @@ class Fronts:
                     *map(str, files),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=files,
-                    # A terminal's Ctrl-C is for the model process, which tells them.
+                    # A terminal's Ctrl-C is for the engine process, which tells them.
                     start_new_session=True,
                 )
             self._processes.add(process)
-            link = FrontLink(
+            worker = WorkerConnection(
                 name,
-                self._hub,
-                takes=lambda: self._distributor.add(intake),
-                takes_none=lambda: self._distributor.remove(intake),
+                self._coordinator,
+                on_ready=lambda: self._dispatcher.add(receiver),
+                on_unresponsive=lambda: self._dispatcher.remove(receiver),
                 kill=lambda: _kill(process),
             )
             try:
                 control.setblocking(False)
                 loop = asyncio.get_running_loop()
-                await loop.create_unix_connection(lambda: link.line, sock=control)
-                link.send(self._begin(name))
-                self._hub.connected(link)
-                logger.info("http_process_started", name=name, pid=process.pid)
+                await loop.create_unix_connection(lambda: worker.channel, sock=control)
+                worker.send(self._init_message(name))
+                self._coordinator.connected(worker)
+                logger.info("http_worker_started", name=name, pid=process.pid)
                 code = await process.wait()
             finally:
-                link.end()
+                worker.end()
                 self._processes.discard(process)
-        if link.unfit is not None:
-            raise DeploymentError(link.unfit)
-        log = logger.info if self._hub.ending.is_set() else logger.error
-        log("http_process_ended", name=name, pid=process.pid, exit_code=code)
+        if worker.startup_failure is not None:
+            raise DeploymentError(worker.startup_failure)
+        log = logger.info if self._coordinator.ending.is_set() else logger.error
+        log("http_worker_ended", name=name, pid=process.pid, exit_code=code)
 
-    def _begin(self, name: str) -> Begin:
-        return Begin(
+    def _init_message(self, name: str) -> Init:
+        return Init(
             name,
             self._settings,
-            self._hub.model.name,
+            self._coordinator.model.name,
             self._shares.memory_bytes,
             self._shares.connections,
-            self._hub.key_digests,
+            self._coordinator.key_digests,
         )
 
 

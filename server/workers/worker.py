@@ -1,4 +1,4 @@
-"""One front: the whole HTTP side, before a model in another process."""
+"""One HTTP worker: the whole HTTP side, before a model in another process."""
 
 import asyncio
 import os
@@ -15,36 +15,36 @@ from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
 from server.run import exit_code, spare_the_collector
 from server.settings import Settings
-from server.workers.connection_passing import Intake
-from server.workers.messages import Begin, Unfit, encode
+from server.workers.connection_passing import ConnectionReceiver
+from server.workers.messages import Init, StartupFailed, encode
 from server.workers.remote_model import RemoteModel
 from server.workers.shared_memory import SharedFile
 
 
-def answer_http(
-    begin: Begin, settings: Settings, control: socket.socket, rest: bytes, intake: int, memory: int
+def serve_http(
+    init: Init, settings: Settings, control: socket.socket, rest: bytes, receiver: int, memory: int
 ) -> int:
-    """Answers HTTP until the model process ends, or tells this one to.
+    """Answers HTTP until the engine process ends, or tells this one to.
 
     Args:
-        begin: what it is.
-        settings: of this front.
-        control: to the model process.
+        init: what it is.
+        settings: of this worker.
+        control: to the engine process.
         rest: what was read from it already.
-        intake: the descriptor that connections come from.
+        receiver: the descriptor that connections come from.
         memory: the descriptor of the shared memory.
 
     Returns:
         The exit code.
     """
     keys = Keys(())
-    keys.take_over(bytes.fromhex(each) for each in begin.keys)
+    keys.take_over(bytes.fromhex(each) for each in init.keys)
     connected: list[RemoteModel] = []
 
     def connect(metrics: Metrics) -> RemoteModel:
         model = RemoteModel(
             settings,
-            begin.model_name,
+            init.model_name,
             control=control,
             rest=rest,
             shared=SharedFile(memory),
@@ -60,13 +60,13 @@ def answer_http(
             settings,
             open_model=connect,
             keys=keys,
-            memory_bytes=begin.memory_bytes,
+            memory_bytes=init.memory_bytes,
         )
     except DeploymentError as error:
-        control.sendall(encode(Unfit(str(error))))
+        control.sendall(encode(StartupFailed(str(error))))
         return 1
     (model,) = connected
-    server = FrontServer(app, settings, begin.connections, model, socket.socket(fileno=intake))
+    server = WorkerServer(app, settings, init.connections, model, socket.socket(fileno=receiver))
     spare_the_collector()
     server.run([])
     tracing: Tracing | None = app.state.tracing
@@ -74,18 +74,18 @@ def answer_http(
         tracing.close()
     try:
         return exit_code(model.failure)
-    except DeploymentError:  # which the model process says
+    except DeploymentError:  # which the engine process says
         return 1
 
 
 def _leave() -> None:
-    """Ends the process at once: without the model process nobody is left who could drain."""
+    """Ends the process at once: without the engine process nobody is left who could drain."""
     process_log().close()
     os._exit(1)
 
 
-class FrontServer(Server):
-    """A server whose connections, and whose end, come from the model process."""
+class WorkerServer(Server):
+    """A server whose connections, and whose end, come from the engine process."""
 
     def __init__(
         self,
@@ -93,15 +93,15 @@ class FrontServer(Server):
         settings: Settings,
         max_connections: int,
         model: RemoteModel,
-        intake: socket.socket,
+        receiver: socket.socket,
     ) -> None:
         super().__init__(app, settings, max_connections=max_connections)
         self._model = model
-        self._intake = Intake(intake, self._take)
+        self._receiver = ConnectionReceiver(receiver, self._take)
         self._taking: set[asyncio.Task[None]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until the model process drains or fails."""
+        """Serves until the engine process drains or fails."""
         await self._serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,23 +115,23 @@ class FrontServer(Server):
 
         self._model.changed = changed
         await super().startup(sockets)
-        self._intake.open()
-        self._model.tell_up()
+        self._receiver.open()
+        self._model.send_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what was accepted, and ends."""
-        self._intake.close()
+        self._receiver.close()
         if self._taking:
             await asyncio.wait(self._taking)
         await super().shutdown(sockets)
 
     def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._begin(connection))
+        task = asyncio.get_running_loop().create_task(self._serve_connection(connection))
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
 
-    async def _begin(self, connection: socket.socket) -> None:
+    async def _serve_connection(self, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         except OSError:  # the client has left already

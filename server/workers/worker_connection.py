@@ -1,4 +1,4 @@
-"""The model process' end of the line to one front: its requests, and the slots that it has."""
+"""The engine process' end of one worker's channel: its requests, and the slots it holds."""
 
 import asyncio
 import math
@@ -10,154 +10,153 @@ from server.errors import InferenceFailed, QueueFull, ServerError
 from server.inference.engine import Engine
 from server.observability.logs import get_logger
 from server.observability.metrics_merge import Snapshot
-from server.serving.batcher import Slots
+from server.serving.batcher import Reservation
 from server.serving.interface import Candidates
-from server.serving.local_model import OwnModel
+from server.serving.local_model import LocalModel
 from server.serving.model_runner import Canvas
 from server.workers.messages import (
+    Ack,
     BadMessage,
-    Done,
-    Dropped,
+    Channel,
     Failed,
-    Granted,
-    Heard,
-    Line,
-    Measure,
+    Inferred,
     Message,
-    Refused,
+    MetricsRequest,
+    MetricsSnapshot,
+    ModelReleased,
+    Ready,
     Release,
     Reload,
     Reloaded,
     Reserve,
-    Sampled,
+    SlotsGranted,
+    SlotsRefused,
+    StartupFailed,
     Submit,
-    Unfit,
-    Up,
 )
-from server.workers.shared_memory import Lease
-from server.workers.shared_memory import Slots as SharedSlots
+from server.workers.shared_memory import Lease, SlotPool
 
-QUIET_BEATS = 3  # without an answer, after which a front gets no connections
+UNRESPONSIVE_HEARTBEATS = 3  # without an answer, after which a worker gets no connections
 
 logger = get_logger(__name__)
 
 
-class LinkOwner(Protocol):
-    """What a link asks of the `Hub` that has it, and that imports this module."""
+class ConnectionOwner(Protocol):
+    """What a connection needs of the `Coordinator`, which imports this module."""
 
-    model: OwnModel
-    slots: SharedSlots
+    model: LocalModel
+    slots: SlotPool
 
     def engine(self, generation: int) -> Engine:
-        """A model that some front still has; `KeyError` where none has."""
+        """A model that some worker still has; `KeyError` where none has."""
 
     def publish_soon(self) -> None:
-        """Something has changed that all fronts see."""
+        """Something has changed that all workers see."""
 
-    def heard(self, link: "FrontLink", number: int) -> None:
-        """A front has taken over what it was told."""
+    def acknowledged(self, worker: "WorkerConnection", number: int) -> None:
+        """A worker has acknowledged a state update or a ping."""
 
-    def dropped(self, link: "FrontLink", generation: int) -> None:
-        """A front has no request with a model any more."""
+    def model_released(self, worker: "WorkerConnection", generation: int) -> None:
+        """A worker has no request with a model any more."""
 
-    def lost(self, link: "FrontLink") -> None:
-        """A front is gone, with its requests."""
+    def lost(self, worker: "WorkerConnection") -> None:
+        """A worker is gone, with its requests."""
 
-    def metrics_came(self, link: "FrontLink") -> None:
-        """A front has answered `Sample`, or will not."""
+    def on_snapshot(self, worker: "WorkerConnection") -> None:
+        """A worker has answered `SnapshotRequest`, or will not."""
 
-    async def measure(self, link: "FrontLink", request: int) -> None:
-        """Answers a front with the metrics of all."""
+    async def send_metrics(self, worker: "WorkerConnection", request: int) -> None:
+        """Answers a worker with the metrics of all."""
 
     async def reload(self) -> None:
-        """Serves the model and the keys as they are now, in all fronts."""
+        """Serves the model and the keys as they are now, in all workers."""
 
 
 @dataclass(eq=False, slots=True)
 class _Image:
-    """One image of a front's request.
+    """One image of a worker's request.
 
     Attributes:
-        places: those of its request in the queue.
+        reservation: those of its request in the queue.
         engine: that its request began with.
         lease: its slot.
         submitting: what waits for its turn, once it is submitted.
         submitted: whether that has begun.
     """
 
-    places: Slots[Canvas, Candidates]
+    reservation: Reservation[Canvas, Candidates]
     engine: Engine
     lease: Lease
     submitting: asyncio.Task[None] | None = None
     submitted: bool = False
 
 
-class FrontLink:
-    """One front.
+class WorkerConnection:
+    """The connection to one HTTP worker.
 
     Args:
         name: such as "http-1".
-        hub: what it talks to.
-        takes: called when it takes connections, also again.
-        takes_none: called when it does not answer, and others had better have them; and when it
-            is gone.
+        coordinator: gets its requests.
+        on_ready: called when it is ready for connections, also again.
+        on_unresponsive: called when it misses heartbeats, so that others get its connections; and
+            when it is gone.
         kill: ends the process.
 
     Attributes:
-        line: to it.
-        up: it takes connections.
-        unfit: why it can't start as the server was deployed.
-        heard: the number of the last `Told` that it took over.
-        silent_beats: for how many seconds it has not answered.
-        sampled: its metrics, as it said last.
-        sample_due: set when they came.
+        channel: the messages to and from it.
+        ready: it takes connections.
+        startup_failure: why it can't start as the server was deployed.
+        acked: the number of the last `StateUpdate` or `Ping` that it acknowledged.
+        missed_heartbeats: that it has not acknowledged, in a row.
+        last_snapshot: its metrics, as it sent them last.
+        snapshot_received: set when they have come.
     """
 
     def __init__(
         self,
         name: str,
-        hub: LinkOwner,
+        coordinator: ConnectionOwner,
         *,
-        takes: Callable[[], None],
-        takes_none: Callable[[], None],
+        on_ready: Callable[[], None],
+        on_unresponsive: Callable[[], None],
         kill: Callable[[], None],
     ) -> None:
         self.name = name
-        self.line = Line(self._handle, lost=self._lost, handled=hub.publish_soon)
-        self.send = self.line.send
-        self.up = False
-        self.unfit: str | None = None
-        self.heard = 0
-        self.silent_beats = 0
-        self.sampled: Snapshot = []
-        self.sample_due = asyncio.Event()
-        self._hub = hub
-        self._takes = takes
-        self._takes_none = takes_none
+        self.channel = Channel(self._handle, lost=self._lost, handled=coordinator.publish_soon)
+        self.send = self.channel.send
+        self.ready = False
+        self.startup_failure: str | None = None
+        self.acked = 0
+        self.missed_heartbeats = 0
+        self.last_snapshot: Snapshot = []
+        self.snapshot_received = asyncio.Event()
+        self._coordinator = coordinator
+        self._on_ready = on_ready
+        self._on_unresponsive = on_unresponsive
         self._kill = kill
         self._images: dict[int, _Image] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def quiet(self) -> bool:
-        """It hangs, or is busy beyond answering."""
-        return self.silent_beats >= QUIET_BEATS
+    def unresponsive(self) -> bool:
+        """Whether it has missed `UNRESPONSIVE_HEARTBEATS` heartbeats in a row."""
+        return self.missed_heartbeats >= UNRESPONSIVE_HEARTBEATS
 
-    def beat(self, number: int) -> None:
-        """A second has passed; it was asked with the number at the last one.
+    def heartbeat(self, number: int) -> None:
+        """Counts a heartbeat as missed unless the worker has acknowledged `number`, the last one.
 
-        Counted in beats: when the machine slept, nobody was silent.
+        Counted in heartbeats: when the machine slept, nobody was silent.
         """
-        quiet = self.quiet
-        self.silent_beats = self.silent_beats + 1 if self.heard < number else 0
-        if self.up and self.quiet != quiet:
-            (self._takes_none if self.quiet else self._takes)()
+        unresponsive = self.unresponsive
+        self.missed_heartbeats = self.missed_heartbeats + 1 if self.acked < number else 0
+        if self.ready and self.unresponsive != unresponsive:
+            (self._on_unresponsive if self.unresponsive else self._on_ready)()
 
     def end(self) -> None:
-        """Ends the front at once; it gets no more connections, whatever it said before."""
-        self.up = False
-        self._takes_none()
-        self.line.close()
+        """Ends the worker at once; it gets no more connections, whatever it said before."""
+        self.ready = False
+        self._on_unresponsive()
+        self.channel.close()
         self._kill()
 
     def _handle(self, message: Message) -> None:
@@ -169,50 +168,50 @@ class FrontLink:
                     self._release(slot)
             case Reserve():
                 self._reserve(message)
-            case Heard():
-                self._hub.heard(self, message.number)
-            case Sampled():
-                self.sampled = message.snapshot
-                self._hub.metrics_came(self)
-            case Measure():
-                self._start(self._hub.measure(self, message.request))
+            case Ack():
+                self._coordinator.acknowledged(self, message.number)
+            case MetricsSnapshot():
+                self.last_snapshot = message.snapshot
+                self._coordinator.on_snapshot(self)
+            case MetricsRequest():
+                self._start(self._coordinator.send_metrics(self, message.request))
             case Reload():
                 self._start(self._reload(message.request))
-            case Dropped():
-                self._hub.dropped(self, message.generation)
-            case Up():
-                self.up = True
-                self.silent_beats = 0  # it starts slowly, and this is its sign of life
-                self._takes()
-            case Unfit():
-                self.unfit = message.reason
+            case ModelReleased():
+                self._coordinator.model_released(self, message.generation)
+            case Ready():
+                self.ready = True
+                self.missed_heartbeats = 0  # it starts slowly, and this is its sign of life
+                self._on_ready()
+            case StartupFailed():
+                self.startup_failure = message.reason
             case _:
-                raise BadMessage(f"{type(message).__name__} from a front")
+                raise BadMessage(f"{type(message).__name__} from a worker")
 
-    def _reserve(self, asked: Reserve) -> None:
-        hub = self._hub
+    def _reserve(self, request: Reserve) -> None:
+        coordinator = self._coordinator
         try:
-            engine = hub.engine(asked.generation)
+            engine = coordinator.engine(request.generation)
         except KeyError:
-            raise BadMessage(f"no model of generation {asked.generation}") from None
-        if asked.images < 1:
-            raise BadMessage(f"{asked.images} images")
-        batcher = hub.model.queue.batcher
+            raise BadMessage(f"no model of generation {request.generation}") from None
+        if request.images < 1:
+            raise BadMessage(f"{request.images} images")
+        batcher = coordinator.model.queue.batcher
         try:
-            places = batcher.hold(asked.images)
+            reservation = batcher.hold(request.images)
         except QueueFull as full:
-            self.send(Refused(asked.request, str(full)))
+            self.send(SlotsRefused(request.request, str(full)))
             return
         try:
-            leases = hub.slots.take(asked.images)
+            leases = coordinator.slots.take(request.images)
         except QueueFull as full:
-            places.give_back(asked.images)
-            self.send(Refused(asked.request, str(full)))
+            reservation.release(request.images)
+            self.send(SlotsRefused(request.request, str(full)))
             return
         for lease in leases:
-            self._images[lease.slot] = _Image(places, engine, lease)
+            self._images[lease.slot] = _Image(reservation, engine, lease)
         slots = [lease.slot for lease in leases]
-        self.send(Granted(asked.request, slots, leases[0].room.candidates_at))
+        self.send(SlotsGranted(request.request, slots, leases[0].layout.candidates_at))
 
     def _submit(self, message: Submit) -> None:
         image = self._images.get(message.slot)
@@ -231,31 +230,31 @@ class FrontLink:
         image.submitted = True
         slot = image.lease.slot
         try:
-            answer = await image.places.submit(canvas, deadline)
+            answer = await image.reservation.submit(canvas, deadline)
         except ServerError as error:
             if isinstance(error, InferenceFailed):
-                # The front, which has the request's id, does not have the cause.
+                # The worker, which has the request's id, does not have the cause.
                 logger.error("inference_failed", name=self.name, exc_info=error)
             self.send(Failed(slot, error.code, str(error)))
-        except Exception:  # a fault of our own: the front must not wait until its deadline
+        except Exception:  # a fault of our own: the worker must not wait until its deadline
             logger.exception("inference_broken", name=self.name)
             self.send(Failed(slot, InferenceFailed.code, "the server failed; see its log"))
         else:
-            self.send(Done(slot, len(answer.result), answer.queue_s, answer.inference_s))
+            self.send(Inferred(slot, len(answer.result), answer.queue_s, answer.inference_s))
 
     def _release(self, slot: int) -> None:
         image = self._images.pop(slot, None)
         if image is None:
             raise BadMessage(f"slot {slot} is not there to be released")
         if not image.submitted:
-            image.places.give_back()
+            image.reservation.release()
         if image.submitting is not None:
             image.submitting.cancel()
         image.lease.release()
 
     async def _reload(self, request: int) -> None:
         try:
-            await self._hub.reload()
+            await self._coordinator.reload()
         except ServerError as error:
             self.send(Reloaded(request, error.code, str(error)))
         except Exception:  # a fault of our own: whoever asked must hear of it
@@ -272,7 +271,7 @@ class FrontLink:
     def _lost(self) -> None:
         for slot in [*self._images]:
             self._release(slot)
-        self.up = False
-        self._takes_none()
-        self._hub.lost(self)
-        self._kill()  # it ends by itself when it sees the line's end, unless it hangs
+        self.ready = False
+        self._on_unresponsive()
+        self._coordinator.lost(self)
+        self._kill()  # it ends by itself when it sees the channel's end, unless it hangs

@@ -26,11 +26,11 @@ def served_here(
         **settings: beside the model.
 
     Yields:
-        Its URL; and the gate that each model call waits for, which is closed.
+        Its URL; and the gate that each inference waits for, which is closed.
     """
     gate = threading.Event()
 
-    def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+    def one_instance(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
         session = HeldSession(artifacts[0], settings)
         session.gate = gate
         engine = Engine(artifacts[0], "a test's", session, max_batch_size=1)
@@ -38,7 +38,7 @@ def served_here(
         return engine
 
     given = {"model": artifact, "device": "cpu", "intra_op_threads": 1} | settings
-    app = create_app(Settings.model_validate(given), open_engine=one_lane)
+    app = create_app(Settings.model_validate(given), open_engine=one_instance)
     with on_a_socket(app) as url:
         try:
             yield url, gate

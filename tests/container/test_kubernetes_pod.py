@@ -56,7 +56,7 @@ def test_the_pod_starts_hardened_answers_its_probes_and_ends_in_order(
     headers = {"Content-Type": "image/jpeg"}
     answer = client.post("/detect", content=picture, headers=headers).json()
     assert answer["results"][0]["detections"]
-    assert client.get("/health").json()["lanes"] == int(wanted["resources"]["limits"]["cpu"])
+    assert client.get("/health").json()["instances"] == int(wanted["resources"]["limits"]["cpu"])
 
     status = inside(engine, container, "cat", "/proc/1/status")
     lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)

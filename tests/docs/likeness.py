@@ -8,7 +8,7 @@ from typing import Any
 OF_THE_MOMENT = frozenset({"timings_ms"})
 # Of these not even the type: a revision is null where there is no git.
 OF_THE_MACHINE = frozenset(
-    {"device", "lanes", "max_batch_size", "precision", "provider", "reason"}
+    {"device", "instances", "max_batch_size", "precision", "provider", "reason"}
     | {"cpu_fallback", "request_id", "revision", "server_version", "timestamp", "version"}
 )
 SCORE = 0.1  # of numbers up to 1

@@ -159,12 +159,12 @@ def test_every_metric_that_the_guides_name_is_there() -> None:
     metrics = Metrics(
         ["queue_full"],
         queue_images=lambda: 0,
-        upload_bytes=lambda: 0,
-        lanes=lambda: 1,
-        busy_lanes=lambda: 0,
+        inflight_body_bytes=lambda: 0,
+        instances=lambda: 1,
+        active_inferences=lambda: 0,
         state=lambda: "ready",
         max_queue_images=1,
-        max_upload_bytes=1,
+        max_inflight_body_bytes=1,
         dropped_log_lines=lambda: 0,
     )
     there = metrics.exposition().decode()

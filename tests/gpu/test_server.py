@@ -14,11 +14,11 @@ SIDES = ("x1", "y1", "x2", "y2")
 SCORES, BOXES_PX, SURE = 0.05, 8.0, 0.3
 
 
-@pytest.mark.parametrize("http_processes", [1, 2])
+@pytest.mark.parametrize("http_workers", [1, 2])
 def test_the_server_detects_on_the_gpu_and_drains(
-    device: str, provider: str, rehearsal: bool, http_processes: int
+    device: str, provider: str, rehearsal: bool, http_workers: int
 ) -> None:
-    flags = ("--precision", "fp16", "--http-processes", str(http_processes))
+    flags = ("--precision", "fp16", "--http-workers", str(http_workers))
     with ready(device, *flags) as (server, client):
         health = client.get("/health").json()
         assert (health["provider"], health["device"]) == (provider, device)

@@ -74,7 +74,7 @@ def test_the_warm_up_records_every_shape(
         shapes = len(artifacts["fp16"].metadata.buckets) * len(padded_sizes(BATCH_SIZE))
         assert len(captured) == shapes
         assert all(captured.values())
-    # Such as that there is no page-locked memory, or that a graph could not be recorded.
+    # Such as that there is no pinned memory, or that a graph could not be recorded.
     assert not [record.getMessage() for record in caplog.records]
 
 
@@ -119,17 +119,20 @@ def test_a_model_that_is_warmed_up_disturbs_none_that_serves(
         print(f"{answered} batches while {warm_ups} models were warmed up")
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_lanes_side_by_side_answer_alike(
-    device: str, artifacts: dict[str, Artifact], batches: list[NDArray[np.uint8]], lanes: int
+@pytest.mark.parametrize("instances", [1, 2])
+def test_instances_side_by_side_answer_alike(
+    device: str, artifacts: dict[str, Artifact], batches: list[NDArray[np.uint8]], instances: int
 ) -> None:
     engine = Engine.open(
-        [artifacts["fp16"]], device=device, max_batch_size=BATCH_SIZE, cuda=CudaOptions(lanes=lanes)
+        [artifacts["fp16"]],
+        device=device,
+        max_batch_size=BATCH_SIZE,
+        cuda=CudaOptions(instances=instances),
     )
-    assert device == "cpu" or engine.lanes == lanes
+    assert device == "cpu" or engine.instances == instances
     engine.warm_up()
     expected = [engine.run(images) for images in batches]
-    with ThreadPoolExecutor(lanes) as callers:
+    with ThreadPoolExecutor(instances) as callers:
         for given, right in zip(callers.map(engine.run, batches), expected, strict=True):
             assert ranked_scores_apart(given, right) <= LIMIT
 

@@ -11,7 +11,7 @@ what its calls give, and how the one after the loss ends.
 
 METHOD is "illegal-access": a kernel writes to address 0, after which every call of CUDA in this
 process fails, as a fault in a kernel leaves it; "reset": the context is destroyed, with all that is
-in it; or, to try this on a CPU, "rehearse": every model call fails.
+in it; or, to try this on a CPU, "rehearse": every inference fails.
 """
 
 import asyncio

@@ -14,12 +14,12 @@ def fresh(*reasons: str, **asked: Any) -> Metrics:
     """
     nothing: dict[str, Any] = {
         "queue_images": lambda: 0,
-        "upload_bytes": lambda: 0,
-        "lanes": lambda: 2,
-        "busy_lanes": lambda: 1,
+        "inflight_body_bytes": lambda: 0,
+        "instances": lambda: 2,
+        "active_inferences": lambda: 1,
         "state": lambda: "ready",
         "max_queue_images": 96,
-        "max_upload_bytes": 2**20,
+        "max_inflight_body_bytes": 2**20,
         "dropped_log_lines": lambda: 0,
     }
     return Metrics(reasons, **(nothing | asked))

@@ -18,7 +18,7 @@ from server.errors import InferenceFailed
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine, OpenSession
 from server.inference.session import Session
-from server.serving.model_runner import ModelCalls
+from server.serving.model_runner import ModelRunner
 from server.serving.service import Service
 from server.settings import Settings
 from tests.support.artifacts import paint
@@ -59,7 +59,7 @@ async def served(
     chosen = Settings.model_validate(given)
     failures: list[BaseException | None] = []
 
-    def one_lane(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
+    def one_instance(artifacts: Sequence[Artifact], settings: Settings) -> Engine:
         assert open_session is not None
         session = open_session(artifacts[0], settings)
         size = settings.max_batch_size or 8
@@ -69,7 +69,7 @@ async def served(
 
     app = create_app(
         chosen,
-        open_engine=one_lane if open_session else None,
+        open_engine=one_instance if open_session else None,
         memory_bytes=memory_bytes,
         on_failure=lambda: failures.append(app.state.service.failure),
     )
@@ -139,9 +139,9 @@ def held(running: Served) -> HeldSession:
     return session
 
 
-def calls(running: Served) -> ModelCalls:
-    """The queue of an app, and the model calls behind it."""
-    assert isinstance(running.service.queue, ModelCalls)
+def calls(running: Served) -> ModelRunner:
+    """The queue of an app, and the inferences behind it."""
+    assert isinstance(running.service.queue, ModelRunner)
     return running.service.queue
 
 

@@ -297,7 +297,7 @@ def test_only_a_503_that_says_when_to_come_again_is_right(
     assert (check(answer({}, status, headers)) is None) == (said != "without Retry-After")
 
 
-def test_the_other_doors_answers_are_counted() -> None:
+def test_the_other_apis_answers_are_counted() -> None:
     def tensors(*counts: int) -> dict[str, Any]:
         return {"outputs": [{"name": "counts", "data": counts}]}
 

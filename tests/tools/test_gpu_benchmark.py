@@ -21,7 +21,6 @@ import pytest
 from benchmarks.gpu import cuda_option, numbers, parts_of
 from benchmarks.gpu_bench import Job
 from benchmarks.gpu_child import run_part
-from benchmarks.gpu_front import parsed_stages, stage_ms
 from benchmarks.gpu_generator import about
 from benchmarks.gpu_kernels import summed
 from benchmarks.gpu_load import figures, split, together
@@ -43,6 +42,7 @@ from benchmarks.gpu_rounds import Contender, Deadline, Window, ratio, spread, tu
 from benchmarks.gpu_server import fewest_that_saturate
 from benchmarks.gpu_sweep import CHOICES, DEFAULT
 from benchmarks.gpu_threads import MAIN, NAMING, ThreadUse, by_group, group_of, threads_of
+from benchmarks.gpu_workers import parsed_stages, stage_ms
 from benchmarks.serving.http_client import Answer
 from benchmarks.serving.load import Load, Outcome
 from server.inference.cuda.options import CudaOptions
@@ -119,7 +119,7 @@ def test_batches_are_different_ascending_and_positive() -> None:
     ("text", "read"),
     [
         ("tf32=true", ("tf32", True)),
-        ("lanes=2", ("lanes", 2)),
+        ("instances=2", ("instances", 2)),
         ("calls=captured", ("calls", "captured")),
     ],
 )
@@ -457,7 +457,7 @@ def test_an_answer_may_have_a_box_more_or_less_and_not_none() -> None:
 def test_arrangements_of_the_pipeline_are_different_and_the_likely_one_is_first() -> None:
     tried = candidates((1, 2, 4, 8, 16, 32), 16)
     assert len(set(tried)) == len(tried)
-    assert (tried[0].lanes, tried[0].batch, tried[0].feeders) == (1, 32, 32)
+    assert (tried[0].instances, tried[0].batch, tried[0].feeders) == (1, 32, 32)
     assert {each.batch for each in tried} == {8, 16, 32}
     assert {each.batch for each in candidates((1, 2), 2)} == {2}
 

@@ -60,7 +60,7 @@ def load(p99_ms: float | None, *, limits: bool = False, share: float = 0.7) -> d
 
 def arrangement(processes: int, per_s: float, share: float, p99_ms: float | None) -> dict[str, Any]:
     return {
-        "http_processes": processes,
+        "http_workers": processes,
         "clients": 64,
         "images_per_s": spread(per_s),
         "to_pipeline": spread(share),
@@ -169,7 +169,7 @@ def test_where_the_generator_was_the_limit_the_table_says_so() -> None:
     remark = verdicts(record)[3].remark
     assert "the generator may have been the limit" in remark
     assert "part server was cut short" in remark
-    assert remark.startswith("4 HTTP process(es), 64 clients; 0.42 of the session alone")
+    assert remark.startswith("4 HTTP worker(s), 64 clients; 0.42 of the session alone")
 
 
 def test_the_block_is_judged_as_the_sessions_of_the_run_launch_it() -> None:

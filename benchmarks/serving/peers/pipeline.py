@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 class Pipeline:
     """One image in, JSON out. `__call__` may be called from several threads at once.
 
-    Reads PEER_ARTIFACT, PEER_THREADS (of one model call), PEER_SPINNING (0 or 1: the session's
+    Reads PEER_ARTIFACT, PEER_THREADS (of one inference), PEER_SPINNING (0 or 1: the session's
     threads wait busily), PEER_CONF and PEER_MAX_DET.
     """
 
@@ -42,7 +42,9 @@ class Pipeline:
 
     def __call__(self, image: bytes) -> bytes:
         """An image file to its detections, as a JSON text."""
-        prepared, _ = prepare_encoded(image, self._metadata, max_pixels=MAX_PIXELS, reduced=True)
+        prepared, _ = prepare_encoded(
+            image, self._metadata, max_pixels=MAX_PIXELS, dct_scaling=True
+        )
         (candidates,) = self._session.run(prepared.canvas[None])
         found = finish(candidates, prepared, self._metadata, self._parameters)
         return answer_json(found, self._metadata.class_names)

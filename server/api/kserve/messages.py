@@ -15,13 +15,13 @@ import orjson
 
 from server.api.body import Buffer, json_copies, load_json
 from server.api.kserve.tensors import InputTensor, OutputTensor, TensorSpec
-from server.api.parameters import shown
+from server.api.parameters import truncate_repr
 from server.errors import MalformedRequest
 
 # The length of the JSON, where binary data follows.
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 # What the JSON may hold, counted before it is parsed, which takes Python's lock for all of it. A
-# picture of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
+# image of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
 # are sent as binary data.
 JSON_LIMITS = {b",": (1_500_000, "values"), b"[": (500_000, "lists"), b":": (10_000, "names")}
 # Measured with orjson 3.13, beside the characters of texts: a value, in its tree and as an object;
@@ -102,7 +102,7 @@ def read_infer_request(
     )
 
 
-def write_infer_answer(
+def write_infer_response(
     head: Json, outputs: Sequence[OutputTensor], binary: dict[str, bool]
 ) -> tuple[bytes, int | None]:
     """The body of an answer.
@@ -135,7 +135,7 @@ def _json_end(body: Buffer, json_length: str | None) -> int:
     if json_length is None:
         return len(body)
     if not _LENGTH.fullmatch(json_length):
-        raise MalformedRequest(f"{JSON_LENGTH_HEADER} is {shown(json_length)}, no length")
+        raise MalformedRequest(f"{JSON_LENGTH_HEADER} is {truncate_repr(json_length)}, no length")
     if int(json_length) > len(body):
         raise MalformedRequest(
             f"{JSON_LENGTH_HEADER} is {int(json_length)}; the body has {len(body)} bytes"
@@ -146,7 +146,7 @@ def _json_end(body: Buffer, json_length: str | None) -> int:
 def _id(document: Json) -> str | None:
     sent = document.get("id")
     if sent is not None and not isinstance(sent, str):
-        raise MalformedRequest(f"id must be a text, not {shown(sent)}")
+        raise MalformedRequest(f"id must be a text, not {truncate_repr(sent)}")
     if sent and len(sent) > MAX_ID_CHARACTERS:
         raise MalformedRequest(
             f"id has {len(sent)} characters; at most {MAX_ID_CHARACTERS} are sent back"
@@ -157,15 +157,17 @@ def _id(document: Json) -> str | None:
 def _input(document: Json, binary: memoryview) -> InputTensor:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        came = f"{len(inputs)} of them" if isinstance(inputs, list) else shown(inputs)
+        came = f"{len(inputs)} of them" if isinstance(inputs, list) else truncate_repr(inputs)
         raise MalformedRequest(f"inputs must be a list of one tensor, not {came}")
     (tensor,) = inputs
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if not isinstance(name, str):
-        raise MalformedRequest(f"the name of the input must be a text, not {shown(name)}")
-    where = f"input {shown(name)}"
+        raise MalformedRequest(f"the name of the input must be a text, not {truncate_repr(name)}")
+    where = f"input {truncate_repr(name)}"
     if not isinstance(datatype, str):
-        raise MalformedRequest(f"the datatype of {where} must be a text, not {shown(datatype)}")
+        raise MalformedRequest(
+            f"the datatype of {where} must be a text, not {truncate_repr(datatype)}"
+        )
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise MalformedRequest(f"the shape of {where} must be a list of integers from 0 on")
     parameters = _object(tensor, "parameters", where)
@@ -182,7 +184,8 @@ def _content(
             raise MalformedRequest(f"{where} has both data and binary_data_size")
         if type(size) is not int or size != len(binary):
             raise MalformedRequest(
-                f"binary_data_size of {where} is {shown(size)}; {len(binary)} bytes follow the JSON"
+                f"binary_data_size of {where} is {truncate_repr(size)}; {len(binary)} bytes "
+                "follow the JSON"
             )
         return binary
     if len(binary):
@@ -195,17 +198,17 @@ def _content(
 
 def _outputs(document: Json, specs: Sequence[TensorSpec], all_binary: bool) -> dict[str, bool]:
     known = [spec.name for spec in specs]
-    asked = document.get("outputs")
-    if asked is None or asked == []:
+    requested = document.get("outputs")
+    if requested is None or requested == []:
         return dict.fromkeys(known, all_binary)
-    if not isinstance(asked, list) or not all(isinstance(output, dict) for output in asked):
+    if not isinstance(requested, list) or not all(isinstance(output, dict) for output in requested):
         raise MalformedRequest('outputs must be a list like [{"name": "..."}]')
     chosen: dict[str, bool] = {}
-    for output in asked:
+    for output in requested:
         name = output.get("name")
         if name not in known:
             raise MalformedRequest(
-                f"unknown output {shown(name)}; the model answers {', '.join(known)}"
+                f"unknown output {truncate_repr(name)}; the model answers {', '.join(known)}"
             )
         if name in chosen:
             raise MalformedRequest(f"output {name!r} is asked for more than once")
@@ -220,7 +223,7 @@ def _object(holder: Json, name: str, where: str) -> Json:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise MalformedRequest(f"{name} of {where} must be an object, not {shown(value)}")
+        raise MalformedRequest(f"{name} of {where} must be an object, not {truncate_repr(value)}")
     return value
 
 
@@ -228,12 +231,14 @@ def _only(parameters: Json, known: Sequence[str], where: str) -> None:
     for name in parameters:
         if name not in known:
             raise MalformedRequest(
-                f"{where} has the parameter {shown(name)}; served is {', '.join(known)}"
+                f"{where} has the parameter {truncate_repr(name)}; served is {', '.join(known)}"
             )
 
 
 def _flag(parameters: Json, name: str, where: str, default: bool = False) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise MalformedRequest(f"{name} of {where} must be true or false, not {shown(value)}")
+        raise MalformedRequest(
+            f"{name} of {where} must be true or false, not {truncate_repr(value)}"
+        )
     return value

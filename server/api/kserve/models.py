@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from server.api.kserve.tensors import InputTensor, OutputTensor, TensorSpec, check_against
-from server.api.parameters import shown
+from server.api.parameters import truncate_repr
 from server.api.responses import placed_boxes
 from server.errors import BadInput, MalformedRequest, NoImage, NotFound
 from server.inference.artifact import Artifact, Metadata
@@ -85,9 +85,11 @@ def find_model(artifact: Artifact, name: str, version: str | None) -> InferModel
     """
     models = {model.name: model for model in infer_models(artifact)}
     if name not in models:
-        raise NotFound(f"no model {shown(name)}; served are {' and '.join(models)}")
+        raise NotFound(f"no model {truncate_repr(name)}; served are {' and '.join(models)}")
     if version not in (None, artifact.version):
-        raise NotFound(f"no version {shown(version)} of {name}; served is {artifact.version}")
+        raise NotFound(
+            f"no version {truncate_repr(version)} of {name}; served is {artifact.version}"
+        )
     return models[name]
 
 

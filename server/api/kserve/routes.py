@@ -18,7 +18,7 @@ from server.api.kserve.messages import (
     InferRequest,
     parsed_bytes,
     read_infer_request,
-    write_infer_answer,
+    write_infer_response,
 )
 from server.api.kserve.models import InferModel, detection_tensors, find_model, images_in
 from server.api.kserve.openapi import (
@@ -35,7 +35,7 @@ from server.api.kserve.openapi import (
     path_parameters,
 )
 from server.api.kserve.tensors import OutputTensor, TensorSpec, read_files, read_pixels
-from server.api.parameters import read_parameters, shown
+from server.api.parameters import read_parameters, truncate_repr
 from server.api.responses import first_found, stage_ms
 from server.errors import BadInput, InvalidParameter
 from server.http.disconnect import leaving_with_client
@@ -75,11 +75,13 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
     async def model_ready(request: Request) -> ModelReady:
         """Whether requests for the model are taken now."""
         service.refuse_unless_ready()
-        return ModelReady(name=_asked(request, service.current().artifact).name, ready=True)
+        return ModelReady(
+            name=_requested_model(request, service.current().artifact).name, ready=True
+        )
 
     async def model_metadata(request: Request) -> ModelMetadata:
         """The tensors that a model takes and answers."""
-        model = _asked(request, service.current().artifact)
+        model = _requested_model(request, service.current().artifact)
         return ModelMetadata(
             name=model.name,
             versions=[model.version],
@@ -95,25 +97,27 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
         async with service.accept() as deadline:
             engine = service.current()
             artifact = engine.artifact
-            model = _asked(request, artifact)
-            refuse_by_headers(request.headers, limits, record.share)
-            body = await read_whole(request.stream(), limits, record.share)
+            model = _requested_model(request, artifact)
+            refuse_by_headers(request.headers, limits, record.body_reservation)
+            body = await read_whole(request.stream(), limits, record.body_reservation)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
-            record.share.take(await service.pipeline.on_thread(parsed_bytes, body, json_length))
-            asked, images = await service.pipeline.on_thread(
+            record.body_reservation.take(
+                await service.pipeline.on_thread(parsed_bytes, body, json_length)
+            )
+            infer_request, images = await service.pipeline.on_thread(
                 _read, body, json_length, model, artifact, limits
             )
             record.version = model.version
             record.images = len(images)
-            parameters = _parameters(asked, model, artifact.metadata)
+            parameters = _parameters(infer_request, model, artifact.metadata)
 
             def write(tensors: list[OutputTensor]) -> tuple[bytes, int | None]:
                 head = {"model_name": model.name, "model_version": model.version}
-                if asked.id is not None:
-                    head["id"] = asked.id
-                return write_infer_answer(head, tensors, asked.outputs)
+                if infer_request.id is not None:
+                    head["id"] = infer_request.id
+                return write_infer_response(head, tensors, infer_request.outputs)
 
-            def answer(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
+            def respond(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
                 record.stage_ms = stage_ms(outcomes)
                 first_found(outcomes)
                 return write(detection_tensors(outcomes))
@@ -127,7 +131,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
                     )
                 else:
                     content, binary_from = await service.pipeline.detect(
-                        engine, images, parameters, deadline, answer, left=left
+                        engine, images, parameters, deadline, respond, left=left
                     )
         if binary_from is None:
             return Response(content, media_type="application/json")
@@ -170,7 +174,7 @@ def error_body(status: int, code: str, detail: str) -> dict[str, Any]:
     return {"error": detail}
 
 
-def _asked(request: Request, artifact: Artifact) -> InferModel:
+def _requested_model(request: Request, artifact: Artifact) -> InferModel:
     parts = request.path_params
     return find_model(artifact, parts["name"], parts.get("version"))
 
@@ -183,17 +187,22 @@ def _read(
     body: Buffer, json_length: str | None, model: InferModel, artifact: Artifact, limits: Limits
 ) -> tuple[InferRequest, list[bytes] | NDArray[np.uint8]]:
     """The request, and its images as files or as one array, as the model takes them."""
-    asked = read_infer_request(body, json_length, model.outputs)
-    limits.check_images(images_in(asked.input, model, artifact.metadata))
-    return asked, read_pixels(asked.input) if model.raw else read_files(asked.input)
+    infer_request = read_infer_request(body, json_length, model.outputs)
+    limits.check_images(images_in(infer_request.input, model, artifact.metadata))
+    return infer_request, read_pixels(infer_request.input) if model.raw else read_files(
+        infer_request.input
+    )
 
 
-def _parameters(asked: InferRequest, model: InferModel, metadata: Metadata) -> DetectParameters:
-    for name in asked.parameters:
+def _parameters(
+    infer_request: InferRequest, model: InferModel, metadata: Metadata
+) -> DetectParameters:
+    for name in infer_request.parameters:
         if model.raw:
             raise InvalidParameter(
-                f"{model.name} takes no parameter {shown(name)}: candidates come before thresholds"
+                f"{model.name} takes no parameter {truncate_repr(name)}: "
+                "candidates come before thresholds"
             )
         if name == "format":  # of POST /detect alone
             raise InvalidParameter("unknown parameter 'format': the answer is made of tensors")
-    return read_parameters(list(asked.parameters.items()), metadata.class_names).detect
+    return read_parameters(list(infer_request.parameters.items()), metadata.class_names).detect

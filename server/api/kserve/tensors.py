@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.api.base64_text import read_base64
-from server.api.parameters import shown
+from server.api.parameters import truncate_repr
 from server.errors import MalformedRequest
 
 Datatype = Literal["BYTES", "FP32", "INT64", "UINT8"]
@@ -107,18 +107,21 @@ def check_against(tensor: InputTensor, spec: TensorSpec) -> None:
         MalformedRequest: another name, datatype or shape.
     """
     if tensor.name != spec.name:
-        raise MalformedRequest(f"unknown input {shown(tensor.name)}; the model takes {spec.name!r}")
+        raise MalformedRequest(
+            f"unknown input {truncate_repr(tensor.name)}; the model takes {spec.name!r}"
+        )
     if tensor.datatype != spec.datatype:
         raise MalformedRequest(
-            f"input {spec.name!r} is {shown(tensor.datatype)}; the model takes {spec.datatype}"
+            f"input {spec.name!r} is {truncate_repr(tensor.datatype)}; "
+            f"the model takes {spec.datatype}"
         )
     fits = len(tensor.shape) == len(spec.shape) and all(
         size in (-1, came) for size, came in zip(spec.shape, tensor.shape, strict=True)
     )
     if not fits:
         raise MalformedRequest(
-            f"input {spec.name!r} has the shape {shown_shape(tensor.shape)}; the model takes "
-            f"{shown_shape(spec.shape)}, where -1 is any size"
+            f"input {spec.name!r} has the shape {shape_text(tensor.shape)}; the model takes "
+            f"{shape_text(spec.shape)}, where -1 is any size"
         )
 
 
@@ -168,18 +171,18 @@ def read_pixels(tensor: InputTensor) -> NDArray[np.uint8]:
             ) from None
     if came != elements:
         raise MalformedRequest(
-            f"input {tensor.name!r} has {came} elements; its shape {shown_shape(tensor.shape)} "
+            f"input {tensor.name!r} has {came} elements; its shape {shape_text(tensor.shape)} "
             f"says {elements}"
         )
     try:
         return np.frombuffer(pixels, np.uint8).reshape(tensor.shape)
     except ValueError:  # no elements, because one size is 0, and the others too large for an array
         raise MalformedRequest(
-            f"input {tensor.name!r} has an impossible shape {shown_shape(tensor.shape)}"
+            f"input {tensor.name!r} has an impossible shape {shape_text(tensor.shape)}"
         ) from None
 
 
-def shown_shape(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
     """A shape for a message, cut where a request made it long."""
     return f"[{', '.join(map(str, shape[:8]))}{', ...' if len(shape) > 8 else ''}]"
 
@@ -221,13 +224,13 @@ def _flat(values: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
     if nested:
         return values
     raise MalformedRequest(
-        f"the lists under data of input {name!r} are not nested as its shape {shown_shape(shape)}"
+        f"the lists under data of input {name!r} are not nested as its shape {shape_text(shape)}"
     )
 
 
 def _from_base64(text: object, where: str) -> bytes:
     if not isinstance(text, str):
-        raise MalformedRequest(f"{where} must be a base64 text, not {shown(text)}")
+        raise MalformedRequest(f"{where} must be a base64 text, not {truncate_repr(text)}")
     try:
         return read_base64(text)
     except ValueError:

@@ -33,7 +33,7 @@ Images = NDArray[np.uint8]
 Candidates = NDArray[np.float32]
 
 
-class Capturing:
+class GraphCapture:
     """Lets calls run side by side, and a recording alone.
 
     ONNX Runtime records in CUDA's global mode: whatever another thread of the process allocates or
@@ -76,10 +76,10 @@ class Capturing:
 
 
 # Of the process, as CUDA's rule is.
-CAPTURING = Capturing()
+GRAPH_CAPTURE = GraphCapture()
 
 
-def page_locked(shape: tuple[int, ...], library: str = CUDA_RUNTIME) -> NDArray[np.uint8]:
+def pinned_array(shape: tuple[int, ...], library: str = CUDA_RUNTIME) -> NDArray[np.uint8]:
     """An array that the system never moves or swaps out; ONNX Runtime's Python API has none.
 
     Args:
@@ -99,7 +99,7 @@ def page_locked(shape: tuple[int, ...], library: str = CUDA_RUNTIME) -> NDArray[
     except (OSError, AttributeError) as error:
         status = error
     if status != 0 or pointer.value is None:
-        _log.warning("no page-locked memory of %d bytes for copies to the GPU: %s", size, status)
+        _log.warning("no pinned memory of %d bytes for copies to the GPU: %s", size, status)
         return np.empty(shape, np.uint8)
     memory = (ctypes.c_uint8 * size).from_address(pointer.value)
     # Given back with the last view of it; not at the process' end, when CUDA is gone already.
@@ -126,7 +126,7 @@ class Opened(Protocol):
         """Whether it records CUDA graphs."""
 
 
-class BoundRuns:
+class BoundRunner:
     """Calls over fixed buffers, one after the other on a thread of their own.
 
     One thread: the buffers are shared; and a CUDA graph belongs to the thread that recorded it, as
@@ -159,7 +159,7 @@ class BoundRuns:
         return {shape: run.captured for shape, run in list(self._by_shape.items())}
 
     def run(self, images: Images) -> Candidates:
-        """As a `Runs` does; a shape that is new is prepared first."""
+        """As a `BatchRunner` does; a shape that is new is prepared first."""
         return self._thread.submit(self._run, images).result()
 
     def _run(self, images: Images) -> Candidates:
@@ -168,12 +168,12 @@ class BoundRuns:
         run = self._by_shape.get(shape)
         if run is None:
             run = self._by_shape[shape] = self._prepare(shape)
-        with CAPTURING.call():
+        with GRAPH_CAPTURE.call():
             return run(images)
 
     def _prepare(self, shape: Shape) -> "BoundRun":
         opened = self._open_shape(shape)
-        with CAPTURING.call():
+        with GRAPH_CAPTURE.call():
             run = BoundRun(opened.session, shape, self._candidates(shape[1:3]), self._memory)
             # Finds algorithms and memory, so that little is left for the recording to wait for.
             run(np.empty((0, *shape[1:]), np.uint8))
@@ -182,7 +182,7 @@ class BoundRuns:
         return run
 
     def _capture(self, run: "BoundRun", shape: Shape) -> None:
-        with CAPTURING.capture():
+        with GRAPH_CAPTURE.capture():
             try:
                 run.capture()
             except Exception as error:  # ONNX Runtime has no common base of its exceptions
@@ -214,7 +214,7 @@ class BoundRun:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(INPUT, self._input)
         self._binding.bind_ortvalue_output(OUTPUT, self._output)
-        self._batch = page_locked(shape) if memory.device == "cuda" else np.empty(shape, np.uint8)
+        self._batch = pinned_array(shape) if memory.device == "cuda" else np.empty(shape, np.uint8)
         self._batch[:] = PAD_VALUE
         self._used = 0  # images of the call before, which are no grey ones
         self._options = onnxruntime().RunOptions()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from server.errors import ProviderUnavailable, SettingsInvalid
 from server.inference.artifact import Artifact
-from server.inference.cuda.graphs import CAPTURING
+from server.inference.cuda.graphs import GRAPH_CAPTURE
 from server.inference.cuda.options import CudaOptions, Shape, cuda_providers, tensorrt_providers
 from server.inference.cuda.placement import (
     Placement,
@@ -93,7 +93,7 @@ class GpuModel:
             ArtifactInvalid: its input or output are not those of an artifact.
         """
         try:
-            with CAPTURING.call():
+            with GRAPH_CAPTURE.call():
                 return self._load(shape)
         except ProviderUnavailable as error:
             if gpu_visible():

@@ -20,12 +20,12 @@ class CudaOptions:
     """What a session on a GPU may do in more than one way.
 
     The defaults are the careful ones: nothing here has been measured on a GPU yet. Every field but
-    `calls` and `lanes` is for the CUDA provider alone.
+    `calls` and `instances` is for the CUDA provider alone.
 
     Attributes:
         calls: each step adds one thing to the one before. "plain": ONNX Runtime copies each batch
             and allocates its answer, as most of its users let it do. "bound": buffers for each
-            input shape that stay where they are, filled from page-locked memory. "fixed": for each
+            input shape that stay where they are, filled from pinned memory. "fixed": for each
             shape a session of its own, in which nothing is left to be worked out from the shape:
             every node is on the GPU; it has weights and activations of its own, too. "captured":
             each shape's kernels recorded once, as a CUDA graph, and launched as one. To be
@@ -43,8 +43,8 @@ class CudaOptions:
         arena: how the pool of memory grows: by what was asked for, or by powers of two, which can
             hold twice what the largest batch needs.
         memory_limit_bytes: of each session's pool; None sets none.
-        lanes: sessions side by side, so that one copies while another computes; each has streams,
-            buffers and weights of its own. >= 1. To be measured.
+        instances: sessions side by side, so that one copies while another computes; each has
+            streams, buffers and weights of its own. >= 1. To be measured.
 
     Raises:
         SettingsInvalid: they do not go together.
@@ -58,15 +58,15 @@ class CudaOptions:
     tf32: bool = False
     arena: Literal["kSameAsRequested", "kNextPowerOfTwo"] = "kSameAsRequested"
     memory_limit_bytes: int | None = None
-    lanes: int = 1
+    instances: int = 1
 
     def __post_init__(self) -> None:
         if self.prefer_nhwc and not self.fixed:
             # Its layout moves the shape arithmetic of the default model to the GPU, and 19 shapes
             # back from there in each call, for every one of which the CPU waits.
             raise SettingsInvalid("prefer_nhwc needs calls 'fixed' or 'captured'")
-        if self.lanes < 1:
-            raise SettingsInvalid(f"lanes is {self.lanes}, it must be 1 or more")
+        if self.instances < 1:
+            raise SettingsInvalid(f"instances is {self.instances}, it must be 1 or more")
 
     @property
     def fixed(self) -> bool:

@@ -68,17 +68,17 @@ def refuse_unless_on_gpu(placement: Placement, provider: str, gpu: int, *, fixed
     """
     on_cpu = Counter(node.operator for node in placement.nodes.get(CPU, ()))
     heavy = sorted(_HEAVY_OPERATORS & on_cpu.keys())
-    asked = f"{provider} was asked for on GPU {gpu}, but ONNX Runtime"
+    prefix = f"{provider} was asked for on GPU {gpu}, but ONNX Runtime"
     if not placement.nodes.get(provider):
         raise ProviderUnavailable(
-            f"{asked} runs the model on the CPU; it needs driver R580 or newer, CUDA 13 and cuDNN 9"
-            f" (`python -m server doctor` says what is missing): {INSTALL_GPU}"
+            f"{prefix} runs the model on the CPU; it needs driver R580 or newer, CUDA 13 and "
+            f"cuDNN 9 (`python -m server doctor` says what is missing): {INSTALL_GPU}"
         )
     if heavy or (fixed and on_cpu):
-        raise ProviderUnavailable(f"{asked} runs {_listed(on_cpu, heavy)} of it on the CPU")
+        raise ProviderUnavailable(f"{prefix} runs {_listed(on_cpu, heavy)} of it on the CPU")
     if placement.copies.get(TO_CPU) or (fixed and placement.copies):
         raise ProviderUnavailable(
-            f"{asked} copies {sum(placement.copies.values())} values between GPU and CPU in the "
+            f"{prefix} copies {sum(placement.copies.values())} values between GPU and CPU in the "
             "middle of each call"
         )
     unusual = on_cpu.keys() - _SHAPE_OPERATORS

@@ -72,14 +72,14 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "int8"))
     model.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "tensorrt"))
     model.add_argument(
-        "--batch-size", type=_positive, help="images of a model call [8 on a GPU, 1 on a CPU]"
+        "--batch-size", type=_positive, help="images of an inference [8 on a GPU, 1 on a CPU]"
     )
     images = program.add_argument_group("images")
     images.add_argument("--all-files", action="store_true", help="whatever their names end in")
     images.add_argument("--max-image-bytes", type=_positive, default=64 * 2**20)
     images.add_argument("--max-image-pixels", type=_positive, default=50_000_000)
     images.add_argument(
-        "--jpeg-reduced-decoding", default="true", choices=("true", "false"), help="[true]"
+        "--jpeg-dct-scaling", default="true", choices=("true", "false"), help="[true]"
     )
     cluster = program.add_argument_group("cluster")
     cluster.add_argument(

@@ -10,7 +10,7 @@ import ray
 from server.api.parameters import read_parameters
 from server.inference.artifact import Artifact
 from server.inference.devices import CUDA
-from server.inference.repository import Choice, choose, load_model
+from server.inference.repository import SelectedVariant, load_model, select_variant
 from server.ort import onnxruntime
 from server.ray.connection import connected
 from server.ray.detect_folder.errors import JobRefused
@@ -46,7 +46,7 @@ def detect_folder(options: argparse.Namespace) -> None:
             done.finish()
             progress = Progress(done.images, done.images)
             progress.say(f"all {done.images:,} images were done before")
-            tell_results(done, progress)
+            print_summary(done, progress)
             return
     with connected(options.address):
         device, why = device_for(options.device)
@@ -67,7 +67,7 @@ def detect_folder(options: argparse.Namespace) -> None:
         progress.say(f"{request.model_name} {request.model_version}, {reason}")
         progress.say(f"{workers.count} workers on {device} ({why})")
         run_job(job, workers, progress.part_done, progress.say)
-    tell_results(job, progress)
+    print_summary(job, progress)
 
 
 def job_of_before(
@@ -84,12 +84,12 @@ def job_of_before(
     return FolderJob.open(request, out, images_per_part=options.images_per_part)
 
 
-def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> Choice:
+def chosen(artifacts: Sequence[Artifact], device: str, precision: str) -> SelectedVariant:
     """One file for all nodes, whatever they would choose by themselves."""
-    return choose(artifacts, "cuda:0" if device == "cuda" else device, precision)
+    return select_variant(artifacts, "cuda:0" if device == "cuda" else device, precision)
 
 
-def tell_results(job: FolderJob, progress: Progress) -> None:
+def print_summary(job: FolderJob, progress: Progress) -> None:
     """Says how many images a job that is done has, and what was wrong with some."""
     rows, errors = counted(results(job.out))
     progress.say(f"done: {rows:,} images in {job.out}")
@@ -119,8 +119,8 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
         InvalidParameter: a threshold or a class that the model does not have.
     """
     names = ("conf", "iou", "max_det", "classes", "agnostic_nms")
-    given = [(name, getattr(options, name)) for name in names]
-    parameters = read_parameters(given, artifact.metadata.class_names)
+    values = [(name, getattr(options, name)) for name in names]
+    parameters = read_parameters(values, artifact.metadata.class_names)
     return Request(
         source=source,
         all_files=options.all_files,
@@ -131,21 +131,21 @@ def request_of(options: argparse.Namespace, artifact: Artifact, source: str) -> 
         parameters=parameters.detect,
         max_image_bytes=options.max_image_bytes,
         max_image_pixels=options.max_image_pixels,
-        jpeg_reduced_decoding=options.jpeg_reduced_decoding == "true",
+        jpeg_dct_scaling=options.jpeg_dct_scaling == "true",
     )
 
 
-def device_without_ray(asked: str) -> str | None:
+def device_without_ray(requested: str) -> str | None:
     """Where workers run the model, if that is known before the cluster's GPUs are."""
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return None if CUDA in onnxruntime().get_available_providers() else "cpu"
 
 
-def device_for(asked: str) -> tuple[str, str]:
+def device_for(requested: str) -> tuple[str, str]:
     """Where all workers run the model, and why."""
-    if asked != "auto":
-        return asked, "asked for"
+    if requested != "auto":
+        return requested, "asked for"
     gpus = ray.cluster_resources().get("GPU", 0)
     if not gpus:
         return "cpu", "the cluster has no GPU"

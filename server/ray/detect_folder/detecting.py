@@ -17,9 +17,9 @@ from server.inference.engine import Engine
 from server.ray.detect_folder.folders import Folder
 from server.ray.detect_folder.result_rows import ImageError
 from server.serving.body_budget import ByteBudget
-from server.serving.decode_pool import decoding_share, upload_share
-from server.serving.interface import measured
-from server.serving.model_runner import ModelCalls
+from server.serving.decode_pool import body_share, decoding_share
+from server.serving.interface import create_metrics
+from server.serving.model_runner import ModelRunner
 from server.serving.pipeline import Found, Pipeline
 from server.serving.threads import on_pool, together
 from server.settings import Settings
@@ -33,8 +33,8 @@ Outcome = ImageDetections | ImageError
 
 # Files that are read at the same time: an object store answers late, but many at once.
 READERS = 16
-# How often it is looked whether a model call still runs that should have returned long ago.
-STUCK_LOOKS_S = 5.0
+# How often it is looked whether an inference still runs that should have returned long ago.
+HUNG_LOOKS_S = 5.0
 
 
 class EngineLost(Exception):
@@ -48,12 +48,12 @@ class Limits:
     Attributes:
         bytes: of its file.
         pixels: width × height, known before it is decoded.
-        reduced: large JPEGs are decoded at reduced scale, as the server does.
+        dct_scaling: large JPEGs are decoded at reduced scale, as the server does.
     """
 
     bytes: int
     pixels: int
-    reduced: bool
+    dct_scaling: bool
 
 
 class Detecting:
@@ -89,28 +89,28 @@ class Detecting:
         self._folder = folder
         self._parameters = parameters
         self._limits = limits
-        self._window = 2 * engine.lanes * engine.max_batch_size + 2 * cpus + READERS
+        self._window = 2 * engine.instances * engine.max_batch_size + 2 * cpus + READERS
         # model_validate reads no environment.
         settings = Settings.model_validate(
             {
                 "decode_threads": cpus,
                 "max_image_pixels": limits.pixels,
                 "max_request_pixels": limits.pixels,  # a request has one image here
-                "jpeg_reduced_decoding": limits.reduced,
+                "jpeg_dct_scaling": limits.dct_scaling,
                 "max_queue_images": max(
                     self._window, Settings.model_fields["max_queue_images"].default
                 ),
             }
         )
-        metrics = measured(
+        metrics = create_metrics(
             settings,
             (),
             queue=lambda: self._calls,
-            uploads=ByteBudget(0),
+            body_budget=ByteBudget(0),
             state=lambda: "ready",
         )
-        self._calls = ModelCalls(settings, metrics)
-        self._calls.arrange_for(engine)
+        self._calls = ModelRunner(settings, metrics)
+        self._calls.resize_for(engine)
         self._pipeline = Pipeline(settings, self._calls, metrics)
         if memory_bytes is not None:
             self._pipeline.decoding.limit(self._decoding_bytes(memory_bytes))
@@ -148,13 +148,13 @@ class Detecting:
         detecting = self._start(self._detect_all(paths))
         while True:
             try:
-                return detecting.result(STUCK_LOOKS_S)
+                return detecting.result(HUNG_LOOKS_S)
             except TimeoutError:
                 if detecting.done():
                     raise
-                stuck_s = self._calls.stuck_s()
-                if stuck_s is not None:
-                    raise EngineLost(f"a model call has been running for {stuck_s:.0f} s") from None
+                hung_s = self._calls.hung_s()
+                if hung_s is not None:
+                    raise EngineLost(f"an inference has been running for {hung_s:.0f} s") from None
 
     def _decoding_bytes(self, memory_bytes: int) -> int:
         height, width = full_size(self._engine.artifact.metadata.buckets)
@@ -162,7 +162,7 @@ class Detecting:
             memory_bytes,
             resident_bytes=resident_bytes(),
             canvas_bytes=3 * height * width * self._window,
-            upload_bytes=upload_share(memory_bytes),
+            inflight_body_bytes=body_share(memory_bytes),
         )
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:

@@ -46,7 +46,7 @@ class Request:
         model_name, model_version, precision: the artifact's.
         parameters: of the postprocessing.
         max_image_bytes, max_image_pixels: of one image.
-        jpeg_reduced_decoding: large JPEGs are decoded at reduced scale.
+        jpeg_dct_scaling: large JPEGs are decoded at reduced scale.
     """
 
     source: str
@@ -58,7 +58,7 @@ class Request:
     parameters: DetectParameters
     max_image_bytes: int
     max_image_pixels: int
-    jpeg_reduced_decoding: bool
+    jpeg_dct_scaling: bool
 
     def as_json(self) -> dict[str, Any]:
         """Values that JSON has, and that `differences` compares."""

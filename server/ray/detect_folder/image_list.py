@@ -41,7 +41,7 @@ def write_list(
     """
     images = others = 0
 
-    def wanted() -> Iterator[bytes]:
+    def listed() -> Iterator[bytes]:
         nonlocal images, others
         for path in source.files():
             if left_out is not None and path.startswith(left_out + b"/"):
@@ -55,7 +55,7 @@ def write_list(
     with tempfile.TemporaryFile(prefix="yolov8-fla-list-") as file:
         schema = SCHEMA.with_metadata({ID: list_id})
         with parquet.ParquetWriter(file, schema) as writer:
-            for paths in _grouped(wanted(), ROWS_AT_ONCE):
+            for paths in _grouped(listed(), ROWS_AT_ONCE):
                 writer.write_table(pa.table({"path": paths}, schema=schema))
         file.seek(0)
         out.write(NAME, file)

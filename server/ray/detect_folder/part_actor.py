@@ -32,7 +32,7 @@ class PartActor:
     Args:
         job: what to do.
         device: "cpu", "cuda" or "tensorrt".
-        max_batch_size: images of a model call; None takes the device's default.
+        max_batch_size: images of an inference; None takes the device's default.
         cpus: that this actor may use, >= 1.
         gpus: likewise; a fraction where several share one.
         memory: by CPUs and GPUs, what this process may use; its share of the node by default.
@@ -61,9 +61,7 @@ class PartActor:
             self._fault = str(error)
             return
         request = job.request
-        limits = Limits(
-            request.max_image_bytes, request.max_image_pixels, request.jpeg_reduced_decoding
-        )
+        limits = Limits(request.max_image_bytes, request.max_image_pixels, request.jpeg_dct_scaling)
         self._class_names = artifact.metadata.class_names
         self._detecting = Detecting(
             engine,
@@ -86,7 +84,7 @@ class PartActor:
         """
         part = int(batch["part"][0])
         if self._detecting is None:
-            return _told(part, fault=f"node {ray.util.get_node_ip_address()}: {self._fault}")
+            return _part_report(part, fault=f"node {ray.util.get_node_ip_address()}: {self._fault}")
         try:
             outcomes = self._do(self._detecting, part)
         except EngineLost as error:
@@ -96,8 +94,10 @@ class PartActor:
         except Exception as error:  # whatever it is, Ray Data would only drop the part
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
-            return _told(part, fault=f"node {ray.util.get_node_ip_address()}: {reason}")
-        return _told(part, len(outcomes), sum(isinstance(each, ImageError) for each in outcomes))
+            return _part_report(part, fault=f"node {ray.util.get_node_ip_address()}: {reason}")
+        return _part_report(
+            part, len(outcomes), sum(isinstance(each, ImageError) for each in outcomes)
+        )
 
     def __del__(self) -> None:
         if self._detecting is not None:
@@ -131,7 +131,7 @@ class PartActor:
         return source, artifact
 
 
-def _told(part: int, images: int = 0, failed: int = 0, *, fault: str = "") -> Columns:
+def _part_report(part: int, images: int = 0, failed: int = 0, *, fault: str = "") -> Columns:
     return {
         "part": np.array([part]),
         "images": np.array([images]),

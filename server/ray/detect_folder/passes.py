@@ -35,7 +35,7 @@ class Workers:
         cpus: that each has for itself, >= 1.
         gpus: that each has; a fraction where several share one.
         device: "cpu", "cuda" or "tensorrt".
-        max_batch_size: images of a model call; None takes the device's default.
+        max_batch_size: images of an inference; None takes the device's default.
     """
 
     count: int

@@ -40,7 +40,7 @@ class ImageError:
     detail: str
 
 
-def shown_path(path: bytes) -> str:
+def path_text(path: bytes) -> str:
     r"""A path as the results name it; bytes that are not UTF-8 come as \xe9."""
     return path.decode(errors="backslashreplace")
 
@@ -62,7 +62,7 @@ def to_parquet(
     found = [each if isinstance(each, ImageDetections) else None for each in outcomes]
     errors = [each if isinstance(each, ImageError) else None for each in outcomes]
     columns = {
-        "path": [shown_path(path) for path in paths],
+        "path": [path_text(path) for path in paths],
         "width": [each and each.width for each in found],
         "height": [each and each.height for each in found],
         "detections": _detections(found, class_names),

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ReloadFailed
-from server.http.errors import problem
+from server.http.errors import problem_response
 from server.http.middleware import RequestRecord
 from server.observability.logs import get_logger
 from server.observability.metrics import CONTENT_TYPE
@@ -119,7 +119,7 @@ def _reload_failed(scope: Scope, faults: list[str]) -> Response:
     record = scope["state"]["record"]
     assert isinstance(record, RequestRecord)
     detail = f"some replicas still serve the model of before: {'; '.join(faults)}"
-    return problem(record, 409, ReloadFailed.code, detail, {})
+    return problem_response(record, 409, ReloadFailed.code, detail, {})
 
 
 def _without_request_id(scope: Scope, send: Send) -> Send:

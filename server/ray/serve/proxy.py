@@ -82,7 +82,7 @@ class OurErrors:
         headers = {"X-Request-ID": request_id}
         if status in (429, 503):
             headers["Retry-After"] = Headers(raw=refused["headers"]).get("retry-after", "1")
-        record = RequestRecord(request_id, ByteBudget(0).share())
+        record = RequestRecord(request_id, ByteBudget(0).reserve())
         scope = {**scope, "state": {**scope.get("state", {}), "record": record}}
         code = "unavailable" if status in (429, 503) else HTTPStatus(status).name.lower()
         detail = DETAILS.get(status, INTERNAL_DETAIL)

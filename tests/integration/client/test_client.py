@@ -20,17 +20,17 @@ import client.settings as settings
 from client import (
     AsyncClient,
     Client,
+    ImageRefused,
     ImageResult,
     NamedImage,
-    PictureRefused,
     Refused,
     Retry,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
 )
-from client.pictures import Image
+from client.images import Image
 from client.results import Box, Detection
 from tests.support.artifacts import paint
 from tests.support.processes import LIMIT_S, ready
@@ -75,8 +75,8 @@ async def test_every_schema_of_the_servers_answers_has_a_value_with_its_fields(
     async with served(artifact) as running:
         document = (await running.client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    answers = ["DetectResponse", "Health", "ModelDescription"]
-    waiting, seen = list(answers), set()
+    responses = ["DetectResponse", "Health", "ModelDescription"]
+    waiting, seen = list(responses), set()
     while waiting:
         seen.add(name := waiting.pop())
         if name in ("Metadata", "Certificate"):
@@ -187,7 +187,7 @@ async def test_annotated_pictures_are_jpeg_or_png(artifact: Path) -> None:
     async with served(artifact) as running, client_of(running) as client:
         jpeg = await client.annotated(one_cell(), conf=0.5)
         png = await client.annotated(one_cell(), png=True)
-        with pytest.raises(PictureRefused, match="unsupported_image"):
+        with pytest.raises(ImageRefused, match="unsupported_image"):
             await client.annotated(b"junk")
         images: list[Image] = [
             NamedImage("a.png", one_cell()),
@@ -200,7 +200,7 @@ async def test_annotated_pictures_are_jpeg_or_png(artifact: Path) -> None:
     assert [(x.filename, x.media_type) for x in each] == [
         ("a.png", "image/png"), ("a.jpg", "image/jpeg"), (None, None),
     ]  # fmt: skip
-    assert each[0].picture == png
+    assert each[0].image == png
     assert each[2].error is not None
 
 
@@ -260,13 +260,13 @@ async def test_another_server_than_ours_is_told(artifact: Path) -> None:
 
     with Client("http://other/", transport=httpx.MockTransport(other)) as client:
         for ask in (lambda: client.detect(b""), client.health, client.model):
-            with pytest.raises(UnexpectedAnswer, match="Welcome to nginx"):
+            with pytest.raises(UnexpectedResponse, match="Welcome to nginx"):
                 ask()
-        with pytest.raises(UnexpectedAnswer, match="a picture was asked for, text/plain came"):
+        with pytest.raises(UnexpectedResponse, match="an image was asked for, text/plain came"):
             client.annotated(b"")
     with (
         Client("http://other/old", transport=httpx.MockTransport(other)) as client,
-        pytest.raises(UnexpectedAnswer, match="https://new/detect"),
+        pytest.raises(UnexpectedResponse, match="https://new/detect"),
     ):
         client.detect(b"")
 
@@ -300,7 +300,7 @@ async def test_an_answer_of_more_than_any_picture_takes_is_given_up(
     monkeypatch.undo()
     with (
         Client("http://x", transport=transport) as waiting,
-        pytest.raises(UnexpectedAnswer, match="answered 200"),
+        pytest.raises(UnexpectedResponse, match="answered 200"),
     ):
         waiting.model()
 

@@ -87,14 +87,14 @@ def test_lines_on_standard_output_and_a_broken_picture_by_name_on_the_other(
     assert sorted(str(row["filename"]) for row in found) == sorted([*GOOD, "z/broken.jpg"])
     assert [row["filename"] for row in found if row["error"]] == ["z/broken.jpg"]
     assert done.stderr.splitlines()[0].startswith("z/broken.jpg: undecodable_image: the JPEG")
-    assert done.stderr.splitlines()[-1] == "4 of 5 pictures done, 1 failed"
+    assert done.stderr.splitlines()[-1] == "4 of 5 images done, 1 failed"
 
 
 def test_all_done_is_told_by_the_exit_code(tree: Path, url: str) -> None:
     (tree / "z/broken.jpg").unlink()
     done = detect(tree, url, tree, "-o", "out.jsonl", "--conf", "0.5", "--classes", "RBC,1")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert done.stderr == "4 of 4 pictures done: out.jsonl\n"
+    assert done.stderr == "4 of 4 images done: out.jsonl\n"
     found = rows((tree.parent / "out.jsonl").read_text())
     assert found[0]["parameters"] == {"conf": 0.5, "classes": ["RBC", "1"]}
     quiet = detect(tree, url, tree, "-o", "out.jsonl", "--force", "--quiet")
@@ -161,7 +161,7 @@ def test_results_inside_the_folder_are_not_pictures_of_it(tree: Path, url: str) 
         (["in", "-o", "x", "--resume", "--force"], "one of the two"),
         (["in", "--save-conf"], "--save-conf goes with"),
         (["in", "-o", "in"], "in is a folder"),
-        (["empty"], "there are no pictures in"),
+        (["empty"], "there are no images in"),
         (["in", "--conf", "7"], "invalid_parameter: conf is 7.0"),
         (["in", "--classes", "RCB"], "invalid_parameter"),
         (["in", "--in-flight", "0"], "in_flight must be at least 1"),
@@ -261,14 +261,14 @@ def test_a_run_that_is_stopped_goes_on_with_each_picture_once(
         else:
             assert ended == 130
             assert told.endswith(f"{partial}; --resume goes on from there\nstopped\n")
-            assert "5 pictures were done" in told
+            assert "5 images were done" in told
         refused = run(tmp_path, *arguments)
         assert refused.returncode == 2
         assert "--resume goes on" in refused.stderr
         server.taken.clear()
         done = run(tmp_path, *arguments, "--resume")
         assert done.returncode == 0, done.stderr
-        assert "7 of 7 pictures done, 5 were done before" in done.stderr
+        assert "7 of 7 images done, 5 were done before" in done.stderr
         assert len(server.taken) == 7
         assert sorted(str(row["filename"]) for row in rows(out.read_text())) == sorted(
             each.name for each in folder.iterdir()

@@ -131,7 +131,7 @@ def test_int8_has_to_show_what_it_loses_or_be_accepted(
 
 @pytest.fixture(scope="module")
 def int8(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled as within the gate, whatever it is on so few pictures."""
+    """Labelled as within the tolerance, whatever it is on so few pictures."""
     output: Path = tmp_path_factory.mktemp("int8") / "int8.onnx"
     command = [str(checkpoint), "-o", str(output), *SIZE, "--precision", "int8"]
     assert main([*command, "--data", str(data), "--accept-loss"]) == 0

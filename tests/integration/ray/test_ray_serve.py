@@ -170,7 +170,7 @@ def test_the_errors_are_those_of_the_plain_server(both: Both, name: str) -> None
     assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
 
 
-def test_the_other_doors_and_pages_are_there(both: Both) -> None:
+def test_the_other_apis_and_pages_are_there(both: Both) -> None:
     for path in ("/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready"):
         assert both.client.get(path).status_code == both.plain.get(path).status_code == 200, path
     for path in ("/model", "/v2/models/tiny", "/v2", "/nothing", "/v2/models/nothing"):

@@ -48,10 +48,12 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(
             assert await beside == 200
         batcher = calls(running).batcher
         await running.until(lambda: batcher.running_batches == 0)
-        assert batcher.queue_images == batcher._waiting.weight == calls(running).busy_lanes == 0
+        assert (
+            batcher.queue_images == batcher._waiting.weight == calls(running).active_inferences == 0
+        )
         assert not running.service._limits
         metrics = (await running.client.get("/metrics")).text
-        assert "detector_upload_bytes 0.0" in metrics
+        assert "detector_inflight_body_bytes 0.0" in metrics
         assert await ask(running) == 200
 
 

@@ -20,7 +20,7 @@ from model.registration import register
 from samples.render import render_smear
 from server.host import integer_instructions
 from server.inference.artifact import Artifact, load_artifact
-from server.inference.repository import choose, load_model
+from server.inference.repository import load_model, select_variant
 from tests.support.serving import Served, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -86,7 +86,7 @@ def test_the_folder_holds_one_model_in_three_precisions_that_kept_its_accuracy(
 
 def test_the_best_file_for_each_device_is_chosen(artifacts: dict[str, Artifact]) -> None:
     chosen = {
-        device: choose(list(artifacts.values()), device).artifact.metadata.precision
+        device: select_variant(list(artifacts.values()), device).artifact.metadata.precision
         for device in ("cpu", "cuda:0", "tensorrt")
     }
     here = "int8" if integer_instructions() else "fp32"

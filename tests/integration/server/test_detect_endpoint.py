@@ -312,7 +312,7 @@ async def test_health_says_what_really_runs(client: httpx.AsyncClient, artifact:
         provider="CPUExecutionProvider",
         device="cpu",
         cpu_fallback=None,
-        lanes=available_cpus(),  # the fixture's calls have one thread each
+        instances=available_cpus(),  # the fixture's calls have one thread each
         max_batch_size=1,
         queue_images=0,
         max_queue_images=96,
@@ -355,11 +355,11 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert samples["detector_request_seconds_count", "200"] == 1
     assert samples["detector_request_seconds_count", "415"] == 1
     assert samples["detector_batch_size_sum",] == 1
-    assert samples["detector_lane_seconds_total",] > 0
+    assert samples["detector_inference_busy_seconds_total",] > 0
     assert samples["detector_inflight_requests",] == 1  # this one
     assert samples["detector_queue_images",] == 0
     assert samples["detector_max_queue_images",] == 96
-    assert samples["detector_max_upload_bytes",] == 256 * 2**20
+    assert samples["detector_max_inflight_body_bytes",] == 256 * 2**20
     assert samples["detector_state", "ready"] == 1
     assert samples["detector_state", "starting"] == 0
     for stage in ("decode", "letterbox", "queue", "inference", "postprocess"):

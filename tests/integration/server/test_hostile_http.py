@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from server.http.connection import ConnectionLimits, LingeringProtocol
-from server.http.errors import problem
+from server.http.errors import problem_response
 from server.http.middleware import refusal
 from server.http.protocol import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
-    TOLD_CONNECTIONS,
+    MAX_REFUSED_CONNECTIONS,
     bounded_protocol,
 )
 from tests.support.serving import LIMIT_S, HeldSession, Served, held, one_cell, served
@@ -105,18 +105,18 @@ async def listening(
     header_timeout_s: float = LIMIT_S,
     max_connections: int = 100,
     linger_s: float = LIMIT_S,
-    fetch_s: float = LIMIT_S,
-    max_unfetched_bytes: int = 2**28,
+    write_timeout_s: float = LIMIT_S,
+    max_unread_bytes: int = 2**28,
     keep_alive_s: int = LIMIT_S,
     **settings: Any,
 ) -> AsyncIterator[Listener]:
     limits = ConnectionLimits(
-        header_timeout_s, max_connections, linger_s, fetch_s, max_unfetched_bytes
+        header_timeout_s, max_connections, linger_s, write_timeout_s, max_unread_bytes
     )
     async with served(artifact, **settings) as running:
         config = uvicorn.Config(
             running.app,
-            http=bounded_protocol(limits, refusal(running.service.metrics, problem)),
+            http=bounded_protocol(limits, refusal(running.service.metrics, problem_response)),
             ws="none",
             log_config=None,
             server_header=False,
@@ -567,7 +567,7 @@ async def test_the_answer_can_be_read_after_all_was_sent(artifact: Path) -> None
 
 
 async def test_who_does_not_fetch_answers_is_cut_off(artifact: Path) -> None:
-    async with listening(artifact, fetch_s=0.2) as listener:
+    async with listening(artifact, write_timeout_s=0.2) as listener:
         client = await listener.connect()
         large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
         client.send_soon(large * (1 + MAX_PIPELINED))
@@ -576,18 +576,18 @@ async def test_who_does_not_fetch_answers_is_cut_off(artifact: Path) -> None:
         await listener.running.until(lambda: not listener.state.tasks)
 
 
-async def test_of_many_answers_that_nobody_fetches_the_longest_unfetched_are_cut_off(
+async def test_of_many_answers_that_nobody_fetches_the_longest_unread_are_cut_off(
     artifact: Path,
 ) -> None:
     # Together larger than what the kernel takes, and than the limit.
     large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * MAX_PIPELINED
-    async with listening(artifact, max_unfetched_bytes=1, fetch_s=1000) as listener:
+    async with listening(artifact, max_unread_bytes=1, write_timeout_s=1000) as listener:
         seen: list[LingeringProtocol] = []
 
         def another_waits() -> bool:
             for each in listener.state.connections:
                 assert isinstance(each, LingeringProtocol)
-                waiting = [one for one in each.unfetched if one not in seen]
+                waiting = [one for one in each.unread if one not in seen]
                 seen.extend(waiting)
                 return bool(waiting)
             return False
@@ -597,7 +597,7 @@ async def test_of_many_answers_that_nobody_fetches_the_longest_unfetched_are_cut
             client.send_soon(large)
             await listener.running.until(another_waits)
         # A single one may be larger than the limit.
-        await listener.running.until(lambda: list(seen[-1].unfetched) == [seen[-1]])
+        await listener.running.until(lambda: list(seen[-1].unread) == [seen[-1]])
         await listener.running.until(lambda: len(listener.state.connections) == 1)
         assert seen[-1] in listener.state.connections
     assert len(seen) == 3
@@ -674,10 +674,10 @@ async def test_far_too_many_connections_are_told_so_and_few_of_them_are_kept(
     async with listening(artifact, max_connections=1) as listener:
         first = await listener.connect(OK)
         assert (await first.answer())[0] == 200
-        clients = [await listener.connect(OK) for _ in range(3 * TOLD_CONNECTIONS)]
+        clients = [await listener.connect(OK) for _ in range(3 * MAX_REFUSED_CONNECTIONS)]
         for client in clients:
             check_problem(await client.answer(), 503, "too_many_connections")
-        kept = 1 + TOLD_CONNECTIONS
+        kept = 1 + MAX_REFUSED_CONNECTIONS
         await listener.running.until(lambda: len(listener.state.connections) == kept)
         await first.send(OK)
         assert (await first.answer())[0] == 200

@@ -47,7 +47,11 @@ async def test_the_adapter_asks_for_metrics_that_the_server_has(artifact: Path) 
     asked = {
         name for rule in adapter_rules() for name in re.findall(r"detector_\w+", expanded(rule))
     }
-    assert asked == {"detector_queue_images", "detector_lane_seconds_total", "detector_lanes"}
+    assert asked == {
+        "detector_queue_images",
+        "detector_inference_busy_seconds_total",
+        "detector_instances",
+    }
     async with served(artifact) as running:
         exposed = (await running.client.get("/metrics")).text
     assert asked <= set(re.findall(r"^(detector_\w+)", exposed, re.M))
@@ -56,14 +60,14 @@ async def test_the_adapter_asks_for_metrics_that_the_server_has(artifact: Path) 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_the_adapter_s_queries_give_each_pod_its_own_value(tmp_path: Path) -> None:
     rules = [{"record": each["name"]["as"], "expr": expanded(each)} for each in adapter_rules()]
-    # Two pods for three minutes: in one 12 images wait and 1.5 of two lanes run; one is idle.
+    # Two pods for three minutes: in one 12 images wait and 1.5 of two instances run; one is idle.
     samples = {
         'detector_queue_images{namespace="n",pod="busy"}': "12x12",
         'detector_queue_images{namespace="n",pod="idle"}': "0x12",
-        'detector_lane_seconds_total{namespace="n",pod="busy"}': "0+22.5x12",
-        'detector_lane_seconds_total{namespace="n",pod="idle"}': "7x12",
-        'detector_lanes{namespace="n",pod="busy"}': "2x12",
-        'detector_lanes{namespace="n",pod="idle"}': "2x12",
+        'detector_inference_busy_seconds_total{namespace="n",pod="busy"}': "0+22.5x12",
+        'detector_inference_busy_seconds_total{namespace="n",pod="idle"}': "7x12",
+        'detector_instances{namespace="n",pod="busy"}': "2x12",
+        'detector_instances{namespace="n",pod="idle"}': "2x12",
         'detector_queue_images{namespace="other",pod="busy"}': "99x12",
     }
     expected = {"detector_queue_images": (12, 0), "detector_busy_share": (0.75, 0)}

@@ -59,7 +59,7 @@ def logging_to(log: int, repo: Path, artifact: Path, processes: int) -> Iterator
     tuple[subprocess.Popen[bytes], httpx.Client]
 ]:  # fmt: skip
     """A server that is ready, with all its processes."""
-    flags = (f"--http-processes={processes}", "--port=0", "--model", str(artifact))
+    flags = (f"--http-workers={processes}", "--port=0", "--model", str(artifact))
     command = [sys.executable, "-m", "server", *flags]
     with subprocess.Popen(command, cwd=repo, env=environment(), stderr=log) as started:
         server = psutil.Process(started.pid)
@@ -68,7 +68,7 @@ def logging_to(log: int, repo: Path, artifact: Path, processes: int) -> Iterator
             url = f"http://127.0.0.1:{port_of(server)}"
             with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
                 until(lambda: client.get("/health/ready").status_code == 200)
-                until(lambda: value(client, "detector_http_processes") == processes)
+                until(lambda: value(client, "detector_http_workers") == processes)
                 yield started, client
         finally:
             started.kill()  # other processes end with it
@@ -86,8 +86,8 @@ def has_reloaded(client: httpx.Client, times: int) -> bool:
 
 def restarted(client: httpx.Client, processes: int) -> bool:
     with suppress(httpx.TransportError):  # the one that was killed had the connection
-        restarts = value(client, "detector_http_process_restarts_total")
-        return restarts == 1 and value(client, "detector_http_processes") == processes
+        restarts = value(client, "detector_worker_restarts_total")
+        return restarts == 1 and value(client, "detector_http_workers") == processes
     return False
 
 

@@ -81,7 +81,7 @@ async def test_one_that_waits_for_memory_keeps_no_thread_and_no_longer_than_its_
         assert await post(running, b"\xff\xd8\xff") == 422  # the one thread is free
         assert await late == 504
         assert not memory._waiting
-        others.give_back()
+        others.release()
         assert await post(running, ONE_AT_A_TIME) == 200
 
 
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_while_it_waits_lets_the_next_pass(artifact: 
         leaving.cancel()
         with anyio.fail_after(LIMIT_S):
             assert await behind == 200
-        others.give_back()
+        others.release()
         assert memory.taken == 0
 
 
@@ -104,7 +104,7 @@ async def test_bodies_have_their_share_of_the_memory_where_nobody_set_it(artifac
     for memory_bytes, expected in [(2**30, 2**27), (2**40, 2**28), (1, 2**25)]:
         async with served(artifact, memory_bytes=memory_bytes) as running:
             metrics = (await running.client.get("/metrics")).text
-        found = re.search(r"^detector_max_upload_bytes (\S+)$", metrics, re.MULTILINE)
+        found = re.search(r"^detector_max_inflight_body_bytes (\S+)$", metrics, re.MULTILINE)
         assert found is not None
         assert float(found[1]) == expected
 
@@ -151,7 +151,7 @@ def test_the_process_stays_within_its_memory_under_the_costliest_pictures(
     repo_dir: Path, artifact: Path
 ) -> None:
     pictures = costly_pictures() * 6
-    flags = ("--decode-threads", "8", "--jpeg-reduced-decoding", "false")
+    flags = ("--decode-threads", "8", "--jpeg-dct-scaling", "false")
     program = ("-c", WITH_LITTLE_MEMORY, str(LIMIT_MIB))
     with ready(repo_dir, artifact, *flags, program=program) as (server, client):
         asked = server.wait_for("memory")

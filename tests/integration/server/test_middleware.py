@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from server.http.errors import answer_unexpected, respond_in
+from server.http.errors import respond_in, unexpected_error_response
 from server.http.middleware import MAX_LOGGED_PATH, RequestScope
 from server.observability.tracing import Tracing
 from tests.support.serving import HeldSession, held, one_cell, served
@@ -47,23 +47,23 @@ async def test_what_is_no_detection_is_not_counted_as_one(artifact: Path) -> Non
 async def test_bodies_in_memory_are_bounded_together(artifact: Path) -> None:
     room = len(IMAGE) * 3 // 2
     async with served(
-        artifact, open_session=HeldSession, max_upload_bytes=room, max_body_bytes=room
+        artifact, open_session=HeldSession, max_inflight_body_bytes=room, max_body_bytes=room
     ) as running:
         session = held(running)
         first = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         text = (await running.client.get("/metrics")).text
-        assert f"detector_upload_bytes {float(len(IMAGE))}" in text
+        assert f"detector_inflight_body_bytes {float(len(IMAGE))}" in text
         refused = await running.client.post("/detect", content=IMAGE)
         assert (refused.status_code, refused.json()["code"]) == (503, "uploads_full")
-        assert f"max_upload_bytes is {room}" in refused.json()["detail"]
+        assert f"max_inflight_body_bytes is {room}" in refused.json()["detail"]
         assert int(refused.headers["retry-after"]) >= 1
         session.gate.set()
         assert (await first).status_code == 200
         assert (await running.client.post("/detect", content=IMAGE)).status_code == 200
         for content in (b"no image", b"", IMAGE[:50]):
             assert (await running.client.post("/detect", content=content)).status_code >= 400
-        assert "detector_upload_bytes 0.0" in (await running.client.get("/metrics")).text
+        assert "detector_inflight_body_bytes 0.0" in (await running.client.get("/metrics")).text
 
 
 async def test_a_line_says_what_a_request_was_and_took(artifact: Path) -> None:
@@ -164,8 +164,8 @@ async def test_a_fault_in_what_reads_the_headers_is_answered_and_counted(artifac
         app = RequestScope(
             running.app,
             metrics=running.service.metrics,
-            uploads=running.service.uploads,
-            unexpected=answer_unexpected(respond_in({})),
+            body_budget=running.service.body_budget,
+            unexpected=unexpected_error_response(respond_in({})),
             ending=lambda: False,
             tracing=Tracing(TracerProvider(sampler=FaultySampler())),
         )

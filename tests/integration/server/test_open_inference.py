@@ -432,13 +432,13 @@ async def test_a_draining_server_takes_no_more(running: Served) -> None:
 
 @pytest.mark.anyio
 async def test_reading_takes_of_the_memory_for_all_bodies(artifact: Path) -> None:
-    limits: dict[str, Any] = {"max_body_bytes": 30_000, "max_upload_bytes": 40_000}
+    limits: dict[str, Any] = {"max_body_bytes": 30_000, "max_inflight_body_bytes": 40_000}
     async with served(artifact, **limits) as running:
         assert (await infer(running, bytes(10_000), NOTHING)).status_code == 200
         # Twice: the body, and the files in it.
         response = await infer(running, bytes(25_000), NOTHING)
         assert response.status_code == 413
-        assert "max_upload_bytes is 40000" in error_of(response)
+        assert "max_inflight_body_bytes is 40000" in error_of(response)
         # All of it was given back.
         assert (await infer(running, bytes(10_000), NOTHING)).status_code == 200
 

@@ -265,7 +265,7 @@ def test_what_is_wrong_at_the_start_is_said_in_one_line(
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket of both IPv4 and IPv6")
-@pytest.mark.parametrize("flags", [(), ("--http-processes=2",)], ids=["one", "several"])
+@pytest.mark.parametrize("flags", [(), ("--http-workers=2",)], ids=["one", "several"])
 def test_the_address_of_all_is_that_of_ipv4_too(
     repo_dir: Path, artifact: Path, flags: tuple[str, ...]
 ) -> None:
@@ -335,7 +335,7 @@ def test_it_is_ready_soon_and_small(repo_dir: Path, artifact: Path) -> None:
     assert resident_kib < 200 * 1024
 
 
-def test_a_model_call_that_never_returns_does_not_keep_the_process(
+def test_an_inference_that_never_returns_does_not_keep_the_process(
     repo_dir: Path, tmp_path: Path
 ) -> None:
     with started(repo_dir, endless_artifact(tmp_path / "endless.onnx")) as server:
@@ -392,7 +392,7 @@ def test_what_the_doctor_says_reaches_a_pipe(repo_dir: Path) -> None:
 def test_the_logged_client_is_who_connected_whatever_a_header_says(
     repo_dir: Path, artifact: Path, processes: int
 ) -> None:
-    with ready(repo_dir, artifact, f"--http-processes={processes}") as (server, client):
+    with ready(repo_dir, artifact, f"--http-workers={processes}") as (server, client):
         headers = {"x-forwarded-for": "203.0.113.9", "x-forwarded-proto": "https"}
         assert client.get("/model", headers=headers).status_code == 200
         assert server.wait_for("request")["client"] == "127.0.0.1"

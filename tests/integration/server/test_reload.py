@@ -13,7 +13,7 @@ import pytest
 
 from server.errors import InferenceFailed
 from server.inference.artifact import Artifact, load_artifact
-from server.serving.decode_pool import Claim
+from server.serving.decode_pool import MemoryReservation
 from server.settings import Settings
 from tests.support.artifacts import tiny_artifact
 from tests.support.serving import LIMIT_S, HeldSession, Served, held, one_cell, served
@@ -230,8 +230,8 @@ async def test_while_draining_nothing_is_reloaded(model: Path) -> None:
         assert (response.status_code, response.json()["code"]) == (503, "draining")
 
 
-async def test_a_model_call_that_does_not_return_fails_liveness(artifact: Path) -> None:
-    async with served(artifact, open_session=HeldSession, stuck_after_s=0.05) as running:
+async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) -> None:
+    async with served(artifact, open_session=HeldSession, inference_watchdog_s=0.05) as running:
         session = held(running)
         asked = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
@@ -241,9 +241,9 @@ async def test_a_model_call_that_does_not_return_fails_liveness(artifact: Path) 
         for path in ("/health/live", "/health/ready"):
             response = await running.client.get(path)
             assert response.status_code == 503
-            assert "stuck_after_s is 0.05" in response.json()["detail"]
+            assert "inference_watchdog_s is 0.05" in response.json()["detail"]
         health = await running.client.get("/health")
-        assert (health.status_code, health.json()["status"]) == (503, "stuck")
+        assert (health.status_code, health.json()["status"]) == (503, "hung")
         session.gate.set()
         async with asyncio.timeout(LIMIT_S):
             assert (await asked).status_code == 200
@@ -255,7 +255,7 @@ async def test_decoding_that_does_not_end_fails_readiness_and_not_liveness(artif
     async with served(artifact, decode_threads=2, request_timeout_s=0.05) as running:
         decoding, gates, begun = running.service.pipeline.decoding, [], threading.Semaphore(0)
 
-        def held(gate: threading.Event, _: Claim) -> bool:
+        def held(gate: threading.Event, _: MemoryReservation) -> bool:
             begun.release()
             return gate.wait(LIMIT_S)
 
@@ -273,7 +273,7 @@ async def test_decoding_that_does_not_end_fails_readiness_and_not_liveness(artif
         assert ready.status_code == 503
         assert "request_timeout_s is 0.05" in ready.json()["detail"]
         assert (await running.client.post("/detect", content=IMAGE)).status_code == 503
-        assert (await running.client.get("/health")).json()["status"] == "stuck"
+        assert (await running.client.get("/health")).json()["status"] == "hung"
         assert (await running.client.get("/health/live")).status_code == 200
         gates[0].set()
         assert await first

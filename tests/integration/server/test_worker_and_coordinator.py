@@ -1,4 +1,4 @@
-"""A front's model and the model process' hub, at the two ends of one socket in one event loop."""
+"""A worker's model and the coordinator, at the two ends of one socket in one event loop."""
 
 import asyncio
 import gc
@@ -26,15 +26,15 @@ from server.http.auth import Keys
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
 from server.serving.body_budget import ByteBudget
-from server.serving.interface import measured
-from server.serving.local_model import Loader, OwnModel
+from server.serving.interface import create_metrics
+from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
-from server.workers.connection_passing import Distributor, _received, intake_pair
-from server.workers.coordinator import Hub
-from server.workers.messages import Message, Release, Reserve, Sampled, Submit
+from server.workers.connection_passing import ConnectionDispatcher, _received, passing_sockets
+from server.workers.coordinator import Coordinator
+from server.workers.messages import Message, MetricsSnapshot, Release, Reserve, Submit
 from server.workers.remote_model import RemoteModel
-from server.workers.shared_memory import Room, SharedFile
-from server.workers.worker_connection import QUIET_BEATS, FrontLink
+from server.workers.shared_memory import SharedFile, SlotLayout
+from server.workers.worker_connection import UNRESPONSIVE_HEARTBEATS, WorkerConnection
 from tests.support.artifacts import paint, tiny_artifact
 from tests.support.metrics import fresh
 from tests.support.serving import LIMIT_S, RED, HeldSession
@@ -46,23 +46,23 @@ STEPS = 40  # more than a request has awaits
 
 @dataclass
 class Joined:
-    """A hub and a front.
+    """A coordinator and a worker.
 
     Attributes:
-        hub: with the model.
-        link: the hub's end.
-        model: the front's.
+        coordinator: with the model.
+        worker: the coordinator's end.
+        model: the worker's.
         sessions: of the engines that were opened, the latest last.
         lost: what each end said when the other was gone.
-        takes: whether the front was said to take connections, each time that it changed.
+        reports: whether the worker was said to take connections, each time that it changed.
     """
 
-    hub: Hub
-    link: FrontLink
+    coordinator: Coordinator
+    worker: WorkerConnection
     model: RemoteModel
     sessions: list[HeldSession]
     lost: list[str] = field(default_factory=list)
-    takes: list[bool] = field(default_factory=list)
+    reports: list[bool] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT_S):
@@ -73,22 +73,24 @@ class Joined:
         """Infers the same image some times; gives the best score of each."""
         engine = engine or self.model.engine
         deadline = asyncio.get_running_loop().time() + LIMIT_S
-        async with self.model.queue.reserve(engine, images) as places:
-            for place in places:
-                place.put(PIXELS)
-            answers = await asyncio.gather(*(place.infer(deadline) for place in places))
+        async with self.model.queue.reserve(engine, images) as reservations:
+            for reservation in reservations:
+                reservation.write(PIXELS)
+            answers = await asyncio.gather(
+                *(reservation.infer(deadline) for reservation in reservations)
+            )
         return [float(answer.result[:, 4].max()) for answer in answers]
 
 
 def value_of(both: Joined, name: str) -> float | None:
-    return both.hub.metrics.registry.get_sample_value(name)
+    return both.coordinator.metrics.registry.get_sample_value(name)
 
 
 @asynccontextmanager
 async def joined(
-    artifact: Path, *, held: bool = False, up: bool = True, **given: Any
+    artifact: Path, *, held: bool = False, ready: bool = True, **given: Any
 ) -> AsyncIterator[Joined]:
-    chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_processes": 2}
+    chosen = {"model": artifact, "device": "cpu", "intra_op_threads": 1, "http_workers": 2}
     settings = Settings.model_validate(chosen | given)
     sessions: list[HeldSession] = []
 
@@ -98,57 +100,57 @@ async def joined(
             sessions[-1].gate.set()
         return Engine(artifacts[0], "a test's", sessions[-1], max_batch_size=4)
 
-    metrics = measured(
+    metrics = create_metrics(
         settings,
         (),
         queue=lambda: model.queue,
-        uploads=ByteBudget(0),
+        body_budget=ByteBudget(0),
         state=lambda: model.status,
     )
-    model = OwnModel(settings, Loader(settings, open_engine), metrics)
-    hub = Hub(settings, model, metrics, Keys(()))
+    model = LocalModel(settings, Loader(settings, open_engine), metrics)
+    coordinator = Coordinator(settings, model, metrics, Keys(()))
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
     lost: list[str] = []
-    takes: list[bool] = []
-    link = FrontLink(
+    reports: list[bool] = []
+    worker = WorkerConnection(
         "http-1",
-        hub,
-        takes=lambda: takes.append(True),
-        takes_none=lambda: takes.append(False),
-        kill=lambda: lost.append("the front is killed"),
+        coordinator,
+        on_ready=lambda: reports.append(True),
+        on_unresponsive=lambda: reports.append(False),
+        kill=lambda: lost.append("the worker is killed"),
     )
-    front = RemoteModel(
+    remote = RemoteModel(
         settings,
         model.name,
         control=theirs,
         rest=b"",
-        shared=SharedFile(hub.slots.shared.file),
+        shared=SharedFile(coordinator.slots.shared.file),
         metrics=fresh(),
         keys=Keys(()),
-        lost=lambda: lost.append("the model process is gone"),
+        lost=lambda: lost.append("the engine process is gone"),
     )
     loop = asyncio.get_running_loop()
-    async with hub.running(), model.running(), front.running():
-        await loop.create_unix_connection(lambda: link.line, sock=ours)
-        hub.connected(link)
-        if up:
-            front.tell_up()
-        both = Joined(hub, link, front, sessions, lost, takes)
-        await both.until(lambda: front.state == "ready" and link.up == up)
+    async with coordinator.running(), model.running(), remote.running():
+        await loop.create_unix_connection(lambda: worker.channel, sock=ours)
+        coordinator.connected(worker)
+        if ready:
+            remote.send_ready()
+        both = Joined(coordinator, worker, remote, sessions, lost, reports)
+        await both.until(lambda: remote.state == "ready" and worker.ready == ready)
         try:
             yield both
         finally:
-            link.line.close()
+            worker.channel.close()
             await both.until(lambda: len(lost) >= 2)
-    hub.slots.close()
+    coordinator.slots.close()
 
 
 async def test_an_image_goes_there_and_its_candidates_come_back(artifact: Path) -> None:
     async with joined(artifact) as both:
         assert await both.ask(3) == [1.0, 1.0, 1.0]
-        await both.until(lambda: both.hub.slots.taken == 0)
+        await both.until(lambda: both.coordinator.slots.taken == 0)
         assert both.model.queue.queue_images == 0
 
 
@@ -162,15 +164,18 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Pa
             cut_off.cancel()
             await asyncio.wait([cut_off])
             assert await beside == [1.0]
-        await both.until(lambda: both.hub.slots.taken == 0)
-        batcher = both.hub.model.queue.batcher
+        await both.until(lambda: both.coordinator.slots.taken == 0)
+        batcher = both.coordinator.model.queue.batcher
         await both.until(lambda: batcher.running_batches == 0)
         assert (
-            batcher.queue_images == batcher._waiting.weight == both.hub.model.queue.busy_lanes == 0
+            batcher.queue_images
+            == batcher._waiting.weight
+            == both.coordinator.model.queue.active_inferences
+            == 0
         )
-        assert not both.link._images
+        assert not both.worker._images
         assert not both.model.queue._waiting
-        assert not both.model.queue._asked
+        assert not both.model.queue._pending
         assert await both.ask(4) == [1.0] * 4
 
 
@@ -182,11 +187,11 @@ async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody
         assert both.model.engine is not None
         async with queue.reserve(both.model.engine, 1) as (late,):
             pass
-        await both.until(lambda: both.hub.slots.taken == 0)
-        async with queue.reserve(both.model.engine, 1) as (place,):
-            place.put(PIXELS)  # the same slot: it came back last
-            late.put(np.zeros_like(PIXELS))
-            infers = asyncio.create_task(place.infer(float("inf")))
+        await both.until(lambda: both.coordinator.slots.taken == 0)
+        async with queue.reserve(both.model.engine, 1) as (reservation,):
+            reservation.write(PIXELS)  # the same slot: it came back last
+            late.write(np.zeros_like(PIXELS))
+            infers = asyncio.create_task(reservation.infer(float("inf")))
             await both.until(lambda: len(both.sessions[0].batch_sizes) == 1)
             both.sessions[0].gate.set()
             assert (await infers).result[:, 4].max() == 1.0
@@ -207,7 +212,7 @@ async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
                 both.model.queue.refuse_when_full()
             with pytest.raises(QueueFull, match="2 images already wait and 1 more came"):
                 await both.ask()
-            late.put(PIXELS)
+            late.write(PIXELS)
             waits = asyncio.create_task(late.infer(0.0))
             both.sessions[0].gate.set()
             with pytest.raises(DeadlineExceeded):
@@ -220,7 +225,7 @@ async def test_a_replaced_model_stays_for_the_requests_that_began_with_it(tmp_pa
     async with joined(model) as both:
         begun_with = both.model.engine
         assert begun_with is not None
-        old = weakref.ref(both.hub.engine(1))
+        old = weakref.ref(both.coordinator.engine(1))
         tiny_artifact(tmp_path / "next.onnx", name="after").rename(model)
         await both.model.reload()
         assert both.model.name == "after"
@@ -233,44 +238,44 @@ async def test_a_replaced_model_stays_for_the_requests_that_began_with_it(tmp_pa
         gc.collect()
         await both.until(lambda: gc.collect() is not None and old() is None)
         with pytest.raises(KeyError):
-            both.hub.engine(1)
+            both.coordinator.engine(1)
 
 
 async def test_a_model_that_shared_memory_has_no_room_for_fails_the_reload(
     tmp_path: Path,
 ) -> None:
-    def full(room: Room, count: int) -> None:
+    def full(layout: SlotLayout, count: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     model = tiny_artifact(tmp_path / "model.onnx", name="before")
     async with joined(model) as both:
-        fit = both.hub.slots.fit
-        both.hub.slots.fit = full  # type: ignore[method-assign]
+        fit = both.coordinator.slots.fit
+        both.coordinator.slots.fit = full  # type: ignore[method-assign]
         tiny_artifact(tmp_path / "next.onnx", name="after").rename(model)
         with pytest.raises(ReloadFailed, match="Cannot allocate memory; the model of before goes"):
             await both.model.reload()
-        reloads = both.hub.metrics.registry.get_sample_value
+        reloads = both.coordinator.metrics.registry.get_sample_value
         assert reloads("detector_reloads_total", {"outcome": "failed"}) == 1
         assert reloads("detector_reloads_total", {"outcome": "ok"}) == 0
         assert both.model.name == "before"
-        both.hub.slots.fit = fit  # type: ignore[method-assign]
+        both.coordinator.slots.fit = fit  # type: ignore[method-assign]
         assert await both.ask() == [1.0]
         await both.model.reload()
         assert both.model.name == "after"
 
 
-async def test_a_front_that_is_gone_leaves_no_model_no_slot_and_no_place(artifact: Path) -> None:
+async def test_a_worker_that_is_gone_leaves_no_model_no_slot_and_no_place(artifact: Path) -> None:
     async with joined(artifact, held=True) as both:
         asking = asyncio.create_task(both.ask(3))
         await both.until(lambda: sum(both.sessions[0].batch_sizes) == 3)
         waiting = asyncio.create_task(both.ask(2))
-        await both.until(lambda: both.hub.slots.taken == 5)
-        both.link.line.close()
-        await both.until(lambda: both.hub.slots.taken == 3)  # the call reads them
-        assert both.hub.model.queue.queue_images == 0
+        await both.until(lambda: both.coordinator.slots.taken == 5)
+        both.worker.channel.close()
+        await both.until(lambda: both.coordinator.slots.taken == 3)  # the call reads them
+        assert both.coordinator.model.queue.queue_images == 0
         both.sessions[0].gate.set()
-        await both.until(lambda: both.hub.slots.taken == 0)
-        assert both.lost == ["the front is killed", "the model process is gone"]
+        await both.until(lambda: both.coordinator.slots.taken == 0)
+        assert both.lost == ["the worker is killed", "the engine process is gone"]
         for each in (asking, waiting):
             each.cancel()
 
@@ -281,83 +286,83 @@ async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
     async with joined(artifact) as both:
         queue = both.model.queue
         assert both.model.engine is not None
-        async with queue.reserve(both.model.engine, 1) as (place,):
-            place.put(PIXELS)
-            submitted = asyncio.create_task(place.infer(float("inf")))
+        async with queue.reserve(both.model.engine, 1) as (reservation,):
+            reservation.write(PIXELS)
+            submitted = asyncio.create_task(reservation.infer(float("inf")))
             await asyncio.sleep(0)  # both messages come in one read
-        await both.until(lambda: both.hub.slots.taken == 0)
-        assert both.hub.model.queue.queue_images == 0
+        await both.until(lambda: both.coordinator.slots.taken == 0)
+        assert both.coordinator.model.queue.queue_images == 0
         submitted.cancel()
         assert await both.ask() == [1.0]
 
 
-async def test_a_front_that_does_not_answer_gets_no_connections_until_it_does(
+async def test_a_worker_that_does_not_answer_gets_no_connections_until_it_does(
     artifact: Path,
 ) -> None:
     async with joined(artifact) as both:
-        link = both.link
-        assert both.takes == [True]
-        for _ in range(QUIET_BEATS - 1):
-            link.beat(link.heard + 1)
-        assert not link.quiet
-        link.beat(link.heard + 1)
-        assert link.quiet
-        assert both.takes == [True, False]
-        assert value_of(both, "detector_http_processes") == 0
-        link.beat(link.heard)
-        assert both.takes == [True, False, True]
-        assert value_of(both, "detector_http_processes") == 1
+        worker = both.worker
+        assert both.reports == [True]
+        for _ in range(UNRESPONSIVE_HEARTBEATS - 1):
+            worker.heartbeat(worker.acked + 1)
+        assert not worker.unresponsive
+        worker.heartbeat(worker.acked + 1)
+        assert worker.unresponsive
+        assert both.reports == [True, False]
+        assert value_of(both, "detector_http_workers") == 0
+        worker.heartbeat(worker.acked)
+        assert both.reports == [True, False, True]
+        assert value_of(both, "detector_http_workers") == 1
 
 
-async def test_a_front_that_starts_slowly_is_counted_and_gets_connections_once(
+async def test_a_worker_that_starts_slowly_is_counted_and_gets_connections_once(
     artifact: Path,
 ) -> None:
-    async with joined(artifact, up=False) as both:
-        link = both.link
-        for _ in range(QUIET_BEATS):
-            link.beat(link.heard + 1)
-        both.model.tell_up()
-        await both.until(lambda: link.up)
-        assert value_of(both, "detector_http_processes") == 1
-        link.beat(link.heard)
-        assert both.takes == [True]
+    async with joined(artifact, ready=False) as both:
+        worker = both.worker
+        for _ in range(UNRESPONSIVE_HEARTBEATS):
+            worker.heartbeat(worker.acked + 1)
+        both.model.send_ready()
+        await both.until(lambda: worker.ready)
+        assert value_of(both, "detector_http_workers") == 1
+        worker.heartbeat(worker.acked)
+        assert both.reports == [True]
 
 
-async def test_a_front_that_is_ended_gets_no_connections_whatever_it_says_then(
+async def test_a_worker_that_is_ended_gets_no_connections_whatever_it_says_then(
     artifact: Path,
 ) -> None:
     async with joined(artifact) as both:
-        link = both.link
-        for _ in range(QUIET_BEATS):
-            link.beat(link.heard + 1)
-        link.end()
-        link.beat(link.heard)  # before the line's end is seen
-        assert both.takes[-1] is False
-        assert not link.up
+        worker = both.worker
+        for _ in range(UNRESPONSIVE_HEARTBEATS):
+            worker.heartbeat(worker.acked + 1)
+        worker.end()
+        worker.heartbeat(worker.acked)  # before the channel's end is seen
+        assert both.reports[-1] is False
+        assert not worker.ready
 
 
 def connections_of(intakes: Sequence[socket.socket]) -> list[int]:
-    """How many connections wait at the fronts' ends; they are taken."""
+    """How many connections wait at the workers' ends; they are taken."""
     counts = []
-    for intake in intakes:
-        taken = list(iter(lambda: _received(intake), None))  # noqa: B023  # used up at once
+    for receiver in intakes:
+        taken = list(iter(lambda: _received(receiver), None))  # noqa: B023  # used up at once
         counts.append(len(taken))
         for each in taken:
             each.close()
     return counts
 
 
-async def test_a_front_that_is_added_twice_has_one_share_and_none_once_it_is_removed() -> None:
-    (ours, theirs), (other_ours, other_theirs) = intake_pair(), intake_pair()
+async def test_a_worker_that_is_added_twice_has_one_share_and_none_once_it_is_removed() -> None:
+    (ours, theirs), (other_ours, other_theirs) = passing_sockets(), passing_sockets()
     with ExitStack() as stack:
         for each in (ours, theirs, other_ours, other_theirs):
             stack.enter_context(each)
         listener = socket.create_server(("127.0.0.1", 0))
         address = listener.getsockname()
-        distributor = Distributor(listener)
-        stack.callback(distributor.close)
-        for intake in (ours, other_ours, ours):
-            distributor.add(intake)
+        dispatcher = ConnectionDispatcher(listener)
+        stack.callback(dispatcher.close)
+        for receiver in (ours, other_ours, ours):
+            dispatcher.add(receiver)
 
         async def hand_out(connections: int) -> list[int]:
             counts = [0, 0]
@@ -371,16 +376,16 @@ async def test_a_front_that_is_added_twice_has_one_share_and_none_once_it_is_rem
             return counts
 
         assert await hand_out(6) == [3, 3]
-        distributor.remove(ours)
+        dispatcher.remove(ours)
         assert await hand_out(6) == [0, 6]
 
 
-async def test_what_a_front_counts_is_asked_for_without_a_scrape(
+async def test_what_a_worker_counts_is_asked_for_without_a_scrape(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.workers.coordinator.BEAT_S", 0.001)
+    monkeypatch.setattr("server.workers.coordinator.HEARTBEAT_S", 0.001)
     async with joined(artifact) as both:
-        await both.until(lambda: bool(both.link.sampled))
+        await both.until(lambda: bool(both.worker.last_snapshot))
 
 
 async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
@@ -390,10 +395,10 @@ async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
         raise RuntimeError("planted")
 
     async with joined(artifact) as both:
-        both.hub.metrics.http_processes.set_function(lambda: broken(None))  # type: ignore[arg-type,return-value]
+        both.coordinator.metrics.http_workers.set_function(lambda: broken(None))  # type: ignore[arg-type,return-value]
         async with asyncio.timeout(LIMIT_S):
             with pytest.raises(ServerError, match="the log says why"):
-                await both.model.measure()
+                await both.model.collect_metrics()
 
 
 async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
@@ -406,15 +411,15 @@ async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
         return int(gate.wait(LIMIT_S))
 
     async with joined(artifact) as both:
-        both.hub.metrics.http_processes.set_function(hangs)
-        monkeypatch.setattr("server.workers.remote_model.MEASURED_S", 0.01)
+        both.coordinator.metrics.http_workers.set_function(hangs)
+        monkeypatch.setattr("server.workers.remote_model.METRICS_TIMEOUT_S", 0.01)
         with pytest.raises(NotReady, match=r"has not answered for 0\.01 s"):
-            await both.model.measure()
-        assert not both.model._asked
+            await both.model.collect_metrics()
+        assert not both.model._pending
         monkeypatch.undo()
         await both.until(asked.is_set)
         gate.set()
-        assert b"detector_http_processes 1.0" in (await both.model.measure())()
+        assert b"detector_http_workers 1.0" in (await both.model.collect_metrics())()
         assert await both.ask() == [1.0]  # also after the late answer
 
 
@@ -423,7 +428,7 @@ async def test_an_image_that_meets_a_fault_of_our_own_is_answered(artifact: Path
         raise RuntimeError("planted")
 
     async with joined(artifact) as both:
-        both.hub.model.queue.batcher._bucket = broken
+        both.coordinator.model.queue.batcher._bucket = broken
         async with asyncio.timeout(LIMIT_S):
             with pytest.raises(InferenceFailed, match="see its log"):
                 await both.ask()
@@ -433,12 +438,12 @@ async def test_where_no_slot_is_free_a_request_is_refused_and_holds_no_place(
     artifact: Path,
 ) -> None:
     async with joined(artifact) as both:
-        slots = both.hub.slots
-        # As fronts would hold them that don't copy what was found.
+        slots = both.coordinator.slots
+        # As workers would hold them that don't copy what was found.
         leases = slots.take(slots.count)
         with pytest.raises(QueueFull, match="still being answered and 1 more came"):
             await both.ask()
-        assert both.hub.model.queue.queue_images == 0
+        assert both.coordinator.model.queue.queue_images == 0
         for lease in leases:
             lease.release()
         assert await both.ask() == [1.0]
@@ -451,14 +456,14 @@ async def test_where_no_slot_is_free_a_request_is_refused_and_holds_no_place(
         Release([4096]),
         Reserve(0, 7, 1),
         Reserve(0, 1, 0),
-        Sampled(0, [("x" * 17 * 2**20, "counter", "", [])]),
+        MetricsSnapshot(0, [("x" * 17 * 2**20, "counter", "", [])]),
     ],
     ids=lambda message: type(message).__name__,
 )
-async def test_the_line_to_a_front_that_breaks_the_rules_is_cut(
+async def test_the_channel_to_a_worker_that_breaks_the_rules_is_cut(
     artifact: Path, message: Message
 ) -> None:
     async with joined(artifact) as both:
-        both.model._line.send(message)
-        await both.until(lambda: "the front is killed" in both.lost)
-        assert both.hub.slots.taken == 0
+        both.model._channel.send(message)
+        await both.until(lambda: "the worker is killed" in both.lost)
+        assert both.coordinator.slots.taken == 0

@@ -19,7 +19,7 @@ from server.errors import (
     UnsupportedImage,
     UploadsFull,
 )
-from server.serving.body_budget import ByteBudget, Share
+from server.serving.body_budget import BodyReservation, ByteBudget
 
 pytestmark = pytest.mark.anyio
 LIMITS = Limits(max_body_bytes=200_000, max_images=3)
@@ -45,13 +45,16 @@ class Stream:
 
 
 async def read(
-    body: bytes | Stream, limits: Limits = LIMITS, share: Share | None = None, **headers: str
+    body: bytes | Stream,
+    limits: Limits = LIMITS,
+    reservation: BodyReservation | None = None,
+    **headers: str,
 ) -> Form:
     stream = body if isinstance(body, Stream) else Stream(body)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    share = share or ByteBudget(10_000_000).share()
+    reservation = reservation or ByteBudget(10_000_000).reserve()
     with ThreadPoolExecutor(1) as pool:
-        return await read_form(httpx.Headers(sent), aiter(stream), limits, share, pool)
+        return await read_form(httpx.Headers(sent), aiter(stream), limits, reservation, pool)
 
 
 def multipart(*parts: str | bytes) -> bytes:
@@ -212,7 +215,7 @@ async def test_base64_comes_in_lines_and_in_the_url_safe_alphabet_too(text: str)
 async def test_a_byte_order_mark_before_json_is_skipped_and_costs_no_more_memory() -> None:
     budget = ByteBudget(10_000)
     body = b'\xef\xbb\xbf{"images": ["eA=="]}'
-    form = await read(body, share=budget.share(), content_type="application/json")
+    form = await read(body, reservation=budget.reserve(), content_type="application/json")
     assert form.images == [Upload(None, b"x")]
     assert budget.taken == 3 * len(body)
 
@@ -312,15 +315,17 @@ async def test_bodies_share_one_budget_and_the_rest_of_one_too_many_is_not_read(
     content_type: str,
 ) -> None:
     budget = ByteBudget(150_000)
-    other = budget.share()
+    other = budget.reserve()
     other.take(100_000)
-    mine = budget.share()
+    mine = budget.reserve()
     stream = Stream(multipart(file_part(b"x" * 180_000)))
-    with pytest.raises(UploadsFull, match=r"hold 100000 bytes .* max_upload_bytes is 150000"):
-        await read(stream, share=mine, content_type=content_type)
+    with pytest.raises(
+        UploadsFull, match=r"hold 100000 bytes .* max_inflight_body_bytes is 150000"
+    ):
+        await read(stream, reservation=mine, content_type=content_type)
     assert stream.taken <= 51_000
     assert budget.taken <= budget.max_bytes
-    mine.give_back()
+    mine.release()
     assert budget.taken == 100_000
 
 
@@ -328,17 +333,19 @@ async def test_an_announced_body_that_does_not_fit_now_is_refused_unread_and_tak
     None
 ):
     budget = ByteBudget(1000)
-    other = budget.share()
+    other = budget.reserve()
     other.take(1)
     stream = Stream(b"x" * 1000)
     with pytest.raises(UploadsFull):
-        await read(stream, share=budget.share(), content_type="image/png", content_length="1000")
+        await read(
+            stream, reservation=budget.reserve(), content_type="image/png", content_length="1000"
+        )
     assert (stream.taken, budget.taken) == (0, 1)
 
 
 async def test_a_body_that_never_fits_is_too_large() -> None:
-    with pytest.raises(TooLarge, match="max_upload_bytes is 999") as refused:
-        await read(b"x" * 1000, share=ByteBudget(999).share(), content_type="image/png")
+    with pytest.raises(TooLarge, match="max_inflight_body_bytes is 999") as refused:
+        await read(b"x" * 1000, reservation=ByteBudget(999).reserve(), content_type="image/png")
     assert refused.value.code == "body_too_large"
 
 
@@ -348,7 +355,7 @@ async def test_a_body_that_never_fits_is_too_large() -> None:
 async def test_json_counts_for_what_it_takes_once_parsed(text: str, times: int) -> None:
     budget = ByteBudget(10_000)
     body = f'{{"images": ["eA=="], "conf": "{text}"}}'.encode()
-    await read(body, share=budget.share(), content_type="application/json")
+    await read(body, reservation=budget.reserve(), content_type="application/json")
     assert budget.taken == times * len(body)
 
 
@@ -395,7 +402,7 @@ async def test_whatever_walks_or_copies_a_whole_body_is_not_on_the_event_loop(
 ) -> None:
     with CountingPool() as pool:
         headers = httpx.Headers({"content-type": content_type})
-        share = ByteBudget(10_000).share()
-        form = await read_form(headers, aiter(Stream(body)), LIMITS, share, pool)
+        reservation = ByteBudget(10_000).reserve()
+        form = await read_form(headers, aiter(Stream(body)), LIMITS, reservation, pool)
     assert [image.data for image in form.images] == [b"hello"]
     assert pool.ran == ["json_copies"] * (expected == "parse_json") + [expected]

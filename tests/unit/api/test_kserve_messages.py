@@ -23,7 +23,7 @@ from server.api.kserve.messages import (
     InferRequest,
     parsed_bytes,
     read_infer_request,
-    write_infer_answer,
+    write_infer_response,
 )
 from server.api.kserve.tensors import (
     Datatype,
@@ -153,7 +153,7 @@ def test_tritonclient_reads_every_answer(
     specs = [TensorSpec(datatype.lower(), datatype, (-1,)) for datatype in datatypes]
     tensors = [OutputTensor(spec, value) for spec, value in zip(specs, values, strict=True)]
     chosen = {spec.name: flag for spec, flag in zip(specs, binary, strict=True)}
-    body, json_length = write_infer_answer({"model_name": "m", "id": "7"}, tensors, chosen)
+    body, json_length = write_infer_response({"model_name": "m", "id": "7"}, tensors, chosen)
     result = InferResult.from_response_body(body, header_length=json_length)
     assert (json_length is not None) == any(binary)
     assert result.get_response()["id"] == "7"
@@ -168,7 +168,7 @@ def test_an_answer_has_the_asked_tensors_in_the_asked_order() -> None:
         OutputTensor(OUTPUTS[0], np.full((1, 1, 4), 0.1, np.float32)),
         OutputTensor(OUTPUTS[1], ["é"]),
     ]
-    body, json_length = write_infer_answer({}, tensors, {"errors": False, "boxes": False})
+    body, json_length = write_infer_response({}, tensors, {"errors": False, "boxes": False})
     assert json_length is None
     assert orjson.loads(body)["outputs"] == [
         {"name": "errors", "datatype": "BYTES", "shape": [1], "data": ["é"]},

@@ -7,10 +7,10 @@ import pytest
 import supervision
 
 import client.results as results
-from client.answers import error_of, read_health, read_model, read_results
-from client.errors import Unavailable, UnexpectedAnswer
-from client.exchange import Answer
+from client.errors import Unavailable, UnexpectedResponse
+from client.exchange import Response
 from client.parameters import Parameters
+from client.responses import error_of, read_health, read_model, read_results
 from client.results import Box, Detection, ImageResult
 from server.api import schemas
 
@@ -104,8 +104,8 @@ def test_a_library_that_is_not_there_is_named(missing: str, code: str, told: str
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"model": 3}', b"\xff"])
 def test_an_answer_of_something_else_is_told(body: bytes) -> None:
     for read in (read_results, read_health, read_model):
-        with pytest.raises(UnexpectedAnswer, match="answered 200"):
-            read(Answer(200, {}, body))
+        with pytest.raises(UnexpectedResponse, match="answered 200"):
+            read(Response(200, {}, body))
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,16 @@ def test_a_value_that_can_not_be_is_no_answer(wrong: str) -> None:
     body = (
         f'{{"model": {{"name": "m", "version": "v"}}, "results": [PICTURE], "timings_ms": {times}}}'
     ).replace("PICTURE", picture)
-    assert read_results(Answer(200, {}, body.replace("ZZ", '"more": 1').encode()))[0].width == 64
-    with pytest.raises(UnexpectedAnswer, match="not this server's"):
-        read_results(Answer(200, {}, body.replace("ZZ", wrong).encode()))
+    assert read_results(Response(200, {}, body.replace("ZZ", '"more": 1').encode()))[0].width == 64
+    with pytest.raises(UnexpectedResponse, match="not this server's"):
+        read_results(Response(200, {}, body.replace("ZZ", wrong).encode()))
 
 
 def test_an_answer_nested_too_deep_is_told() -> None:
     deep = b"[" * 200_000
-    with pytest.raises(UnexpectedAnswer, match="RecursionError"):
-        read_results(Answer(200, {}, deep))
-    assert isinstance(error_of(Answer(503, {}, deep)), Unavailable)
+    with pytest.raises(UnexpectedResponse, match="RecursionError"):
+        read_results(Response(200, {}, deep))
+    assert isinstance(error_of(Response(503, {}, deep)), Unavailable)
 
 
 def test_parameters_are_sent_as_they_are_given() -> None:

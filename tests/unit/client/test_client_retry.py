@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.answers import error_of
 from client.errors import (
-    PictureRefused,
+    ImageRefused,
     Refused,
     ServerFailed,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
     Unreachable,
 )
-from client.exchange import Answer, NoAnswer, Outcome, Request, Send, Wait
+from client.exchange import NoResponse, Outcome, Request, Response, Send, Wait
+from client.responses import error_of
 from client.retry import LONGEST_S, Retry, asking, retry_after_s
 
-GOOD = Answer(200, {}, b"{}")
-BUSY = Answer(503, {}, b"")
+GOOD = Response(200, {}, b"{}")
+BUSY = Response(503, {}, b"")
 REQUEST = Request("GET", "/model")
 
 
@@ -36,14 +36,14 @@ class Clock:
         self.waits: list[float] = []
         self.sent: list[Send] = []
 
-    def ask(self, retry: Retry, *, part: float = 1.0, timeout_s: float = 60.0) -> Answer:
+    def ask(self, retry: Retry, *, part: float = 1.0, timeout_s: float = 60.0) -> Response:
         operation = asking(REQUEST, retry, timeout_s, clock=lambda: self.now_s, chance=lambda: part)
         outcome: Outcome | None = None
         while True:
             try:
                 step = operation.send(outcome)
             except StopIteration as end:
-                answer: Answer = end.value
+                answer: Response = end.value
                 return answer
             if isinstance(step, Wait):
                 self.waits.append(step.seconds)
@@ -55,8 +55,8 @@ class Clock:
                 outcome = next(self.outcomes)
 
 
-def busy(**headers: str) -> Answer:
-    return Answer(503, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
+def busy(**headers: str) -> Response:
+    return Response(503, {name.replace("_", "-"): value for name, value in headers.items()}, b"")
 
 
 def test_the_wait_doubles_up_to_the_longest() -> None:
@@ -128,20 +128,20 @@ def test_what_cannot_be_read_is_as_if_it_were_not_there(text: str) -> None:
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_what_may_be_otherwise_later_is_asked_again(status: int) -> None:
-    clock = Clock([Answer(status, {}, b""), NoAnswer("reset"), GOOD])
+    clock = Clock([Response(status, {}, b""), NoResponse("reset"), GOOD])
     assert clock.ask(Retry()) is GOOD
     assert len(clock.sent) == 3
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 413, 415, 422, 500, 501])
 def test_every_other_answer_is_final(status: int) -> None:
-    clock = Clock([Answer(status, {}, b"")])
+    clock = Clock([Response(status, {}, b"")])
     assert clock.ask(Retry()).status == status
     assert len(clock.sent) == 1
 
 
 def test_what_can_not_change_is_not_asked_again() -> None:
-    clock = Clock([NoAnswer("no such scheme", again=False)])
+    clock = Clock([NoResponse("no such scheme", again=False)])
     with pytest.raises(Unreachable, match=r"^no such scheme$"):
         clock.ask(Retry())
     assert len(clock.sent) == 1
@@ -155,7 +155,7 @@ def test_the_deadline_ends_it_and_no_wait_goes_over_it() -> None:
 
 
 def test_no_attempt_is_given_more_time_than_is_left() -> None:
-    clock = Clock([NoAnswer("no progress")], answer_s=20)
+    clock = Clock([NoResponse("no progress")], answer_s=20)
     with pytest.raises(Unreachable):
         clock.ask(Retry(first_wait_s=1, longest_wait_s=1, deadline_s=50))
     assert [round(each.timeout_s) for each in clock.sent] == [50, 29, 8]
@@ -183,9 +183,9 @@ def test_a_retry_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
     [
         (401, "unauthorized", Unauthorized),
         (403, "keys_not_configured", Unauthorized),
-        (413, "body_too_large", PictureRefused),
-        (415, "unsupported_image", PictureRefused),
-        (422, "undecodable_image", PictureRefused),
+        (413, "body_too_large", ImageRefused),
+        (415, "unsupported_image", ImageRefused),
+        (422, "undecodable_image", ImageRefused),
         (422, "invalid_parameter", Refused),
         (400, "malformed_request", Refused),
         (500, "inference_failed", ServerFailed),
@@ -197,7 +197,7 @@ def test_an_error_carries_what_the_problem_says(
     status: int, code: str, kind: type[Refused]
 ) -> None:
     body = f'{{"code": "{code}", "detail": "why", "request_id": "abc"}}'.encode()
-    error = error_of(Answer(status, {}, body), 3.0)
+    error = error_of(Response(status, {}, body), 3.0)
     assert type(error) is kind
     assert (error.status, error.code, error.detail) == (status, code, "why")
     assert (error.request_id, error.retry_after_s) == ("abc", 3.0)
@@ -206,16 +206,16 @@ def test_an_error_carries_what_the_problem_says(
 
 def test_a_proxys_page_becomes_an_error_in_few_words() -> None:
     page = b"<html>\n" + b"nginx " * 1000
-    error = error_of(Answer(502, {"x-request-id": "p1"}, page))
+    error = error_of(Response(502, {"x-request-id": "p1"}, page))
     assert isinstance(error, Unavailable)
     assert (error.code, error.request_id) == ("bad_gateway", "p1")
     assert len(str(error)) < 300
-    odd = error_of(Answer(599, {}, b"[1]"))
+    odd = error_of(Response(599, {}, b"[1]"))
     assert isinstance(odd, ServerFailed)
     assert odd.code == "http_599"
 
 
 def test_a_redirect_tells_where_it_leads() -> None:
-    error = error_of(Answer(301, {"location": "https://x/"}, b""))
-    assert isinstance(error, UnexpectedAnswer)
+    error = error_of(Response(301, {"location": "https://x/"}, b""))
+    assert isinstance(error, UnexpectedResponse)
     assert "https://x/" in str(error)

@@ -7,7 +7,7 @@ import pytest
 from client import AsyncClient
 from client.parameters import Parameters
 from client.progress import Silent
-from client.work import Job, ModelChanged, Pictures, run
+from client.work import Images, Job, ModelChanged, run
 from client.writers.files import OutputRefused
 from tests.support.flaky import found_in
 
@@ -39,7 +39,7 @@ def reloaded(request: httpx.Request) -> httpx.Response:
 async def test_results_of_another_model_do_not_come_into_one_file(folder: Path, form: str) -> None:
     out = folder.parent / "out"
     job = Job([folder], out, form, Parameters(), images_per_request=1)
-    pictures = Pictures([folder], all_files=False, out=out)
+    pictures = Images([folder], all_files=False, out=out)
     async with AsyncClient("http://x", transport=httpx.MockTransport(reloaded)) as client:
         with pytest.raises(ModelChanged, match=r"2\.jpg: .* version w; this run began with v"):
             await run(job, client, pictures, Silent())
@@ -54,8 +54,8 @@ async def test_pictures_are_not_drawn_into_where_they_are(
 ) -> None:
     job = Job([folder], tmp_path / out, "images", Parameters(), force=True)
     async with AsyncClient("http://x", transport=httpx.MockTransport(reloaded)) as client:
-        with pytest.raises(OutputRefused, match="where the pictures are"):
-            await run(job, client, Pictures([folder], all_files=False, out=job.out), Silent())
+        with pytest.raises(OutputRefused, match="where the images are"):
+            await run(job, client, Images([folder], all_files=False, out=job.out), Silent())
 
 
 def test_what_is_written_is_no_picture_whatever_files_are_asked_for(
@@ -67,6 +67,6 @@ def test_what_is_written_is_no_picture_whatever_files_are_asked_for(
     linked.symlink_to(folder)
     monkeypatch.chdir(folder)
     for out in (folder / "out", linked / "out", Path("out")):
-        names = [each.name for each in Pictures([folder], all_files=True, out=out)]
+        names = [each.name for each in Images([folder], all_files=True, out=out)]
         assert names == ["1.jpg", "2.jpg", "3.jpg", "other"]
-    assert Pictures([Path()], all_files=True, out=Path()).count() == 6
+    assert Images([Path()], all_files=True, out=Path()).count() == 6

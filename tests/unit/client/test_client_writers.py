@@ -11,7 +11,7 @@ import yaml
 from pycocotools.coco import COCO
 from ultralytics.data.utils import verify_image_label
 
-from client.pictures import failed
+from client.images import failed
 from client.results import (
     AnnotatedImage,
     Box,
@@ -20,7 +20,7 @@ from client.results import (
     ModelDescription,
     ModelName,
 )
-from client.writers.annotated import AnnotatedPictures, output_name
+from client.writers.annotated import AnnotatedImages, output_name
 from client.writers.coco import Coco
 from client.writers.files import NameTaken, OutputRefused, write_whole
 from client.writers.jsonl import JsonLines, row_of
@@ -144,7 +144,7 @@ def test_nothing_is_written_over_without_being_told_to(tmp_path: Path) -> None:
         lambda: JsonLines(file, {}, MODEL),
         lambda: Coco(file, MODEL),
         lambda: YoloLabels(folder, MODEL, with_scores=False),
-        lambda: AnnotatedPictures(folder),
+        lambda: AnnotatedImages(folder),
     ):
         with pytest.raises(OutputRefused, match="--force"):
             make()
@@ -301,7 +301,7 @@ def test_a_dot_in_a_name_is_no_suffix_to_lose(tmp_path: Path) -> None:
 
 
 def test_annotated_pictures_keep_their_names_where_the_format_is_the_same(tmp_path: Path) -> None:
-    writer = AnnotatedPictures(tmp_path)
+    writer = AnnotatedImages(tmp_path)
     writer.write(AnnotatedImage("z/a.jpg", b"\xff\xd8", "image/jpeg"))
     writer.write(AnnotatedImage("a.webp", b"\xff\xd8", "image/jpeg"))
     assert (tmp_path / "z/a.jpg").read_bytes() == b"\xff\xd8"

@@ -192,7 +192,7 @@ def test_the_limits_leave_room_for_the_largest_picture_that_is_allowed(
     limits = server(serving)["resources"]["limits"]
     cpus, memory = quantity(limits["cpu"]), quantity(limits["memory"])
     assert cpus == int(cpus), "half a CPU is a thread that is stopped half the time"
-    bodies = settings.max_upload_bytes or min(2**28, int(memory / 8))
+    bodies = settings.max_inflight_body_bytes or min(2**28, int(memory / 8))
     left = memory * 7 / 8 - OWN_BYTES[settings.device] - bodies  # an eighth is spare
     assert left >= BYTES_PER_PIXEL * settings.max_image_pixels
 

@@ -127,7 +127,7 @@ def test_a_model_is_loaded_and_run_and_its_nodes_are_counted(model: Path) -> Non
     assert found["chosen"].text.startswith("fp32: the only file")
     assert found["runs on"].text.startswith("CPUExecutionProvider on cpu, ready after ")
     assert found["nodes"].text.endswith("on CPUExecutionProvider")
-    assert found["model calls"].text.endswith(f"1 for each, {available_cpus()} for a lone one")
+    assert found["inferences"].text.endswith(f"1 for each, {available_cpus()} for a sole request")
     assert "ms for one image of 64x64" in found["one alone"].text
     assert all(check.mark in ("ok", "info") for check in found.values())
 

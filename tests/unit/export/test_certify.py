@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from export.errors import AccuracyLost, DatasetInvalid
 from export.table import certificate_rows, table
-from export.verification.certify import GATES, judge
+from export.verification.certify import TOLERANCES, judge
 from export.verification.compare import DIFFERENT, matched_difference, nearest_difference
 from export.verification.evaluation import read_labelled
-from export.verification.pictures import calibration_canvases, in_words, listed
+from export.verification.pictures import calibration_canvases, describe_split, listed
 from server.inference.artifact import load_artifact
 from server.inference.certificate import Accuracy, Precision
 from server.inference.detector import ImageDetections
@@ -34,15 +34,15 @@ def accuracy(loss: float) -> Accuracy:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_loss_up_to_the_gate_is_within_it(precision: Precision) -> None:
-    gate = GATES[precision]
-    assert judge(precision, accuracy(gate * 0.99), accept_loss=False) == "within_gate"
+    tolerance = TOLERANCES[precision]
+    assert judge(precision, accuracy(tolerance * 0.99), accept_loss=False) == "within_gate"
     assert judge(precision, accuracy(-0.02), accept_loss=True) == "within_gate"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_larger_loss_is_refused_with_its_figures_or_accepted(precision: Precision) -> None:
-    lost = accuracy(GATES[precision] * 1.01)
-    words = rf"{precision} loses 0\.00.* the limit is {GATES[precision]}; --accept-loss"
+    lost = accuracy(TOLERANCES[precision] * 1.01)
+    words = rf"{precision} loses 0\.00.* the limit is {TOLERANCES[precision]}; --accept-loss"
     with pytest.raises(AccuracyLost, match=words):
         judge(precision, lost, accept_loss=False)
     assert judge(precision, lost, accept_loss=True) == "loss_accepted"
@@ -195,7 +195,7 @@ def test_a_data_set_that_proves_nothing_is_refused(
 def test_pictures_come_from_a_folder_or_from_a_split(tmp_path: Path) -> None:
     described = dataset(tmp_path, "[dog]")
     assert listed(described, "val") == listed(tmp_path, "val")
-    assert in_words(tmp_path, "val") == tmp_path.name
+    assert describe_split(tmp_path, "val") == tmp_path.name
     with pytest.raises(DatasetInvalid, match="no split 'test'"):
         listed(described, "test")
     with pytest.raises(DatasetInvalid, match="there is no such"):

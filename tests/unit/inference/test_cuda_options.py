@@ -87,9 +87,9 @@ def test_channels_last_are_refused_where_they_would_copy_shapes_back(calls: Any)
         CudaOptions(calls=calls, prefer_nhwc=True)
 
 
-def test_there_is_at_least_one_lane() -> None:
-    with pytest.raises(SettingsInvalid, match="lanes is 0"):
-        CudaOptions(lanes=0)
+def test_there_is_at_least_one_instance() -> None:
+    with pytest.raises(SettingsInvalid, match="instances is 0"):
+        CudaOptions(instances=0)
 
 
 @pytest.mark.parametrize(

@@ -80,18 +80,18 @@ def test_bytes_are_prepared_as_their_pixels_are(tmp_path: Path) -> None:
     metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
     picture = cv2.resize(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3, (600, 400))
     data = cv2.imencode(".jpg", picture)[1].tobytes()
-    exact, stage_s = prepare_encoded(data, metadata, max_pixels=240_000, reduced=False)
+    exact, stage_s = prepare_encoded(data, metadata, max_pixels=240_000, dct_scaling=False)
     expected = prepare_image(decode(data, max_pixels=240_000), metadata)
     np.testing.assert_array_equal(exact.canvas, expected.canvas)
     assert exact.placed == expected.placed
     assert set(stage_s) == {"decode", "letterbox"}
-    reduced, _ = prepare_encoded(data, metadata, max_pixels=240_000, reduced=True)
+    reduced, _ = prepare_encoded(data, metadata, max_pixels=240_000, dct_scaling=True)
     assert (reduced.bucket_hw, reduced.placed.resized_hw) == (exact.bucket_hw, (43, 64))
     assert reduced.placed.original_hw == (400, 600)
     np.testing.assert_allclose(reduced.canvas.astype(int), exact.canvas.astype(int), atol=6)
     for either in (False, True):
         with pytest.raises(TooLarge):
-            prepare_encoded(data, metadata, max_pixels=239_999, reduced=either)
+            prepare_encoded(data, metadata, max_pixels=239_999, dct_scaling=either)
 
 
 def test_a_cell_is_found_in_original_pixels_at_reduced_scale(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_cell_is_found_in_original_pixels_at_reduced_scale(tmp_path: Path) -> 
     image = np.zeros((1024, 1024, 3), np.uint8)
     image[512:, :512] = (16, 100, 255)  # BGR, as OpenCV encodes
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
-    prepared, _ = prepare_encoded(data, metadata, max_pixels=10**7, reduced=True)
+    prepared, _ = prepare_encoded(data, metadata, max_pixels=10**7, dct_scaling=True)
     (candidates,) = tiny_candidates(prepared.canvas[None])
     found = finish(candidates, prepared, metadata, DetectParameters())
     assert (found.width, found.height) == (1024, 1024)

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
 from server.inference.artifact import Artifact, load_artifact
-from server.inference.engine import SLOW_IN_A_ROW, WITH_FEWER, Engine, LoneCalls, SideBySide
+from server.inference.engine import (
+    SLOW_IN_A_ROW,
+    WITH_FEWER,
+    AdaptiveThreading,
+    Engine,
+    SessionPool,
+)
 from tests.support.artifacts import tiny_artifact, tiny_candidates
 
 LIMIT_S = 20
@@ -64,21 +70,21 @@ class Meeting(Stub):
 
 
 @pytest.mark.parametrize(
-    ("cpus", "threads", "lanes"),
+    ("cpus", "threads", "instances"),
     [(1, None, 1), (2, None, 2), (8, None, 8), (8, 1, 8), (8, 4, 2), (8, 3, 2), (2, 4, 1)],
 )
 def test_calls_side_by_side_share_out_the_cpus(
-    artifact: Artifact, cpus: int, threads: int | None, lanes: int
+    artifact: Artifact, cpus: int, threads: int | None, instances: int
 ) -> None:
     engine = Engine.open([artifact], device="cpu", intra_op_threads=threads, cpus=cpus)
-    assert (engine.lanes, engine.max_batch_size) == (lanes, 1)
-    assert isinstance(engine._session, SideBySide) == (lanes > 1 and (threads or 1) > 1)
-    alone_has_its_own = engine._lone_session is not engine._session
+    assert (engine.instances, engine.max_batch_size) == (instances, 1)
+    assert isinstance(engine._session, SessionPool) == (instances > 1 and (threads or 1) > 1)
+    alone_has_its_own = engine._latency_session is not engine._session
     assert alone_has_its_own == (threads is None and cpus > 1)
     engine.warm_up()
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    for alone in (False, True):
-        candidates = engine.run(images, alone=alone)
+    for sole in (False, True):
+        candidates = engine.run(images, sole=sole)
         expected = tiny_candidates(images, candidates.shape[1])
         np.testing.assert_allclose(candidates, expected, atol=1e-6)
 
@@ -86,24 +92,24 @@ def test_calls_side_by_side_share_out_the_cpus(
 def test_calls_at_the_same_time_have_a_session_each() -> None:
     all_run = threading.Barrier(3)
     sessions = [Meeting(all_run) for _ in range(3)]
-    side_by_side = SideBySide(sessions)
+    pool = SessionPool(sessions)
     with ThreadPoolExecutor(3) as callers:
-        answers = list(callers.map(side_by_side.run, [GREY] * 6))
+        answers = list(callers.map(pool.run, [GREY] * 6))
     assert [answer.shape for answer in answers] == [(1, 5, 6)] * 6
     assert [session.runs for session in sessions] == [2, 2, 2]
 
 
 def test_a_session_whose_call_failed_is_used_again() -> None:
-    side_by_side = SideBySide([Stub(fails=True)])
+    pool = SessionPool([Stub(fails=True)])
     for _ in range(2):
         with pytest.raises(InferenceFailed):
-            side_by_side.run(GREY)
+            pool.run(GREY)
 
 
 def test_every_session_is_warmed_up_with_every_size(artifact: Artifact) -> None:
     lone, sessions = Stub(), [Stub(), Stub()]
     Engine(
-        artifact, "a test's", SideBySide(sessions), lone_session=lone, max_batch_size=3
+        artifact, "a test's", SessionPool(sessions), latency_session=lone, max_batch_size=3
     ).warm_up()
     assert [each.warmed for each in sessions] == [[[1, 2, 3]]] * 2
     assert lone.runs == 1  # it is the same model: no shape is new to it but for its memory
@@ -116,21 +122,19 @@ def test_a_model_that_cannot_warm_up_is_no_artifact(artifact: Artifact) -> None:
 
 def test_a_model_that_cannot_run_alone_is_no_artifact(artifact: Artifact) -> None:
     with pytest.raises(ArtifactInvalid, match="warm-up failed: the driver"):
-        Engine(artifact, "a test's", Stub(), lone_session=Stub(fails=True)).warm_up()
+        Engine(artifact, "a test's", Stub(), latency_session=Stub(fails=True)).warm_up()
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_only_a_call_that_is_alone_runs_in_the_lone_session(
-    artifact: Artifact, alone: bool
-) -> None:
+@pytest.mark.parametrize("sole", [False, True])
+def test_only_a_call_that_is_alone_runs_in_the_lone_session(artifact: Artifact, sole: bool) -> None:
     session, lone = Stub(), Stub()
-    Engine(artifact, "a test's", session, lone_session=lone).run(GREY, alone=alone)
-    assert (session.runs, lone.runs) == (not alone, alone)
+    Engine(artifact, "a test's", session, latency_session=lone).run(GREY, sole=sole)
+    assert (session.runs, lone.runs) == (not sole, sole)
 
 
 def lone_calls(all_paces: Sequence[float], fewer_pace: float) -> list[bool]:
     """Which of so many lone calls had all threads; their paces, and that with fewer."""
-    calls, had_all = LoneCalls(), []
+    calls, had_all = AdaptiveThreading(), []
     calls.note(1.7, all_threads=False)  # at the warm-up
     for pace in all_paces:
         had_all.append(calls.all_threads)
@@ -166,9 +170,9 @@ def test_where_fewer_threads_are_slower_still_lone_calls_keep_all() -> None:
 
 def test_the_warm_up_tells_how_fast_fewer_threads_are(artifact: Artifact) -> None:
     session, lone = Stub(), Stub()
-    engine = Engine(artifact, "a test's", session, lone_session=lone)
+    engine = Engine(artifact, "a test's", session, latency_session=lone)
     engine.warm_up()
-    assert engine._lone_calls._fewer_pace < 1
+    assert engine._adaptive_threading._fewer_pace < 1
     assert session.runs == 3
 
 

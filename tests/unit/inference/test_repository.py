@@ -7,7 +7,7 @@ import pytest
 from server.errors import ArtifactInvalid
 from server.inference.artifact import Artifact, load_artifact
 from server.inference.certificate import Accuracy, Certificate
-from server.inference.repository import choose, load_model
+from server.inference.repository import load_model, select_variant
 from tests.support.artifacts import tiny_artifact
 
 Make = Callable[..., Artifact]
@@ -137,19 +137,19 @@ def test_the_best_for_the_device_is_taken_then_the_next(
 ) -> None:
     artifacts = [make(precision) for precision in ("fp32", "fp16", "int8")]
     while len(artifacts) > 1:
-        chosen, reason = choose(artifacts, device, instructions=instructions)
+        chosen, reason = select_variant(artifacts, device, instructions=instructions)
         assert chosen.metadata.precision == order.pop(0)
         assert reason.startswith(f"{chosen.metadata.precision}: ")
         artifacts.remove(chosen)
 
 
 def test_the_reason_says_what_speaks_for_it_and_what_it_costs(make: Make) -> None:
-    _, reason = choose([make("int8"), make("fp32")], "cpu", instructions=vnni)
+    _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=vnni)
     assert reason == (
-        "int8: this CPU has AVX512-VNNI; within its gate (mAP50-95 0.6191 against 0.6181 of its "
-        "source)"
+        "int8: this CPU has AVX512-VNNI; within its tolerance (mAP50-95 0.6191 against 0.6181 of "
+        "its source)"
     )
-    _, reason = choose([make("int8"), make("fp32")], "cpu", instructions=none)
+    _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=none)
     assert reason == (
         "fp32: this CPU is not known to have instructions for int8 (VNNI); its detections are its "
         "source's"
@@ -160,7 +160,7 @@ def test_a_file_that_was_not_shown_to_keep_its_accuracy_is_left_out_and_that_is_
     make: Make,
 ) -> None:
     artifacts = [make("int8", "loss_accepted", measured=False), make("fp32"), make("fp16")]
-    chosen, reason = choose(artifacts, "cpu", instructions=vnni)
+    chosen, reason = select_variant(artifacts, "cpu", instructions=vnni)
     assert chosen.metadata.precision == "fp32"
     assert reason.endswith("; int8 was left out: its loss of accuracy was not measured")
 
@@ -168,16 +168,16 @@ def test_a_file_that_was_not_shown_to_keep_its_accuracy_is_left_out_and_that_is_
 def test_none_that_kept_its_accuracy_is_an_error_that_says_how_to_serve_one(make: Make) -> None:
     artifacts = [make("int8", "loss_accepted"), make("fp16", "loss_accepted")]
     with pytest.raises(ArtifactInvalid, match="--precision int8 or fp16"):
-        choose(artifacts, "cpu", instructions=vnni)
+        select_variant(artifacts, "cpu", instructions=vnni)
 
 
 def test_the_precision_that_is_asked_for_is_taken_whatever_its_certificate_says(
     make: Make,
 ) -> None:
     artifacts = [make("fp32"), make("int8", "loss_accepted")]
-    chosen, reason = choose(artifacts, "cuda:0", "int8", instructions=none)
+    chosen, reason = select_variant(artifacts, "cuda:0", "int8", instructions=none)
     assert chosen is artifacts[1]
-    assert reason.startswith("int8: asked for; beyond its gate (mAP50-95 0.6191")
+    assert reason.startswith("int8: asked for; beyond its tolerance (mAP50-95 0.6191")
 
 
 @pytest.mark.parametrize("precisions", [["fp32"], ["fp32", "int8"]])
@@ -186,7 +186,7 @@ def test_a_precision_that_is_not_there_is_refused_with_what_there_is(
 ) -> None:
     artifacts = [make(precision) for precision in precisions]
     with pytest.raises(ArtifactInvalid, match=r"fp16 was asked for.*fp32 \(.*fp32\.onnx\)"):
-        choose(artifacts, "cpu", "fp16", instructions=vnni)
+        select_variant(artifacts, "cpu", "fp16", instructions=vnni)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_the_only_file_is_taken_with_a_word_where_it_is_not_the_best(
     make: Make, precision: str, device: str, remark: str
 ) -> None:
     artifact = make(precision)
-    chosen, reason = choose([artifact], device, instructions=vnni)
+    chosen, reason = select_variant([artifact], device, instructions=vnni)
     assert chosen is artifact
     assert reason.startswith(f"{precision}: the only file{remark}; ")
 
 
 def test_the_only_file_is_taken_though_its_loss_was_accepted(make: Make) -> None:
     artifact = make("int8", "loss_accepted", measured=False)
-    assert choose([artifact], "cpu", instructions=vnni).artifact is artifact
+    assert select_variant([artifact], "cpu", instructions=vnni).artifact is artifact

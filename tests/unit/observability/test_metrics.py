@@ -20,17 +20,17 @@ LABELS = {
     "detector_queue_images": set(),
     "detector_rejected": {"reason"},
     "detector_inflight_requests": set(),
-    "detector_upload_bytes": set(),
+    "detector_inflight_body_bytes": set(),
     "detector_max_queue_images": set(),
-    "detector_max_upload_bytes": set(),
+    "detector_max_inflight_body_bytes": set(),
     "detector_state": {"state"},
     "detector_cpu_fallback": set(),
-    "detector_lanes": set(),
-    "detector_busy_lanes": set(),
-    "detector_lane_seconds": set(),
+    "detector_instances": set(),
+    "detector_active_inferences": set(),
+    "detector_inference_busy_seconds": set(),
     "detector_reloads": {"outcome"},
-    "detector_http_processes": set(),
-    "detector_http_process_restarts": set(),
+    "detector_http_workers": set(),
+    "detector_worker_restarts": set(),
     "detector_shared_slots": set(),
     "detector_busy_shared_slots": set(),
     "detector_log_lines_dropped": set(),
@@ -70,20 +70,20 @@ def test_gauges_are_asked_at_every_scrape() -> None:
     waiting = [3]
     metrics = fresh(
         queue_images=lambda: waiting[0],
-        upload_bytes=lambda: 10 * waiting[0],
+        inflight_body_bytes=lambda: 10 * waiting[0],
     )
     for waiting[0] in (3, 4):
         exposed = families(metrics)
         assert exposed["detector_queue_images"] == {frozenset(): waiting[0]}
-        assert exposed["detector_upload_bytes"] == {frozenset(): 10 * waiting[0]}
-    assert exposed["detector_lanes"] == {frozenset(): 2}
-    assert exposed["detector_busy_lanes"] == {frozenset(): 1}
+        assert exposed["detector_inflight_body_bytes"] == {frozenset(): 10 * waiting[0]}
+    assert exposed["detector_instances"] == {frozenset(): 2}
+    assert exposed["detector_active_inferences"] == {frozenset(): 1}
 
 
 def test_the_limits_stand_beside_what_they_limit() -> None:
     exposed = families(fresh())
     assert exposed["detector_max_queue_images"] == {frozenset(): 96}
-    assert exposed["detector_max_upload_bytes"] == {frozenset(): 2**20}
+    assert exposed["detector_max_inflight_body_bytes"] == {frozenset(): 2**20}
 
 
 def test_one_state_is_1_and_it_is_the_one_of_now() -> None:

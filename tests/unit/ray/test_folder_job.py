@@ -39,7 +39,7 @@ def request_for(source: Path) -> Request:
         parameters=DetectParameters(classes=(0, 2)),
         max_image_bytes=1000,
         max_image_pixels=1000,
-        jpeg_reduced_decoding=True,
+        jpeg_dct_scaling=True,
     )
 
 

@@ -30,7 +30,7 @@ from server.vision.nms import Detections, DetectParameters
 from tests.support.artifacts import CLASS_NAMES, POISON, paint, tiny_artifact
 from tests.support.serving import RED, LosingSession, NotANumber, encode, one_cell
 
-LIMITS = Limits(bytes=1_000_000, pixels=100_000, reduced=True)
+LIMITS = Limits(bytes=1_000_000, pixels=100_000, dct_scaling=True)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_file_is_told_with_the_code_of_the_server(
     }.items():
         (photos / name).write_bytes(content)
     (photos / "folder.jpg").mkdir()
-    limits = Limits(bytes=len(whole) + 1000, pixels=100_000, reduced=True)
+    limits = Limits(bytes=len(whole) + 1000, pixels=100_000, dct_scaling=True)
     names = ["good.png", "cut.png", "text.jpg", "empty.jpg", "large.png", "heavy.png"]
     outcomes = detected(photos, artifact, [*names, "gone.png", "folder.jpg"], limits)
     assert codes(outcomes) == [
@@ -110,7 +110,7 @@ def test_an_image_that_takes_more_memory_than_there_is_ends_no_worker(
     (photos / "large.png").write_bytes(encode(np.zeros((side, side, 3), np.uint8)))
     (photos / "small.png").write_bytes(one_cell())
     engine = Engine.open([load_artifact(artifact)], device="cpu", cpus=1)
-    limits = Limits(bytes=1_000_000, pixels=side * side, reduced=True)
+    limits = Limits(bytes=1_000_000, pixels=side * side, dct_scaling=True)
     with Detecting(
         engine, LocalFolder(photos), DetectParameters(), limits, cpus=1, memory_bytes=2**20
     ) as detecting:
@@ -236,7 +236,7 @@ def test_a_worker_tells_what_its_node_lacks(photos: Path, tmp_path: Path) -> Non
         parameters=DetectParameters(),
         max_image_bytes=LIMITS.bytes,
         max_image_pixels=LIMITS.pixels,
-        jpeg_reduced_decoding=True,
+        jpeg_dct_scaling=True,
     )
     job = FolderJob.begin(request, str(out), images_per_part=None, left_out=None)
 

@@ -37,10 +37,10 @@ def deployment_of(built: Any) -> Any:
 
 
 def test_the_arguments_of_a_serve_config_are_the_settings() -> None:
-    built = application({"max_queue_images": 70, "jpeg_reduced_decoding": False, "device": "cpu"})
+    built = application({"max_queue_images": 70, "jpeg_dct_scaling": False, "device": "cpu"})
     (settings,) = deployment_of(built).init_args
     assert isinstance(settings, Settings)
-    assert (settings.max_queue_images, settings.jpeg_reduced_decoding) == (70, False)
+    assert (settings.max_queue_images, settings.jpeg_dct_scaling) == (70, False)
 
 
 def test_lists_of_a_serve_config_are_lists() -> None:
@@ -157,7 +157,7 @@ async def test_a_traceback_of_serve_is_not_told_to_clients() -> None:
     assert "secret" not in answer.text
 
 
-async def test_the_other_doors_get_errors_in_their_form() -> None:
+async def test_the_other_apis_get_errors_in_their_form() -> None:
     app = answered_by(PlainTextResponse("no", 503))
     assert set((await ask(app, "/v2/models/m/infer")).json()) == {"error"}
     assert (await ask(app, "/v1/vision/detection")).json()["success"] is False

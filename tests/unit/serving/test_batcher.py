@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
 from server.serving.batcher import Batcher
-from server.serving.fair_queue import Answer
+from server.serving.fair_queue import InferenceResult
 
 pytestmark = pytest.mark.anyio
 Numbers = Batcher[int, int]
@@ -27,14 +27,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.alone: list[bool] = []
+        self.sole: list[bool] = []
         self.started = asyncio.Event()
         self.release = asyncio.Event()
         self.release.set()
 
-    async def __call__(self, items: Sequence[int], alone: bool) -> list[int]:
+    async def __call__(self, items: Sequence[int], sole: bool) -> list[int]:
         self.batches.append(list(items))
-        self.alone.append(alone)
+        self.sole.append(sole)
         self.started.set()
         await self.release.wait()
         if 13 in items:
@@ -56,7 +56,7 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
         max_batch_size=int(limits.get("max_batch_size", 4)),
         max_queue_delay_s=limits.get("max_queue_delay_s", 0.0),
         max_queue_images=int(limits.get("max_queue_images", 64)),
-        lanes=int(limits.get("lanes", 1)),
+        instances=int(limits.get("instances", 1)),
         spread=bool(limits.get("spread", True)),
     )
     task = asyncio.create_task(batcher.serve())
@@ -68,9 +68,9 @@ async def serving(model: Recorder, **limits: float) -> AsyncIterator[Numbers]:
 
 
 async def submit(batcher: Numbers, item: int, deadline: float = math.inf) -> int:
-    with batcher.reserve(1) as slots:
-        answer = await slots.submit(item, deadline)
-    assert isinstance(answer, Answer)
+    with batcher.reserve(1) as reservation:
+        answer = await reservation.submit(item, deadline)
+    assert isinstance(answer, InferenceResult)
     return answer.result
 
 
@@ -100,11 +100,11 @@ async def test_a_lone_item_does_not_wait_for_company_that_cannot_come() -> None:
 async def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            first = asyncio.create_task(slots.submit(1))
+        with batcher.reserve(2) as reservation:
+            first = asyncio.create_task(reservation.submit(1))
             await asyncio.sleep(0)
             assert model.batches == []
-            second = asyncio.create_task(slots.submit(2))
+            second = asyncio.create_task(reservation.submit(2))
             assert [(await first).result, (await second).result] == [10, 20]
     assert model.batches == [[1, 2]]
 
@@ -112,18 +112,18 @@ async def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
 async def test_a_batch_goes_when_the_image_on_its_way_is_given_up() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=3600) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            first = asyncio.create_task(slots.submit(1))
+        with batcher.reserve(2) as reservation:
+            first = asyncio.create_task(reservation.submit(1))
             await asyncio.sleep(0)
-            slots.give_back()
+            reservation.release()
             assert (await first).result == 10
 
 
 async def test_a_batch_waits_no_longer_than_the_max_queue_delay() -> None:
     model = Recorder()
     async with serving(model, max_queue_delay_s=0.01) as batcher, asyncio.timeout(5):
-        with batcher.reserve(2) as slots:
-            answer = await slots.submit(7)
+        with batcher.reserve(2) as reservation:
+            answer = await reservation.submit(7)
     assert model.batches == [[7]]
     assert answer.queue_s >= 0.009
 
@@ -134,8 +134,8 @@ async def test_a_full_batch_does_not_wait() -> None:
         serving(model, max_batch_size=2, max_queue_delay_s=3600) as batcher,
         asyncio.timeout(5),
     ):
-        with batcher.reserve(3) as slots:
-            await asyncio.gather(slots.submit(1), slots.submit(2))
+        with batcher.reserve(3) as reservation:
+            await asyncio.gather(reservation.submit(1), reservation.submit(2))
     assert model.batches == [[1, 2]]
 
 
@@ -172,8 +172,8 @@ async def test_a_single_image_does_not_wait_for_all_images_of_a_large_request() 
     model = Recorder()
     model.release.clear()
     async with serving(model, max_batch_size=1) as batcher:
-        with batcher.reserve(8) as slots:
-            many = [asyncio.create_task(slots.submit(i)) for i in range(20, 28)]
+        with batcher.reserve(8) as reservation:
+            many = [asyncio.create_task(reservation.submit(i)) for i in range(20, 28)]
             await model.started.wait()
             single = asyncio.create_task(submit(batcher, 1))
             await asyncio.sleep(0)
@@ -213,8 +213,8 @@ async def test_a_large_request_is_served_though_single_images_never_cease(client
         singles = [
             asyncio.create_task(submit_until(batcher, 20 + i, ended)) for i in range(clients)
         ]
-        with batcher.reserve(16) as slots:
-            await asyncio.gather(*(slots.submit(100 + i) for i in range(16)))
+        with batcher.reserve(16) as reservation:
+            await asyncio.gather(*(reservation.submit(100 + i) for i in range(16)))
         ended.set()
         await asyncio.gather(*singles)
     first, last = (model.batches.index([item]) for item in (100, 115))
@@ -236,14 +236,14 @@ async def test_a_single_image_waits_for_a_few_of_each_large_request() -> None:
     assert model.batches.index([1]) - before <= 3
 
 
-async def test_more_lanes_are_used_at_once() -> None:
+async def test_more_instances_are_used_at_once() -> None:
     model = Recorder()
     model.release.clear()
     async with serving(model, max_batch_size=1) as batcher, asyncio.timeout(5):
         tasks = [asyncio.create_task(submit(batcher, i)) for i in (1, 2)]
         await model.started.wait()
         model.started.clear()
-        batcher.resize(lanes=2, max_batch_size=1)
+        batcher.resize(instances=2, max_batch_size=1)
         await model.started.wait()
         model.release.set()
         await asyncio.gather(*tasks)
@@ -264,10 +264,10 @@ async def test_what_became_late_while_its_batch_failed_is_not_tried_again() -> N
     assert model.batches == [[13, 1], [13]]
 
 
-async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
+async def test_instances_run_side_by_side_and_share_what_waits_before_batches_grow() -> None:
     model = Recorder()
     model.release.clear()
-    async with serving(model, max_batch_size=4, lanes=2) as batcher:
+    async with serving(model, max_batch_size=4, instances=2) as batcher:
         tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
         for _ in range(3):  # the items are put in, the first batch starts, the second
             await asyncio.sleep(0)
@@ -278,10 +278,10 @@ async def test_lanes_run_side_by_side_and_share_what_waits_before_batches_grow()
     assert model.batches == [[0, 1, 2], [3, 4, 5]]
 
 
-async def test_lanes_of_one_gpu_let_batches_grow_first() -> None:
+async def test_instances_of_one_gpu_let_batches_grow_first() -> None:
     model = Recorder()
     model.release.clear()
-    async with serving(model, max_batch_size=4, lanes=2, spread=False) as batcher:
+    async with serving(model, max_batch_size=4, instances=2, spread=False) as batcher:
         tasks = [asyncio.create_task(submit(batcher, i)) for i in range(6)]
         for _ in range(4):
             await asyncio.sleep(0)
@@ -301,7 +301,7 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
     release = [asyncio.Event() for _ in range(4)]
     batches: list[list[int]] = []
 
-    async def model(items: Sequence[int], alone: bool) -> list[int]:
+    async def model(items: Sequence[int], sole: bool) -> list[int]:
         batches.append(list(items))
         await release[len(batches) - 1].wait()
         return list(items)
@@ -311,7 +311,7 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
         bucket=lambda item: item // 100,
         max_queue_delay_s=0.0,
         max_queue_images=64,
-        lanes=2,
+        instances=2,
         max_batch_size=2,
         spread=False,
     )
@@ -338,13 +338,13 @@ async def test_what_waited_for_the_end_of_a_batch_starts_beside_full_ones() -> N
 
 async def test_only_what_has_the_model_for_itself_is_said_to_be_alone() -> None:
     model = Recorder()
-    async with serving(model, max_batch_size=1, lanes=2) as batcher:
+    async with serving(model, max_batch_size=1, instances=2) as batcher:
         await submit(batcher, 1)
         await asyncio.gather(submit(batcher, 2), submit(batcher, 3))
         with batcher.reserve(1):  # somebody's image is on its way
             await submit(batcher, 4)
     assert model.batches == [[1], [2], [3], [4]]
-    assert model.alone == [True, False, False, False]
+    assert model.sole == [True, False, False, False]
 
 
 async def test_a_failure_keeps_its_cause_for_the_log() -> None:

@@ -13,28 +13,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, SessionLost
-from server.serving.batcher import Batcher, Slots
-from server.serving.fair_queue import Answer
+from server.serving.batcher import Batcher, Reservation
+from server.serving.fair_queue import InferenceResult
 
 MAX_QUEUE_IMAGES = 12
 BUCKETS = 3
 LIMIT_S = 20
-Task = asyncio.Task[Answer[int]]
+Task = asyncio.Task[InferenceResult[int]]
 
 
 @dataclass
 class Request:
     """What one client holds."""
 
-    reservation: AbstractContextManager[Slots[int, int]]
-    slots: Slots[int, int]
+    context: AbstractContextManager[Reservation[int, int]]
+    reservation: Reservation[int, int]
     held: int
     tasks: list[Task] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Call:
-    """A model call that has begun."""
+    """An inference that has begun."""
 
     items: list[int]
     end: asyncio.Future[str]
@@ -64,12 +64,12 @@ class Clients(RuleBasedStateMachine):
     async def begin(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.batcher.serve())
 
-    async def model(self, items: Sequence[int], alone: bool) -> list[int]:
+    async def model(self, items: Sequence[int], sole: bool) -> list[int]:
         call = Call(list(items), asyncio.get_running_loop().create_future())
-        assert len(self.calls) < self.batcher.lanes
+        assert len(self.calls) < self.batcher.instances
         assert 1 <= len(items) <= self.batcher.max_batch_size
         assert len({item % BUCKETS for item in items}) == 1
-        assert not alone or (not self.calls and self.batcher.queue_images == 0)
+        assert not sole or (not self.calls and self.batcher.queue_images == 0)
         self.calls.append(call)
         end = "lost"
         try:
@@ -100,12 +100,12 @@ class Clients(RuleBasedStateMachine):
     def comes(self, images: int) -> None:
         async def reserve() -> None:
             free = MAX_QUEUE_IMAGES - self.batcher.queue_images
-            reservation = self.batcher.reserve(images)
+            context = self.batcher.reserve(images)
             if images > free:
                 with pytest.raises(QueueFull):
-                    reservation.__enter__()
+                    context.__enter__()
                 return
-            self.requests.append(Request(reservation, reservation.__enter__(), images))
+            self.requests.append(Request(context, context.__enter__(), images))
 
         self.do(reserve())
 
@@ -120,7 +120,9 @@ class Clients(RuleBasedStateMachine):
                 item = len(self.tasks)
                 if late:
                     self.late.add(item)
-                task = asyncio.create_task(request.slots.submit(item, 0 if late else math.inf))
+                task = asyncio.create_task(
+                    request.reservation.submit(item, 0 if late else math.inf)
+                )
                 self.runs.append([])
                 self.tasks.append(task)
                 request.tasks.append(task)
@@ -133,10 +135,10 @@ class Clients(RuleBasedStateMachine):
         request = data.draw(st.sampled_from([each for each in self.requests if each.held]))
         request.held -= 1
 
-        async def give_back() -> None:
-            request.slots.give_back()
+        async def release() -> None:
+            request.reservation.release()
 
-        self.do(give_back())
+        self.do(release())
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -146,7 +148,7 @@ class Clients(RuleBasedStateMachine):
 
         async def leave() -> None:
             await self.cancel(request.tasks)
-            request.reservation.__exit__(None, None, None)
+            request.context.__exit__(None, None, None)
 
         self.do(leave())
 
@@ -172,13 +174,13 @@ class Clients(RuleBasedStateMachine):
 
         self.do(finish())
 
-    @rule(lanes=st.integers(1, 3), max_batch_size=st.integers(1, 5))
-    def another_model_is_loaded(self, lanes: int, max_batch_size: int) -> None:
-        if lanes < len(self.calls):  # `model` looks at the limit of now
+    @rule(instances=st.integers(1, 3), max_batch_size=st.integers(1, 5))
+    def another_model_is_loaded(self, instances: int, max_batch_size: int) -> None:
+        if instances < len(self.calls):  # `model` looks at the limit of now
             return
 
         async def change() -> None:
-            self.batcher.resize(lanes=lanes, max_batch_size=max_batch_size)
+            self.batcher.resize(instances=instances, max_batch_size=max_batch_size)
 
         self.do(change())
 
@@ -200,15 +202,17 @@ class Clients(RuleBasedStateMachine):
     def places_are_counted(self) -> None:
         running = {item for call in self.calls for item in call.items}
         waiting = [i for i, task in enumerate(self.tasks) if not task.done() and i not in running]
-        retried = [i for i in waiting if self.runs[i]]  # they hold a lane and no place
+        retried = [i for i in waiting if self.runs[i]]  # they hold an instance and no place
         held = sum(request.held for request in self.requests)
         assert self.batcher.queue_images == held + len(waiting) - len(retried)
         assert self.batcher.running_batches == len(self.calls)
 
     @invariant()
-    def nothing_waits_beside_a_free_lane(self) -> None:
+    def nothing_waits_beside_a_free_instance(self) -> None:
         assert (
-            self.lost or not self.batcher._waiting.images or len(self.calls) >= self.batcher.lanes
+            self.lost
+            or not self.batcher._waiting.images
+            or len(self.calls) >= self.batcher.instances
         )
 
     @invariant()
@@ -238,7 +242,7 @@ class Clients(RuleBasedStateMachine):
             self.serving.cancel()
             await asyncio.wait([self.serving, *self.tasks])
             for request in self.requests:
-                request.reservation.__exit__(None, None, None)
+                request.context.__exit__(None, None, None)
 
         self.do(end())
         self.runner.close()

@@ -11,15 +11,15 @@ def test_never_more_is_taken_than_there_is_and_all_comes_back(
     steps: list[tuple[int, int]],
 ) -> None:
     budget = ByteBudget(100)
-    shares = [budget.share() for _ in range(4)]
+    reservations = [budget.reserve() for _ in range(4)]
     held = [0] * 4
     for index, count in steps:  # -1: gives back
         if count < 0:
-            shares[index].give_back()
+            reservations[index].release()
             held[index] = 0
         else:
             try:
-                shares[index].take(count)
+                reservations[index].take(count)
             except TooLarge:
                 assert held[index] + count > 100
             except UploadsFull:
@@ -27,9 +27,9 @@ def test_never_more_is_taken_than_there_is_and_all_comes_back(
             else:
                 held[index] += count
         assert budget.taken == sum(held) <= 100
-    for share in shares:
-        share.give_back()
-        share.give_back()
+    for reservation in reservations:
+        reservation.release()
+        reservation.release()
     assert budget.taken == 0
 
 

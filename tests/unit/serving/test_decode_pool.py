@@ -12,11 +12,11 @@ import pytest
 from server.errors import TooLarge
 from server.serving.decode_pool import (
     LEAST_BYTES,
-    Claim,
-    DecodeMemory,
-    NoRoom,
+    DecodeMemoryLimiter,
+    MemoryReservation,
+    MemoryUnavailable,
+    body_share,
     decoding_share,
-    upload_share,
 )
 from server.serving.threads import on_pool_until
 
@@ -25,38 +25,38 @@ LIMIT_S = 20
 MIB = 2**20
 
 
-async def settled(*tasks: asyncio.Task[Claim]) -> list[bool]:
+async def settled(*tasks: asyncio.Task[MemoryReservation]) -> list[bool]:
     """Which of these are done once the event loop has nothing more to do."""
     for _ in range(10):
         await asyncio.sleep(0)
     return [task.done() for task in tasks]
 
 
-def waiting(memory: DecodeMemory, needed: int) -> asyncio.Task[Claim]:
+def waiting(memory: DecodeMemoryLimiter, needed: int) -> asyncio.Task[MemoryReservation]:
     return asyncio.create_task(memory.wait_for(needed))
 
 
 async def test_what_fits_is_there_at_once_and_comes_back() -> None:
-    memory = DecodeMemory(100)
-    one, other = memory.claim(), memory.claim()
+    memory = DecodeMemoryLimiter(100)
+    one, other = memory.reserve(), memory.reserve()
     one.require(40)
     one.require(30)  # no more than it has
     other.require(60)
     assert memory.taken == 100
-    with pytest.raises(NoRoom) as full:
+    with pytest.raises(MemoryUnavailable) as full:
         one.require(41)
     assert full.value.needed == 41
-    one.give_back()
-    one.give_back()
+    one.release()
+    one.release()
     assert memory.taken == 60
-    other.give_back()
+    other.release()
     assert memory.taken == 0
 
 
 async def test_what_never_fits_is_refused_with_both_numbers() -> None:
-    memory = DecodeMemory(100)
+    memory = DecodeMemoryLimiter(100)
     with pytest.raises(TooLarge, match=r"up to 101 bytes .* has 100 for it") as refused:
-        memory.claim().require(101)
+        memory.reserve().require(101)
     assert refused.value.code == "too_much_memory"
     with pytest.raises(TooLarge):
         await memory.wait_for(101)
@@ -64,52 +64,52 @@ async def test_what_never_fits_is_refused_with_both_numbers() -> None:
 
 
 async def test_without_a_limit_nothing_waits() -> None:
-    memory = DecodeMemory()
-    claim = memory.claim()
-    claim.require(2**50)
+    memory = DecodeMemoryLimiter()
+    reservation = memory.reserve()
+    reservation.require(2**50)
     other = await memory.wait_for(2**50)
-    claim.give_back()
-    other.give_back()
+    reservation.release()
+    other.release()
     assert memory.taken == 0
 
 
 async def test_a_large_picture_is_not_overtaken_by_small_ones() -> None:
-    memory = DecodeMemory(100)
-    first = memory.claim()
+    memory = DecodeMemoryLimiter(100)
+    first = memory.reserve()
     first.require(60)
     large, small = waiting(memory, 90), waiting(memory, 10)
     assert await settled(large, small) == [False, False]
-    with pytest.raises(NoRoom):  # there are 40, and who comes now is not the first
-        memory.claim().require(10)
-    first.give_back()
+    with pytest.raises(MemoryUnavailable):  # there are 40, and who comes now is not the first
+        memory.reserve().require(10)
+    first.release()
     assert await settled(large, small) == [True, True]
     assert memory.taken == 100
-    large.result().give_back()
-    small.result().give_back()
-    memory.claim().require(10)
+    large.result().release()
+    small.result().release()
+    memory.reserve().require(10)
 
 
 async def test_one_that_gives_up_waiting_lets_the_next_pass() -> None:
-    memory = DecodeMemory(100)
-    first = memory.claim()
+    memory = DecodeMemoryLimiter(100)
+    first = memory.reserve()
     first.require(60)
     large, small = waiting(memory, 90), waiting(memory, 10)
     await settled(large, small)
     large.cancel()
     assert await settled(large, small) == [True, True]
     assert memory.taken == 70
-    small.result().give_back()
-    first.give_back()
+    small.result().release()
+    first.release()
     assert memory.taken == 0
 
 
 async def test_memory_that_comes_when_nobody_waits_any_more_is_not_lost() -> None:
-    memory = DecodeMemory(100)
-    first = memory.claim()
+    memory = DecodeMemoryLimiter(100)
+    first = memory.reserve()
     first.require(60)
     large = waiting(memory, 90)
     await settled(large)
-    first.give_back()
+    first.release()
     large.cancel()  # before the event loop has told it
     await asyncio.wait([large])
     assert large.cancelled()
@@ -117,11 +117,11 @@ async def test_memory_that_comes_when_nobody_waits_any_more_is_not_lost() -> Non
 
 
 async def test_threads_never_take_more_than_there_is() -> None:
-    memory, lock, held, most = DecodeMemory(100), threading.Lock(), 0, 0
+    memory, lock, held, most = DecodeMemoryLimiter(100), threading.Lock(), 0, 0
 
-    def decode(claim: Claim, needed: int) -> None:
+    def decode(reservation: MemoryReservation, needed: int) -> None:
         nonlocal held, most
-        claim.require(needed)
+        reservation.require(needed)
         with lock:
             held += needed
             most = max(most, held)
@@ -129,13 +129,13 @@ async def test_threads_never_take_more_than_there_is() -> None:
             held -= needed
 
     async def one(pool: ThreadPoolExecutor, needed: int) -> None:
-        claim = memory.claim()
+        reservation = memory.reserve()
         while True:
             try:
-                await on_pool_until(pool, partial(decode, claim, needed), claim.give_back)
+                await on_pool_until(pool, partial(decode, reservation, needed), reservation.release)
                 return
-            except NoRoom as full:
-                claim = await memory.wait_for(full.needed)
+            except MemoryUnavailable as full:
+                reservation = await memory.wait_for(full.needed)
 
     with ThreadPoolExecutor(8) as pool:
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
@@ -193,14 +193,14 @@ async def test_work_that_fails_is_kept_by_nobody() -> None:
     ("limit", "uploads"), [(512, 64), (1024, 128), (2048, 256), (64 * 1024, 256)]
 )
 def test_bodies_have_an_eighth_and_256_mib_at_most(limit: int, uploads: int) -> None:
-    assert upload_share(limit * MIB) == uploads * MIB
+    assert body_share(limit * MIB) == uploads * MIB
 
 
 def test_decoding_has_what_is_left_and_never_nothing() -> None:
     parts = {
         "resident_bytes": 160 * MIB,
         "canvas_bytes": 63 * MIB,
-        "upload_bytes": 128 * MIB,
+        "inflight_body_bytes": 128 * MIB,
     }
     assert decoding_share(1024 * MIB, **parts) == (1024 - 128 - 160 - 63 - 128) * MIB
     assert decoding_share(256 * MIB, **parts) == LEAST_BYTES

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from server.serving.decode_pool import Claim, Decoding
+from server.serving.decode_pool import DecodePool, MemoryReservation
 from server.serving.threads import ClientLeft
 
 pytestmark = pytest.mark.anyio
@@ -16,17 +16,17 @@ def anyio_backend() -> str:
 
 
 async def test_what_nobody_waits_for_any_more_does_not_begin_and_holds_no_memory() -> None:
-    decoding = Decoding(threads=1, max_image_pixels=1000)
+    decoding = DecodePool(threads=1, max_image_pixels=1000)
     begun, gate, left = threading.Event(), threading.Event(), threading.Event()
     ran: list[str] = []
 
-    def first(claim: Claim) -> None:
-        claim.require(1000)
+    def first(reservation: MemoryReservation) -> None:
+        reservation.require(1000)
         begun.set()
         assert gate.wait(LIMIT_S)
 
-    def second(claim: Claim) -> None:
-        claim.require(1000)
+    def second(reservation: MemoryReservation) -> None:
+        reservation.require(1000)
         ran.append("second")
 
     running = asyncio.create_task(decoding.run(first, threading.Event()))

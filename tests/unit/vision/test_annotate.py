@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.vision.annotate import annotate, encode_picture
+from server.vision.annotate import annotate, encode_image
 from server.vision.nms import Detections
 from server.vision.palette import BASE_RGB, class_colour
 
@@ -110,7 +110,7 @@ def test_without_detections_the_picture_stays_as_it_is() -> None:
 def test_colours_survive_the_encoding(png: bool) -> None:
     image = grey()
     image[..., 0] = 200
-    encoded, media_type = encode_picture(image, png=png)
+    encoded, media_type = encode_image(image, png=png)
     assert media_type == ("image/png" if png else "image/jpeg")
     back = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert back is not None
@@ -118,6 +118,6 @@ def test_colours_survive_the_encoding(png: bool) -> None:
 
 
 def test_what_is_too_long_for_a_jpeg_becomes_a_png() -> None:
-    encoded, media_type = encode_picture(np.zeros((1, 66_000, 3), np.uint8), png=False)
+    encoded, media_type = encode_image(np.zeros((1, 66_000, 3), np.uint8), png=False)
     assert media_type == "image/png"
     assert encoded.startswith(b"\x89PNG")

@@ -27,11 +27,11 @@ import json, sys
 from pathlib import Path
 import cv2, numpy as np
 from server.vision.annotate import annotate
-from server.api.responses import annotated_picture
+from server.api.responses import annotated_image
 from server.api.body import Upload
 from server.inference.detector import ImageDetections
-from server.vision.decode import decode, decode_reduced, quiet_codecs, read_header
-from server.vision.decode import picture_bytes
+from server.vision.decode import decode, decode_dct_scaled, quiet_codecs, read_header
+from server.vision.decode import image_bytes
 from server.host import resident_bytes, return_freed_memory, return_large_blocks
 from server.vision.nms import Detections
 
@@ -49,13 +49,13 @@ def measured(work):
 
 def drawn(data):
     header = read_header(data)
-    expected.append(picture_bytes(data, header))
+    expected.append(image_bytes(data, header))
     found = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, int))
     found = ImageDetections(found, header.width, header.height, False)
-    annotated_picture(Upload("x", data), found, ["x"], 10**9, True)
+    annotated_image(Upload("x", data), found, ["x"], 10**9, True)
 
 def reduced(data):
-    decode_reduced(data, max_pixels=10**9, full_hw=FULL, require=expected.append)
+    decode_dct_scaled(data, max_pixels=10**9, full_hw=FULL, require=expected.append)
 
 def exact(data):
     decode(data, max_pixels=10**9, require=expected.append)

@@ -1,4 +1,4 @@
-"""What the model process and its fronts have between them: slots, messages, metrics, shares."""
+"""What the engine process and its workers have between them: slots, messages, metrics, shares."""
 
 import itertools
 import os
@@ -18,35 +18,35 @@ from server.errors import QueueFull
 from server.http.auth import Keys
 from server.inference.artifact import load_artifact
 from server.observability.metrics import Metrics
-from server.observability.metrics_merge import counted, exposition, front_part, merged, snapshot
+from server.observability.metrics_merge import counted, exposition, merged, snapshot, worker_part
 from server.settings import Settings
-from server.workers.connection_passing import _received, intake_pair
+from server.workers.connection_passing import _received, passing_sockets
 from server.workers.messages import (
     KINDS,
     MAX_MESSAGE_BYTES,
     BadMessage,
-    Done,
-    Granted,
-    Lines,
+    Inferred,
     Message,
+    MessageReader,
+    Ready,
     Release,
+    SlotsGranted,
     Submit,
-    Up,
     decode,
     encode,
 )
 from server.workers.remote_engine import RemoteEngine, described, read_description
-from server.workers.shared_memory import PAGE_BYTES, Room, SharedFile, Slots
+from server.workers.shared_memory import PAGE_BYTES, SharedFile, SlotLayout, SlotPool
 from server.workers.supervisor import MIN_CONNECTIONS, shares
 from tests.support.artifacts import tiny_artifact
 from tests.support.metrics import fresh
 
-ROOM = Room(pixel_bytes=64 * 64 * 3, rows=10)
+LAYOUT = SlotLayout(pixel_bytes=64 * 64 * 3, rows=10)
 
 
 @pytest.fixture
-def slots() -> Iterator[Slots]:
-    made = Slots()
+def slots() -> Iterator[SlotPool]:
+    made = SlotPool()
     yield made
     made.close()
 
@@ -54,27 +54,27 @@ def slots() -> Iterator[Slots]:
 # ---- slots
 
 
-def test_what_one_process_writes_the_other_reads(slots: Slots) -> None:
-    slots.fit(ROOM, 3)
-    front = SharedFile(slots.shared.file)
+def test_what_one_process_writes_the_other_reads(slots: SlotPool) -> None:
+    slots.fit(LAYOUT, 3)
+    worker = SharedFile(slots.shared.file)
     (lease,) = slots.take(1)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    front.pixels(lease.slot, 64, 64)[:] = pixels
+    worker.pixels(lease.slot, 64, 64)[:] = pixels
     assert (lease.pixels(64, 64) == pixels).all()
     found = np.random.default_rng(1).random((7, 6)).astype(np.float32)
     lease.enter()
     lease.keep(found)
     lease.leave()
-    assert (front.candidates(lease.slot + ROOM.candidates_at, 7) == found).all()
+    assert (worker.candidates(lease.slot + LAYOUT.candidates_at, 7) == found).all()
     assert (lease.pixels(64, 64) == pixels).all()
 
 
-def test_slots_do_not_overlap_and_none_is_handed_out_twice(slots: Slots) -> None:
-    slots.fit(ROOM, 5)
+def test_slots_do_not_overlap_and_none_is_handed_out_twice(slots: SlotPool) -> None:
+    slots.fit(LAYOUT, 5)
     leases = slots.take(2) + slots.take(3)
     starts = sorted(lease.slot for lease in leases)
-    assert starts[0] >= PAGE_BYTES  # behind the board
-    assert all(b - a >= ROOM.slot_bytes for a, b in itertools.pairwise(starts))
+    assert starts[0] >= PAGE_BYTES  # behind the shared status
+    assert all(b - a >= LAYOUT.slot_bytes for a, b in itertools.pairwise(starts))
     with pytest.raises(QueueFull, match="5 of 5 images"):
         slots.take(1)
     leases[0].release()
@@ -82,8 +82,8 @@ def test_slots_do_not_overlap_and_none_is_handed_out_twice(slots: Slots) -> None
     assert slots.take(1)[0].slot == leases[0].slot
 
 
-def test_a_slot_that_a_model_call_uses_comes_back_only_after_it(slots: Slots) -> None:
-    slots.fit(ROOM, 1)
+def test_a_slot_that_an_inference_uses_comes_back_only_after_it(slots: SlotPool) -> None:
+    slots.fit(LAYOUT, 1)
     (lease,) = slots.take(1)
     lease.enter()
     lease.release()
@@ -92,8 +92,8 @@ def test_a_slot_that_a_model_call_uses_comes_back_only_after_it(slots: Slots) ->
     assert slots.taken == 0
 
 
-def test_a_call_that_begins_with_what_was_released_writes_nothing(slots: Slots) -> None:
-    slots.fit(ROOM, 1)
+def test_a_call_that_begins_with_what_was_released_writes_nothing(slots: SlotPool) -> None:
+    slots.fit(LAYOUT, 1)
     (left,) = slots.take(1)
     left.release()
     (next_one,) = slots.take(1)  # the same memory, of another request
@@ -102,23 +102,23 @@ def test_a_call_that_begins_with_what_was_released_writes_nothing(slots: Slots) 
     left.enter()
     left.keep(np.zeros((2, 6), np.float32))
     left.leave()
-    start = next_one.slot + ROOM.candidates_at
+    start = next_one.slot + LAYOUT.candidates_at
     assert slots.shared.candidates(start, 2).all()
     assert slots.taken == 1
 
 
 def test_a_larger_model_gets_larger_slots_and_the_small_ones_go_with_their_requests(
-    slots: Slots,
+    slots: SlotPool,
 ) -> None:
-    slots.fit(ROOM, 2)
-    front = SharedFile(slots.shared.file)
+    slots.fit(LAYOUT, 2)
+    worker = SharedFile(slots.shared.file)
     (old,) = slots.take(1)
     old.pixels(64, 64)[:] = 7
-    large = Room(128 * 128 * 3, 20)
+    large = SlotLayout(128 * 128 * 3, 20)
     slots.fit(large, 2)
     new = slots.take(2)
     for lease in new:
-        front.pixels(lease.slot, 128, 128)[:] = 9  # it sees what came behind its map
+        worker.pixels(lease.slot, 128, 128)[:] = 9  # it sees what came behind its map
     assert (old.pixels(64, 64) == 7).all()
     assert slots.taken == 3
     old.release()
@@ -126,51 +126,56 @@ def test_a_larger_model_gets_larger_slots_and_the_small_ones_go_with_their_reque
     assert not old.pixels(64, 64).any()  # given back to the system
     assert (new[0].pixels(128, 128) == 9).all()
     size = os.fstat(slots.shared.file).st_size
-    slots.fit(ROOM, 2)  # a smaller model uses what is there
+    slots.fit(LAYOUT, 2)  # a smaller model uses what is there
     assert os.fstat(slots.shared.file).st_size == size
     assert slots.count == 2
 
 
-def test_a_larger_model_gets_its_slots_before_any_image_came(slots: Slots) -> None:
-    slots.fit(ROOM, 2)
-    assert slots.shared.size >= 2 * ROOM.slot_bytes  # which is what the budget of memory counts
-    slots.fit(Room(128 * 128 * 3, 20), 2)
+def test_a_larger_model_gets_its_slots_before_any_image_came(slots: SlotPool) -> None:
+    slots.fit(LAYOUT, 2)
+    assert slots.shared.size >= 2 * LAYOUT.slot_bytes  # which is what the budget of memory counts
+    slots.fit(SlotLayout(128 * 128 * 3, 20), 2)
     assert slots.count == 2
     (lease,) = slots.take(1)
     lease.pixels(128, 128)[:] = 1
 
 
-def test_a_front_cannot_cut_the_memory_off_under_the_model_process(slots: Slots) -> None:
+def test_a_worker_cannot_cut_the_memory_off_under_the_engine_process(slots: SlotPool) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(slots.shared.file, 0)
 
 
-def test_what_no_image_has_used_takes_no_memory(slots: Slots) -> None:
-    slots.fit(Room(2**20, 1000), 500)
+def test_what_no_image_has_used_takes_no_memory(slots: SlotPool) -> None:
+    slots.fit(SlotLayout(2**20, 1000), 500)
     (lease,) = slots.take(1)
     lease.pixels(512, 512)[:] = 1
     assert os.fstat(slots.shared.file).st_blocks * 512 < 2 * 2**20
 
 
-def test_the_board_tells_what_was_written(slots: Slots) -> None:
-    board = SharedFile(slots.shared.file).board
-    slots.shared.board.write(
-        queue_images=5, retry_after_s=3, lanes=2, busy=1, oldest_call=float("inf")
+def test_the_shared_status_reads_as_it_was_written(slots: SlotPool) -> None:
+    status = SharedFile(slots.shared.file).status
+    slots.shared.status.write(
+        queue_images=5, retry_after_s=3, instances=2, busy=1, oldest_inference=float("inf")
     )
-    assert (board.queue_images, board.retry_after_s, board.lanes, board.busy) == (5, 3, 2, 1)
-    assert board.oldest_call == float("inf")
-    assert board.written > 0
+    assert (status.queue_images, status.retry_after_s, status.instances, status.busy) == (
+        5,
+        3,
+        2,
+        1,
+    )
+    assert status.oldest_inference == float("inf")
+    assert status.written > 0
 
 
 # ---- messages
 
 numbers = st.integers(0, 2**53)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.just(Up()),
+    st.just(Ready()),
     st.builds(Submit, numbers, numbers, numbers, st.none() | st.floats(0, 1e6)),
     st.builds(Release, st.lists(numbers)),
-    st.builds(Granted, numbers, st.lists(numbers), numbers),
-    st.builds(Done, numbers, numbers, st.floats(0, 1e6), st.floats(0, 1e6)),
+    st.builds(SlotsGranted, numbers, st.lists(numbers), numbers),
+    st.builds(Inferred, numbers, numbers, st.floats(0, 1e6), st.floats(0, 1e6)),
 )
 
 
@@ -179,11 +184,11 @@ def test_messages_arrive_whole_however_they_are_cut(
     sent: list[Message], data: st.DataObject
 ) -> None:
     wire = b"".join(encode(each) for each in sent)
-    lines = Lines()
+    reader = MessageReader()
     came: list[Message] = []
     while wire:
         cut = data.draw(st.integers(1, len(wire)))
-        came += lines.feed(wire[:cut])
+        came += reader.feed(wire[:cut])
         wire = wire[cut:]
     assert came == sent
 
@@ -197,10 +202,10 @@ def test_what_is_no_message_is_told(line: bytes) -> None:
 
 
 def test_a_message_without_end_is_not_kept() -> None:
-    lines = Lines()
-    assert list(lines.feed(bytes(MAX_MESSAGE_BYTES))) == []
+    reader = MessageReader()
+    assert list(reader.feed(bytes(MAX_MESSAGE_BYTES))) == []
     with pytest.raises(BadMessage, match=str(MAX_MESSAGE_BYTES)):
-        list(lines.feed(b"x"))
+        list(reader.feed(b"x"))
 
 
 def test_every_message_has_a_number_of_its_own() -> None:
@@ -210,8 +215,10 @@ def test_every_message_has_a_number_of_its_own() -> None:
 # ---- metrics
 
 
-def front(requests: int) -> Metrics:
-    metrics = fresh("queue_full", upload_bytes=lambda: 100 * requests, queue_images=lambda: 77)
+def worker(requests: int) -> Metrics:
+    metrics = fresh(
+        "queue_full", inflight_body_bytes=lambda: 100 * requests, queue_images=lambda: 77
+    )
     metrics.requests.labels("/detect", "200").inc(requests)
     for _ in range(requests):
         metrics.stage_seconds["decode"].observe(0.003)
@@ -227,11 +234,11 @@ def values(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     return found
 
 
-def test_what_fronts_count_is_added_and_the_rest_is_the_model_process_own() -> None:
+def test_what_workers_count_is_added_and_the_rest_is_the_engine_process_own() -> None:
     own = fresh("queue_full", queue_images=lambda: 4)
     own.batch_size.observe(3)
     own.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
-    parts = [front_part(snapshot(front(each).registry)) for each in (2, 5)]
+    parts = [worker_part(snapshot(worker(each).registry)) for each in (2, 5)]
     there = values(exposition(merged(snapshot(own.registry), parts)))
     assert there["detector_requests_total"] == {(("route", "/detect"), ("status", "200")): 7}
     decoded = (("stage", "decode"),)
@@ -240,16 +247,20 @@ def test_what_fronts_count_is_added_and_the_rest_is_the_model_process_own() -> N
     assert there["detector_stage_seconds_bucket"][(("le", "0.005"), *decoded)] == 7
     assert there["detector_batch_size_sum"][()] == 3
     assert there["detector_inflight_requests"][()] == 7
-    assert there["detector_upload_bytes"][()] == 700
+    assert there["detector_inflight_body_bytes"][()] == 700
     assert there["detector_queue_images"][()] == 4
     assert there["detector_model_info"] == values(own.exposition())["detector_model_info"]
 
 
 def test_one_process_alone_reads_as_it_would_by_itself() -> None:
-    own = front(3)
+    own = worker(3)
     alone = exposition(merged(snapshot(own.registry), []))
     ours = {name: each for name, each in values(alone).items() if name.startswith("detector_")}
-    gauges = ("detector_inflight_requests", "detector_upload_bytes", "detector_max_upload_bytes")
+    gauges = (
+        "detector_inflight_requests",
+        "detector_inflight_body_bytes",
+        "detector_max_inflight_body_bytes",
+    )
     expected = values(own.exposition())
     assert set(expected) == set(values(alone))
     for name, each in ours.items():
@@ -259,7 +270,7 @@ def test_one_process_alone_reads_as_it_would_by_itself() -> None:
 
 def test_what_the_dead_have_counted_stays_and_what_they_had_goes() -> None:
     own = snapshot(fresh("queue_full").registry)
-    dead = counted(front_part(snapshot(front(2).registry)))
+    dead = counted(worker_part(snapshot(worker(2).registry)))
     there = values(exposition(merged(own, [dead])))
     assert there["detector_requests_total"][(("route", "/detect"), ("status", "200"))] == 2
     assert there["detector_inflight_requests"][()] == 0
@@ -267,7 +278,7 @@ def test_what_the_dead_have_counted_stays_and_what_they_had_goes() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_accepts_the_sum() -> None:
-    parts = [front_part(snapshot(front(each).registry)) for each in (2, 5)]
+    parts = [worker_part(snapshot(worker(each).registry)) for each in (2, 5)]
     text = exposition(merged(snapshot(fresh("queue_full").registry), parts))
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60, check=False
@@ -275,21 +286,21 @@ def test_promtool_accepts_the_sum() -> None:
     assert checked.returncode == 0, checked.stderr + checked.stdout
 
 
-# ---- what each front has
+# ---- what each worker has
 
 
 def settings(**given: object) -> Settings:
-    return Settings.model_validate({"http_processes": 4} | given)
+    return Settings.model_validate({"http_workers": 4} | given)
 
 
 def test_what_there_is_is_divided_and_one_request_always_fits() -> None:
-    part = shares(settings(max_upload_bytes=400 * 2**20), 8 * 2**30, cpus=16)
-    assert (part.decode_threads, part.upload_bytes) == (4, 100 * 2**20)
+    part = shares(settings(max_inflight_body_bytes=400 * 2**20), 8 * 2**30, cpus=16)
+    assert (part.decode_threads, part.inflight_body_bytes) == (4, 100 * 2**20)
     assert part.memory_bytes == 2 * 2**30
     assert part.connections == 1024
     small = shares(settings(max_body_bytes=50 * 2**20, decode_threads=2), 2**30, cpus=1)
-    assert (small.decode_threads, small.upload_bytes) == (1, 50 * 2**20)
-    assert shares(settings(http_processes=64), 2**36, cpus=2).connections == MIN_CONNECTIONS
+    assert (small.decode_threads, small.inflight_body_bytes) == (1, 50 * 2**20)
+    assert shares(settings(http_workers=64), 2**36, cpus=2).connections == MIN_CONNECTIONS
 
 
 # ---- the rest
@@ -303,7 +314,7 @@ def test_keys_are_known_by_their_digests_alone() -> None:
 
 
 def test_a_connection_passes_from_one_process_to_another() -> None:
-    ours, theirs = intake_pair()
+    ours, theirs = passing_sockets()
     with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
         with socket.create_connection(listener.getsockname()) as client:
             accepted, _ = listener.accept()

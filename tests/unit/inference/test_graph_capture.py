@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.inference.cuda.graphs import Capturing
+from server.inference.cuda.graphs import GraphCapture
 
 LIMIT_S = 20
 
 
 def test_calls_run_side_by_side() -> None:
-    capturing, together = Capturing(), threading.Barrier(3)
+    capturing, together = GraphCapture(), threading.Barrier(3)
 
     def call() -> None:
         with capturing.call():
@@ -24,7 +24,7 @@ def test_calls_run_side_by_side() -> None:
 
 
 def test_a_recording_waits_for_calls_and_holds_off_those_that_come() -> None:
-    capturing = Capturing()
+    capturing = GraphCapture()
     running, end_call, order = threading.Event(), threading.Event(), list[str]()
 
     def call() -> None:
@@ -57,7 +57,7 @@ def test_a_recording_waits_for_calls_and_holds_off_those_that_come() -> None:
 
 
 def test_what_fails_gives_its_turn_back() -> None:
-    capturing = Capturing()
+    capturing = GraphCapture()
     for turn in (capturing.call, capturing.capture):
         with pytest.raises(ZeroDivisionError), turn():
             raise ZeroDivisionError

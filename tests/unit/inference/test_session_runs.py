@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from server.inference.artifact import Artifact, load_artifact
-from server.inference.cuda.graphs import BoundRun, BoundRuns, Memory
+from server.inference.cuda.graphs import BoundRun, BoundRunner, Memory
 from server.inference.cuda.model import fix_shape, input_dimensions
 from server.inference.cuda.options import Shape, padded_sizes
 from server.inference.devices import CPU
 from server.inference.onnx_session import load, session_options
-from server.inference.session import PlainRuns, padded
+from server.inference.session import PlainRunner, padded
 from server.vision.letterbox import PAD_VALUE
 from tests.support.artifacts import BUCKETS, POISON, tiny_artifact, tiny_candidates
 
@@ -75,11 +75,11 @@ def one_for_each(artifact: Artifact) -> Callable[[Shape], Opened]:
     return open_shape
 
 
-def bound(artifact: Artifact, open_shape: Callable[[Shape], Any]) -> BoundRuns:
+def bound(artifact: Artifact, open_shape: Callable[[Shape], Any]) -> BoundRunner:
     def candidates(hw: tuple[int, int]) -> int:
         return min(K, artifact.metadata.anchors(hw))
 
-    return BoundRuns(open_shape, candidates, ON_CPU, SIZES)
+    return BoundRunner(open_shape, candidates, ON_CPU, SIZES)
 
 
 def noise(batch: int, hw: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
@@ -91,7 +91,7 @@ def test_every_shape_has_the_answers_of_a_plain_call(
     artifact: Artifact, session: Any, fixed: bool
 ) -> None:
     runs = bound(artifact, one_for_each(artifact) if fixed else one_for_all(session))
-    plain, padding = PlainRuns(session), PlainRuns(session, SIZES)
+    plain, padding = PlainRunner(session), PlainRunner(session, SIZES)
     for turn in range(2):  # the second one finds what the first left in the buffers
         for batch in range(1, 9):  # two more than there are sizes for
             for hw in BUCKETS:

@@ -1,13 +1,13 @@
-"""CPU time of an image in each process of the server, alone and behind several HTTP processes.
+"""CPU time of an image in each process of the server, alone and behind several HTTP workers.
 
-    .venv/bin/python -m benchmarks.http_processes [--model FILE] [--fronts 1 2] [--clients 16]
+    .venv/bin/python -m benchmarks.http_workers [--model FILE] [--workers 1 2] [--clients 16]
 
 What limits a server whose model is fast is the thread that runs the event loop: one in each
 process. The table has, per image, its CPU milliseconds and those of all other threads (decoding,
-answers, model calls). 1000 / (the event loop's milliseconds in the process with the model) is what
+answers, inferences). 1000 / (the event loop's milliseconds in the process with the model) is what
 that process could pass on a second. CPU time is less sensitive to a busy machine than rates are,
 but not insensitive. Other flags go to the server: --max-batch-size=8 --intra-op-threads=N, with N
-the CPUs, makes one lane and batches of it, as a GPU has them.
+the CPUs, makes one instance and batches of it, as a GPU has them.
 """
 
 import argparse
@@ -70,10 +70,10 @@ class Server:
 
 
 @contextmanager
-def server(fronts: int, flags: list[str]) -> Iterator[Server]:
+def server(workers: int, flags: list[str]) -> Iterator[Server]:
     """Starts one, and ends it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port=0", f"--http-processes={fronts}", *flags],
+        [sys.executable, "-m", "server", "--port=0", f"--http-workers={workers}", *flags],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,7 +82,7 @@ def server(fronts: int, flags: list[str]) -> Iterator[Server]:
     reader = None
     try:
         url, processes, up, ready = "", {"model": process.pid}, 0, False
-        while not (url and ready and up == fronts):
+        while not (url and ready and up == workers):
             line = process.stderr.readline()
             if not line:
                 raise SystemExit(f"the server ended with {process.wait()}")
@@ -90,7 +90,7 @@ def server(fronts: int, flags: list[str]) -> Iterator[Server]:
             url = event.get("url", url)
             ready = ready or event["event"] == "ready"
             up += event["event"] == UP_EVENT
-            if event["event"] == "http_process_started":
+            if event["event"] == "http_worker_started":
                 processes[event["name"]] = event["pid"]
         # A log that nobody reads fills its pipe, and the server would wait.
         reader = threading.Thread(target=process.stderr.read, daemon=True)
@@ -132,7 +132,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="an artifact; the default weights without")
-    parser.add_argument("--fronts", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--picture", type=Path, default=ROOT / "samples" / "smear_1.jpg")
@@ -141,10 +141,10 @@ def main() -> None:
         flags.append(f"--model={arguments.model.resolve()}")
     request = image_request("/detect", arguments.picture.read_bytes())
     print(f"{os.cpu_count()} CPUs, {arguments.clients} clients, {arguments.picture.name}\n")
-    print("| HTTP processes | process | event loop, ms/image | other threads | images/s |")
+    print("| HTTP workers | process | event loop, ms/image | other threads | images/s |")
     print("|---|---|---|---|---|")
-    for fronts in arguments.fronts:
-        with server(fronts, flags) as running:
+    for workers in arguments.workers:
+        with server(workers, flags) as running:
             rows = run_light(measure(running, request, arguments.clients, arguments.seconds))
         print("\n".join(rows), flush=True)
 

@@ -8,16 +8,16 @@ import pytest
 from PIL import Image as Pillow
 
 from client.bitmap import bmp_of
-from client.pictures import (
-    MAX_PICTURE_BYTES,
+from client.images import (
+    MAX_IMAGE_BYTES,
+    ImageFile,
     NamedImage,
-    Picture,
     as_sequence,
     count_below,
+    images_below,
     name_of,
-    pictures_below,
+    read_image,
     read_or_tell,
-    read_picture,
 )
 from client.results import ImageResult
 from server.vision.decode import decode
@@ -40,7 +40,7 @@ def test_an_array_may_be_a_view() -> None:
 
 def test_what_gives_its_pixels_to_numpy_is_an_array() -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (5, 6, 3), np.uint8)
-    picture = read_picture(Pillow.fromarray(rgb))
+    picture = read_image(Pillow.fromarray(rgb))
     assert np.array_equal(decode(picture.content, max_pixels=100), rgb)
 
 
@@ -58,22 +58,22 @@ def test_an_array_of_other_samples_is_refused() -> None:
 def test_all_kinds_of_images_become_bytes(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"abc")
-    assert read_picture(file) == Picture(str(file), b"abc")
-    assert read_picture(str(file)) == Picture(str(file), b"abc")
-    assert read_picture(b"abc") == Picture(None, b"abc")
-    assert read_picture(bytearray(b"abc")) == Picture(None, b"abc")
-    assert read_picture(memoryview(b"abc")) == Picture(None, b"abc")
-    assert read_picture(io.BytesIO(b"abc")) == Picture(None, b"abc")
-    assert read_picture(NamedImage("x", file)) == Picture("x", b"abc")
+    assert read_image(file) == ImageFile(str(file), b"abc")
+    assert read_image(str(file)) == ImageFile(str(file), b"abc")
+    assert read_image(b"abc") == ImageFile(None, b"abc")
+    assert read_image(bytearray(b"abc")) == ImageFile(None, b"abc")
+    assert read_image(memoryview(b"abc")) == ImageFile(None, b"abc")
+    assert read_image(io.BytesIO(b"abc")) == ImageFile(None, b"abc")
+    assert read_image(NamedImage("x", file)) == ImageFile("x", b"abc")
     with file.open("rb") as opened:
-        assert read_picture(opened) == Picture(None, b"abc")
+        assert read_image(opened) == ImageFile(None, b"abc")
         assert not opened.closed
 
 
 @pytest.mark.parametrize("image", [3, None, [b"abc"], io.StringIO("abc")])
 def test_what_is_no_image_is_refused(image: object) -> None:
     with pytest.raises(TypeError, match=r"not|text"):
-        read_picture(image)  # type: ignore[arg-type]
+        read_image(image)  # type: ignore[arg-type]
 
 
 def test_one_image_is_several_of_one() -> None:
@@ -90,11 +90,11 @@ def test_files_that_can_not_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "folder.jpg").mkdir()
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(MAX_PICTURE_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     for name in ("pipe", "loop", "folder", "huge", "missing"):
         path = tmp_path / f"{name}.jpg"
         with pytest.raises(OSError, match=r"\w"):
-            read_picture(path)
+            read_image(path)
         told = read_or_tell(NamedImage(name, path))
         assert isinstance(told, ImageResult)
         assert told.error is not None
@@ -122,12 +122,12 @@ def tree(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, **options: object) -> list[str | None]:
-    return [each.name for each in pictures_below(folder, **options)]  # type: ignore[arg-type]
+    return [each.name for each in images_below(folder, **options)]  # type: ignore[arg-type]
 
 
 def test_a_folders_pictures_are_found_in_order_with_names_relative_to_it(tree: Path) -> None:
     assert names(tree) == ["a.PNG", "b.jpg", "link.jpg", "z/a.jpg", "z/y/a.jpg"]
-    assert all(read_picture(each).content == b"abc" for each in pictures_below(tree))
+    assert all(read_image(each).content == b"abc" for each in images_below(tree))
     assert count_below(tree) == 5
 
 
@@ -140,9 +140,9 @@ def test_other_files_can_be_asked_for_and_folders_left_out(tree: Path) -> None:
 def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(path)).write_bytes(b"abc")
-    (found,) = pictures_below(tmp_path)
+    (found,) = images_below(tmp_path)
     assert found.name == r"caf\xe9.jpg"
-    assert read_picture(found).content == b"abc"
+    assert read_image(found).content == b"abc"
     assert (name_of(os.fsdecode(path)) or "").endswith(r"caf\xe9.jpg")
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from server.errors import TooLarge, UndecodableImage
-from server.vision.decode import decode, decode_reduced
+from server.vision.decode import decode, decode_dct_scaled
 from server.vision.jpeg import jpeg_orientation
 from server.vision.letterbox import Frame, letterbox, resized_hw
 
@@ -54,7 +54,7 @@ def test_the_reduced_picture_lies_where_its_frame_says(
 ) -> None:
     data = jpeg(rectangle(*size), orientation)
     upright = decode(data, max_pixels=LIMIT)
-    reduced, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=INPUT)
+    reduced, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     assert frame.original_hw == upright.shape[:2]
     reduction = frame.covered_hw[0] // reduced.shape[0]
     assert reduction in (2, 4, 8)
@@ -69,7 +69,7 @@ def test_boxes_return_to_the_upright_original_from_either_decoding(orientation: 
     data = jpeg(rectangle(1041, 1563), orientation)
     full_hw = (160, 160)
     upright = decode(data, max_pixels=LIMIT)
-    reduced, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=full_hw)
+    reduced, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=full_hw)
     assert reduced.shape != upright.shape
     boxes = []
     for image, its_frame in ((upright, None), (reduced, frame)):
@@ -96,7 +96,7 @@ def test_the_corners_of_the_original_are_exact_in_a_reduced_frame() -> None:
 @pytest.mark.parametrize("side", range(120, 1100, 49))
 def test_twice_the_size_in_the_input_is_left_and_no_more_than_needed(side: int) -> None:
     data = jpeg(rectangle(side, side * 3 // 2))
-    reduced, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=INPUT)
+    reduced, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     needed = [2 * each for each in resized_hw(frame.original_hw, INPUT)]
     reduction = frame.covered_hw[0] // reduced.shape[0]
     if reduction > 1:
@@ -110,14 +110,14 @@ def test_twice_the_size_in_the_input_is_left_and_no_more_than_needed(side: int) 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tif"])
 def test_other_formats_are_decoded_exactly(suffix: str) -> None:
     data = cv2.imencode(suffix, rectangle(600, 900))[1].tobytes()
-    pixels, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=INPUT)
+    pixels, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     np.testing.assert_array_equal(pixels, decode(data, max_pixels=LIMIT))
     assert frame == Frame((600, 900), (600, 900))
 
 
 def test_a_small_jpeg_is_decoded_exactly() -> None:
     data = jpeg(rectangle(200, 250))
-    pixels, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=INPUT)
+    pixels, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     np.testing.assert_array_equal(pixels, decode(data, max_pixels=LIMIT))
     assert frame == Frame((200, 250), (200, 250))
 
@@ -147,7 +147,7 @@ def test_an_odd_exif_block_means_exact_decoding(change: Callable[[bytes], bytes]
     data = plain[:start] + change(plain[start:end]) + plain[end:]
     assert data != plain
     assert jpeg_orientation(data) is None
-    pixels, frame = decode_reduced(data, max_pixels=LIMIT, full_hw=INPUT)
+    pixels, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     np.testing.assert_array_equal(pixels, decode(data, max_pixels=LIMIT))
     assert frame == Frame.whole(pixels)
 
@@ -171,7 +171,7 @@ def test_a_file_that_ends_in_a_segment_before_its_pixels_is_refused(rest: bytes)
     data = jpeg(rectangle(1000, 1500))
     before_tables = data[: data.index(b"\xff\xc4")] + rest
     with pytest.raises(UndecodableImage):
-        decode_reduced(before_tables, max_pixels=LIMIT, full_hw=INPUT)
+        decode_dct_scaled(before_tables, max_pixels=LIMIT, full_hw=INPUT)
 
 
 def test_no_orientation_is_upright() -> None:
@@ -188,7 +188,7 @@ def test_grey_cmyk_and_progressive_files_are_reduced_to_rgb() -> None:
     for mode, options in (("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})):
         buffer = io.BytesIO()
         picture.convert(mode).save(buffer, "JPEG", quality=95, **options)
-        pixels, _ = decode_reduced(buffer.getvalue(), max_pixels=LIMIT, full_hw=INPUT)
+        pixels, _ = decode_dct_scaled(buffer.getvalue(), max_pixels=LIMIT, full_hw=INPUT)
         assert pixels.shape == (150, 225, 3)
         np.testing.assert_allclose(edges(pixels) * 4, edges(rectangle(600, 900)), atol=0.5)
 
@@ -196,7 +196,7 @@ def test_grey_cmyk_and_progressive_files_are_reduced_to_rgb() -> None:
 def test_limits_hold_at_reduced_scale() -> None:
     data = jpeg(rectangle(1000, 1500))
     with pytest.raises(TooLarge, match="1500000 pixels"):
-        decode_reduced(data, max_pixels=1_499_999, full_hw=INPUT)
+        decode_dct_scaled(data, max_pixels=1_499_999, full_hw=INPUT)
     for cut in (len(data) // 2, len(data) - 2):
         with pytest.raises(UndecodableImage):
-            decode_reduced(data[:cut], max_pixels=LIMIT, full_hw=INPUT)
+            decode_dct_scaled(data[:cut], max_pixels=LIMIT, full_hw=INPUT)

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.gpu_bench import Bench, Figures
 from benchmarks.gpu_child import ROOT
 from benchmarks.gpu_load import Generators
-from benchmarks.gpu_pipeline import WARM_S, Lanes
+from benchmarks.gpu_pipeline import WARM_S, Instances
 from benchmarks.gpu_raw import reason
 from benchmarks.gpu_server import counts, serving
 from benchmarks.gpu_threads import NAMING, by_group, threads_of
@@ -32,11 +32,11 @@ CLIENTS = 128  # where part c was not measured
 
 
 def measure(bench: Bench) -> Generator[Figures]:
-    """Every number of HTTP processes, at the clients that part (c) found."""
+    """Every number of HTTP workers, at the clients that part (c) found."""
     figures: Figures = {"arrangements": [], "failed": {}, "enough": False}
     with ExitStack() as opened:
-        boxes = counts(bench, Lanes(bench, opened, 1))
-    todo = bench.job.http_processes
+        boxes = counts(bench, Instances(bench, opened, 1))
+    todo = bench.job.http_workers
     with TemporaryDirectory(prefix="gpu-names-") as folder:
         (Path(folder) / "sitecustomize.py").write_text(NAMING)
         environment = {"PYTHONPATH": f"{folder}:{ROOT}"}
@@ -49,10 +49,10 @@ def measure(bench: Bench) -> Generator[Figures]:
                     seconds = min(8.0, max(1.0, left_s - WARM_S - 2))
                     clients = known_clients(bench.job.known, processes, bench.job.clients)
                     row = profiled(load, clients, seconds)
-                    figures["arrangements"].append({"http_processes": processes} | row)
+                    figures["arrangements"].append({"http_workers": processes} | row)
                     yield figures
             except (DidNotStart, RuntimeError) as error:
-                figures["failed"][f"{processes} HTTP processes"] = reason(error)
+                figures["failed"][f"{processes} HTTP workers"] = reason(error)
     if not figures["arrangements"]:
         raise RuntimeError(f"no server could be measured: {figures['failed']}")
     yield figures | {"enough": True}
@@ -114,8 +114,8 @@ def stage_ms(
 
 
 def known_clients(known: Any, processes: int, tried: tuple[int, ...]) -> int:
-    """The clients that saturate so many HTTP processes."""
+    """The clients that saturate so many HTTP workers."""
     for row in known.get("server", {}).get("arrangements", []):
-        if row["http_processes"] == processes and "clients" in row:
+        if row["http_workers"] == processes and "clients" in row:
             return int(row["clients"])
     return min(CLIENTS, tried[-1])

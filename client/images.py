@@ -1,4 +1,4 @@
-"""From what a caller gives as an image to bytes that can be sent, and to pictures of a folder."""
+"""From what a caller gives as an image to bytes that can be sent, and to images of a folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard, cast
 from client.bitmap import bmp_of
 from client.results import ImageError, ImageResult
 
-# What the server can read; a picture of another format has to be asked for by its path.
+# What the server can read; an image of another format has to be asked for by its path.
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MAX_PICTURE_BYTES = 256 * 2**20  # a larger one would fill the memory, and no usual server takes it
+MAX_IMAGE_BYTES = 256 * 2**20  # a larger one would fill the memory, and no usual server takes it
 UNREADABLE_FILE = "unreadable_file"
 
 
 class ArrayLike(Protocol):
-    """A numpy array, or a picture of a library that gives its pixels to numpy, as Pillow."""
+    """A numpy array, or an image of a library that gives its pixels to numpy, as Pillow."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
@@ -46,7 +46,7 @@ Image: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageFile:
     """An image file's bytes, ready to be sent, and the name that its result gets."""
 
     name: str | None
@@ -62,35 +62,35 @@ def as_sequence(images: Image | Iterable[Image]) -> Iterable[Image]:
     raise TypeError(_not_an_image(images))
 
 
-def read_picture(image: Image) -> Picture:
+def read_image(image: Image) -> ImageFile:
     """Reads one image; files that are opened here are closed here.
 
     Raises:
-        OSError: a file can't be read, is not a regular one, or has over `MAX_PICTURE_BYTES`.
+        OSError: a file can't be read, is not a regular one, or has over `MAX_IMAGE_BYTES`.
         TypeError: it is none of what `Image` says, or a file opened as text.
         ValueError: an array is not of an image's shape.
     """
     match image:
         case NamedImage():
-            return Picture(image.name, read_picture(image.image).content)
+            return ImageFile(image.name, read_image(image.image).content)
         case str() | os.PathLike():
-            return Picture(shown_name(os.fspath(image)), _read_file(os.fspath(image)))
+            return ImageFile(shown_name(os.fspath(image)), _read_file(os.fspath(image)))
         case bytes() | bytearray() | memoryview():
-            return Picture(None, bytes(image))
+            return ImageFile(None, bytes(image))
     if hasattr(image, "__array_interface__"):
-        return Picture(None, bmp_of(image))
+        return ImageFile(None, bmp_of(image))
     if hasattr(image, "read"):
         content = image.read()
         if not isinstance(content, bytes):
             raise TypeError("the file is opened as text; open it with mode 'rb'")
-        return Picture(None, content)
+        return ImageFile(None, content)
     raise TypeError(_not_an_image(image))
 
 
-def read_or_tell(image: Image) -> Picture | ImageResult:
-    """As `read_picture`, but a file that can't be read is a result with an error."""
+def read_or_tell(image: Image) -> ImageFile | ImageResult:
+    """As `read_image`, but a file that can't be read is a result with an error."""
     try:
-        return read_picture(image)
+        return read_image(image)
     except OSError as error:
         return failed(name_of(image), UNREADABLE_FILE, error.strerror or str(error))
 
@@ -115,10 +115,10 @@ def failed(name: str | None, code: str, detail: str) -> ImageResult:
     return ImageResult(name, None, None, False, ImageError(code, detail), ())
 
 
-def pictures_below(
+def images_below(
     folder: Path, *, all_files: bool = False, left_out: Sequence[Path] = ()
 ) -> Iterator[NamedImage]:
-    """Finds the pictures of a folder and of those in it, while it goes on: no list is made.
+    """Finds the images of a folder and of those in it, while it goes on: no list is made.
 
     Hidden files and folders are left out. Links to files are followed, to folders not.
 
@@ -140,8 +140,8 @@ def pictures_below(
 
 
 def count_below(folder: Path, *, all_files: bool = False, left_out: Sequence[Path] = ()) -> int:
-    """How many pictures there are, as `pictures_below` finds them."""
-    return sum(1 for _ in pictures_below(folder, all_files=all_files, left_out=left_out))
+    """How many images there are, as `images_below` finds them."""
+    return sum(1 for _ in images_below(folder, all_files=all_files, left_out=left_out))
 
 
 def _below(root: Path, inside: str, left_out: Set[Path]) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _below(root: Path, inside: str, left_out: Set[Path]) -> Iterator[str]:
 def _links_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # as of a link to itself: a picture that can't be read
+    except OSError:  # as of a link to itself: an image that can't be read
         return False
 
 
@@ -173,9 +173,9 @@ def _read_file(path: str) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        if status.st_size > MAX_PICTURE_BYTES:
-            raise OSError(f"the file has {status.st_size} bytes, over {MAX_PICTURE_BYTES}")
-        return file.read(MAX_PICTURE_BYTES)
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise OSError(f"the file has {status.st_size} bytes, over {MAX_IMAGE_BYTES}")
+        return file.read(MAX_IMAGE_BYTES)
 
 
 def _is_one(images: object) -> TypeGuard[Image]:

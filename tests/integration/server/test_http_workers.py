@@ -1,4 +1,4 @@
-"""Several HTTP processes before one model process: as one server to whoever asks it."""
+"""Several HTTP workers before one engine process: as one server to whoever asks it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ import pytest
 from server.http.server import LAST_RESORT_S
 from server.inference.artifact import load_artifact
 from server.workers.engine_process import GRACE_S
-from server.workers.supervisor import MAX_DEATHS
+from server.workers.supervisor import MAX_CRASHES
 from tests.support.artifacts import CELL, endless_artifact, paint, tiny_artifact
 from tests.support.processes import LIMIT_S, ServerProcess, ready, run_to_the_end, started
 from tests.support.serving import RED, encode, one_cell
@@ -88,30 +88,30 @@ def value(client: httpx.Client, sample: str) -> float:
     return float(found)
 
 
-def fronts_of(server: ServerProcess) -> list[psutil.Process]:
+def workers_of(server: ServerProcess) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
 
 
 @contextmanager
 def several(
-    repo: Path, artifact: Path, *flags: str, fronts: int = 2, program: str = "", **variables: str
+    repo: Path, artifact: Path, *flags: str, workers: int = 2, program: str = "", **variables: str
 ) -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    """A server all of whose HTTP processes take connections."""
+    """A server all of whose HTTP workers take connections."""
     words = ("-c", program) if program else ("-m", "server")
-    flags = (f"--http-processes={fronts}", *flags)
+    flags = (f"--http-workers={workers}", *flags)
     with ready(repo, artifact, *flags, program=words, **variables) as (server, client):
-        until(lambda: value(client, "detector_http_processes") == fronts)
+        until(lambda: value(client, "detector_http_workers") == workers)
         try:
             yield server, client
         finally:
-            for front in fronts_of(server) if server.process.poll() is None else []:
-                front.kill()
+            for worker in workers_of(server) if server.process.poll() is None else []:
+                worker.kill()
 
 
 @contextmanager
-def each_front(client: httpx.Client, fronts: int = 2) -> Iterator[list[httpx.Client]]:
+def each_worker(client: httpx.Client, workers: int = 2) -> Iterator[list[httpx.Client]]:
     """Clients whose connections the processes have in turn."""
-    clients = [httpx.Client(base_url=client.base_url, timeout=LIMIT_S) for _ in range(fronts)]
+    clients = [httpx.Client(base_url=client.base_url, timeout=LIMIT_S) for _ in range(workers)]
     try:
         yield clients
     finally:
@@ -171,7 +171,7 @@ def test_all_doors_answer_as_one_process_does(repo_dir: Path, artifact: Path) ->
     with ready(repo_dir, artifact) as (_, client):
         expected = ask_all_doors(client)
     with several(repo_dir, artifact) as (server, client):
-        with each_front(client) as clients:
+        with each_worker(client) as clients:
             for each in clients:
                 assert ask_all_doors(each) == expected
         assert server.stop() == 0
@@ -181,18 +181,18 @@ def test_all_doors_answer_as_one_process_does(repo_dir: Path, artifact: Path) ->
     assert all(json.loads(line)["process"] for line in server.lines), server.lines
 
 
-def test_the_queue_is_one_and_a_full_one_refuses_at_every_front(
+def test_the_queue_is_one_and_a_full_one_refuses_at_every_worker(
     repo_dir: Path, artifact: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     flags = ("--max-queue-images=4", "--max-images-per-request=4", "--max-batch-size=4")
     with (
         several(repo_dir, artifact, *flags, program=GATED, GATE=str(gate)) as (server, client),
-        each_front(client) as clients,
+        each_worker(client) as clients,
         ThreadPoolExecutor(8) as threads,
     ):
         runs = threads.submit(clients[0].post, "/detect", content=one_cell())
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         files = [("image", one_cell()) for _ in range(2)]
         waiting = [threads.submit(each.post, "/detect", files=files) for each in clients]
         until(lambda: client.get("/health").json()["queue_images"] == 4)
@@ -224,7 +224,7 @@ def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_p
             for _ in range(10)
         ]
         leaving[0].sendall(head.encode() + body)
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         for each in leaving[1:]:
             each.sendall(head.encode() + body)
         until(lambda: client.get("/health").json()["queue_images"] == 9)
@@ -232,7 +232,7 @@ def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_p
         for each in leaving:
             each.close()
         until(lambda: client.get("/health").json()["queue_images"] == 0)
-        # The model call still reads its own.
+        # The inference still reads its own.
         until(lambda: value(client, "detector_busy_shared_slots") == 1)
         gate.touch()
         until(lambda: value(client, "detector_busy_shared_slots") == 0)
@@ -241,13 +241,13 @@ def test_who_leaves_frees_places_and_slots(repo_dir: Path, artifact: Path, tmp_p
     assert [event["status"] for event in server.events("request")].count(499) == 10
 
 
-def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started_anew(
+def test_a_worker_that_is_killed_takes_only_its_own_requests_along_and_is_started_anew(
     repo_dir: Path, artifact: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     with (
         several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
-        each_front(client, 4) as clients,
+        each_worker(client, 4) as clients,
         ThreadPoolExecutor(4) as threads,
     ):
         of: dict[str, list[httpx.Client]] = {}
@@ -259,65 +259,65 @@ def test_a_front_that_is_killed_takes_only_its_own_requests_along_and_is_started
         counted = 'detector_requests_total{route="/model",status="200"}'
         assert value(client, counted) == 5
         runs = threads.submit(living[0].post, "/detect", content=one_cell())
-        until(lambda: value(client, "detector_busy_lanes") == 1)
+        until(lambda: value(client, "detector_active_inferences") == 1)
         files = [("image", one_cell())] * 3
         waits = threads.submit(living[1].post, "/detect", files=files)
         dies = threads.submit(dying[0].post, "/detect", files=files)
         until(lambda: client.get("/health").json()["queue_images"] == 6)
         name = next(name for name, each in of.items() if each is dying)
-        (victim,) = (e["pid"] for e in server.events("http_process_started") if e["name"] == name)
+        (victim,) = (e["pid"] for e in server.events("http_worker_started") if e["name"] == name)
         os.kill(victim, signal.SIGKILL)
-        ended = server.wait_for("http_process_ended")
+        ended = server.wait_for("http_worker_ended")
         assert (ended["pid"], ended["exit_code"]) == (victim, -signal.SIGKILL)
         assert isinstance(dies.exception(), httpx.RemoteProtocolError | httpx.ReadError)
         # What waited in the queue for the dead is gone.
         until(lambda: value(client, "detector_busy_shared_slots") == 4)
         assert client.get("/health").json()["queue_images"] == 3
-        until(lambda: value(client, "detector_http_processes") == 2)
+        until(lambda: value(client, "detector_http_workers") == 2)
         gate.touch()
         assert [each.result().status_code for each in (runs, waits)] == [200, 200]
         until(lambda: value(client, "detector_busy_shared_slots") == 0)
-        assert value(client, "detector_http_process_restarts_total") == 1
+        assert value(client, "detector_worker_restarts_total") == 1
         assert value(client, counted) == 5  # a counter never falls
-        with each_front(client, 4) as new:
+        with each_worker(client, 4) as new:
             assert [n.post("/detect", content=one_cell()).status_code for n in new] == [200] * 4
         assert server.stop() == 0
 
 
-def test_a_front_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_on(
+def test_a_worker_that_hangs_gets_no_connections_and_has_them_again_when_it_goes_on(
     repo_dir: Path, artifact: Path
 ) -> None:
     with several(repo_dir, artifact) as (server, client):
         assert client.get("/model").status_code == 200
         answers = server.wait_for("request")["process"]
         victim = next(
-            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+            e["pid"] for e in server.events("http_worker_started") if e["name"] != answers
         )
         os.kill(victim, signal.SIGSTOP)
         try:
-            until(lambda: value(client, "detector_http_processes") == 1)
-            with each_front(client, 8) as clients:
+            until(lambda: value(client, "detector_http_workers") == 1)
+            with each_worker(client, 8) as clients:
                 codes = [each.post("/detect", content=one_cell()).status_code for each in clients]
             assert codes == [200] * 8
         finally:
             os.kill(victim, signal.SIGCONT)
-        until(lambda: value(client, "detector_http_processes") == 2)
-        assert value(client, "detector_http_process_restarts_total") == 0
-        with each_front(client, 4) as clients:
+        until(lambda: value(client, "detector_http_workers") == 2)
+        assert value(client, "detector_worker_restarts_total") == 0
+        with each_worker(client, 4) as clients:
             assert [each.get("/model").status_code for each in clients] == [200] * 4
         # Both have some again.
         until(lambda: len({event["process"] for event in server.events("request")}) == 2)
         assert server.stop() == 0
 
 
-def test_a_front_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artifact: Path) -> None:
+def test_a_worker_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artifact: Path) -> None:
     with several(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, _):
-        fronts_of(server)[0].suspend()
+        workers_of(server)[0].suspend()
         assert server.stop() == 0
     assert GRACE_S < LAST_RESORT_S  # by when all is over
 
 
-def test_a_model_process_that_hangs_leaves_no_scrape_waiting(
+def test_an_engine_process_that_hangs_leaves_no_scrape_waiting(
     repo_dir: Path, artifact: Path
 ) -> None:
     with several(repo_dir, artifact) as (server, client):
@@ -327,14 +327,14 @@ def test_a_model_process_that_hangs_leaves_no_scrape_waiting(
         finally:
             server.process.send_signal(signal.SIGCONT)
         assert (told.status_code, told.json()["code"]) == (503, "not_ready")
-        assert "model process" in told.json()["detail"]
+        assert "engine process" in told.json()["detail"]
         assert int(told.headers["retry-after"]) >= 1
         until(lambda: client.get("/metrics").status_code == 200)
         assert client.post("/detect", content=one_cell()).status_code == 200
         assert server.stop() == 0
 
 
-def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
+def test_a_worker_that_cannot_be_started_anew_does_not_take_the_others_along(
     repo_dir: Path, artifact: Path
 ) -> None:
     program = (
@@ -345,31 +345,31 @@ def test_a_front_that_cannot_be_started_anew_does_not_take_the_others_along(
         assert client.get("/model").status_code == 200
         answers = server.wait_for("request")["process"]
         victim = next(
-            e["pid"] for e in server.events("http_process_started") if e["name"] != answers
+            e["pid"] for e in server.events("http_worker_started") if e["name"] != answers
         )
         # No file is left for another process: what a limit of the system does.
         soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, hard))
         os.kill(victim, signal.SIGKILL)
-        server.wait_for("http_process_not_started")
+        server.wait_for("http_worker_not_started")
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         assert client.post("/detect", content=one_cell()).status_code == 200
         assert server.stop() == 0
 
 
-def test_fronts_that_always_die_end_the_server(repo_dir: Path, artifact: Path) -> None:
+def test_workers_that_always_die_end_the_server(repo_dir: Path, artifact: Path) -> None:
     with several(repo_dir, artifact) as (server, _):
         while server.process.poll() is None:
-            for front in fronts_of(server):
-                if front.status() != psutil.STATUS_ZOMBIE:
-                    front.kill()
+            for worker in workers_of(server):
+                if worker.status() != psutil.STATUS_ZOMBIE:
+                    worker.kill()
             time.sleep(0.02)
         assert server.process.wait(LIMIT_S) == 1
     (failed,) = server.events("service_failed")
     assert re.search(r"http-\d died 6 times in 60 s", failed["reason"])
 
 
-def test_a_front_that_always_dies_ends_the_server_and_its_siblings_answer_first(
+def test_a_worker_that_always_dies_ends_the_server_and_its_siblings_answer_first(
     repo_dir: Path, artifact: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -384,10 +384,10 @@ def test_a_front_that_always_dies_ends_the_server_and_its_siblings_answer_first(
         until(lambda: value(client, "detector_busy_shared_slots") == 1)
 
         def starts() -> list[int]:
-            events = server.events("http_process_started")
+            events = server.events("http_worker_started")
             return [event["pid"] for event in events if event["name"] != answers]
 
-        for deaths in range(MAX_DEATHS + 1):
+        for deaths in range(MAX_CRASHES + 1):
             until(lambda deaths=deaths: len(starts()) > deaths)  # type: ignore[misc]
             os.kill(starts()[deaths], signal.SIGKILL)
         failed = server.wait_for("service_failed")
@@ -404,20 +404,20 @@ def test_a_heartbeat_that_fails_ends_the_server_with_the_reason_and_a_drain(
     program = f"""
 import os
 from pathlib import Path
-from server.workers.worker_connection import FrontLink
-beat = FrontLink.beat
+from server.workers.worker_connection import WorkerConnection
+heartbeat = WorkerConnection.heartbeat
 def breaking(self, number):
     if Path(os.environ["BROKEN"]).exists():
         raise RuntimeError("planted")
-    beat(self, number)
-FrontLink.beat = breaking
+    heartbeat(self, number)
+WorkerConnection.heartbeat = breaking
 {GATED}"""
     with (
         several(repo_dir, artifact, program=program, GATE=str(gate), BROKEN=str(broken)) as (
             server,
             client,
         ),
-        each_front(client) as clients,
+        each_worker(client) as clients,
         ThreadPoolExecutor(2) as threads,
     ):
         asking = [threads.submit(each.post, "/detect", content=one_cell()) for each in clients]
@@ -432,17 +432,17 @@ FrontLink.beat = breaking
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_no_process_and_no_memory_outlives_the_model_process(
+def test_no_process_and_no_memory_outlives_the_engine_process(
     repo_dir: Path, artifact: Path, sent: signal.Signals
 ) -> None:
-    with several(repo_dir, artifact, fronts=3) as (server, client):
+    with several(repo_dir, artifact, workers=3) as (server, client):
         assert client.post("/detect", content=one_cell()).status_code == 200
-        fronts = fronts_of(server)
-        assert len(fronts) == 3
+        workers = workers_of(server)
+        assert len(workers) == 3
         before = {each.name for each in Path("/dev/shm").iterdir()}
         server.process.send_signal(sent)
         server.process.wait(LIMIT_S)
-        gone, alive = psutil.wait_procs(fronts, timeout=LIMIT_S)
+        gone, alive = psutil.wait_procs(workers, timeout=LIMIT_S)
         assert (len(gone), alive) == (3, [])
         assert {each.name for each in Path("/dev/shm").iterdir()} <= before
 
@@ -453,12 +453,12 @@ def test_a_terminals_ctrl_c_reaches_all_and_drains_once(
     gate = tmp_path / "gate"
     with (
         several(repo_dir, artifact, program=GATED, GATE=str(gate)) as (server, client),
-        each_front(client) as clients,
+        each_worker(client) as clients,
         ThreadPoolExecutor(4) as threads,
     ):
         asking = [threads.submit(each.post, "/detect", content=one_cell()) for each in clients]
         until(lambda: value(client, "detector_busy_shared_slots") == 2)
-        for each in fronts_of(server):
+        for each in workers_of(server):
             for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 each.send_signal(name)
         server.process.send_signal(signal.SIGINT)
@@ -478,7 +478,7 @@ def test_a_second_ctrl_c_ends_all_at_once(repo_dir: Path, artifact: Path) -> Non
         with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
             slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
             until(lambda: value(client, "detector_inflight_requests") == 2)
-            fronts = fronts_of(server)
+            workers = workers_of(server)
             server.process.send_signal(signal.SIGINT)
             server.wait_for("Shutting down", 2)
             server.process.send_signal(signal.SIGTERM)
@@ -486,7 +486,7 @@ def test_a_second_ctrl_c_ends_all_at_once(repo_dir: Path, artifact: Path) -> Non
             assert server.process.poll() is None
             server.process.send_signal(signal.SIGINT)
             assert server.process.wait(LIMIT_S) == 0
-        assert psutil.wait_procs(fronts, timeout=LIMIT_S)[1] == []
+        assert psutil.wait_procs(workers, timeout=LIMIT_S)[1] == []
 
 
 def test_a_request_longer_than_the_drain_is_told_so(repo_dir: Path, artifact: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_request_longer_than_the_drain_is_told_so(repo_dir: Path, artifact: Pa
 
 
 def test_a_lost_device_ends_all_with_the_reason(repo_dir: Path, artifact: Path) -> None:
-    with several(repo_dir, artifact, program=LOST) as (server, client), each_front(client) as two:
+    with several(repo_dir, artifact, program=LOST) as (server, client), each_worker(client) as two:
         port = client.base_url.port
         assert port is not None
         with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
@@ -544,21 +544,21 @@ def test_requests_beside_reloads_are_answered_by_one_model_each(
 
     with (
         several(repo_dir, model, "--api-keys=secret") as (server, client),
-        each_front(client, 4) as clients,
+        each_worker(client, 4) as clients,
         ThreadPoolExecutor(4) as threads,
     ):
         for each in clients:
             each.headers.update(KEY)
         asking = [threads.submit(ask, each) for each in clients]
         current = "small"
-        with each_front(client, 3) as operators:
+        with each_worker(client, 3) as operators:
             for turn in range(6):
                 current = "small" if current == "large" else "large"
                 (tmp_path / "next.onnx").write_bytes(files[current].read_bytes())
                 (tmp_path / "next.onnx").rename(model)
                 operator = operators[turn % 3]
                 assert operator.post("/model/reload", headers=KEY).status_code == 200
-                # All fronts have it, whichever was asked.
+                # All workers have it, whichever was asked.
                 for each in operators:
                     assert each.get("/health").json()["model"] == current
                     assert each.get("/model", headers=KEY).json()["metadata"]["name"] == current
@@ -579,7 +579,7 @@ def test_keys_are_read_again_for_all_and_a_bad_file_changes_nothing(
     keys.write_text("key-one\n", encoding="utf-8")
     with (
         several(repo_dir, artifact, f"--api-keys-file={keys}") as (server, client),
-        each_front(client) as clients,
+        each_worker(client) as clients,
     ):
 
         def statuses(key: str) -> set[int]:
@@ -597,11 +597,11 @@ def test_keys_are_read_again_for_all_and_a_bad_file_changes_nothing(
         keys.write_text("# nobody\n", encoding="utf-8")
         assert reload("key-two") == 409
         assert (statuses("key-one"), statuses("key-two")) == ({401}, {200})
-        # A front that is started now knows the keys that hold, not those of the file.
-        for front in fronts_of(server):
-            front.kill()
-        server.wait_for("http_process_started", 4)
-        with each_front(client) as new:
+        # A worker that is started now knows the keys that hold, not those of the file.
+        for worker in workers_of(server):
+            worker.kill()
+        server.wait_for("http_worker_started", 4)
+        with each_worker(client) as new:
             headers = {"x-api-key": "key-two"}
             assert {e.post("/detect", content=one_cell(), headers=headers).status_code
                     for e in new} == {200}  # fmt: skip
@@ -651,10 +651,10 @@ def test_after_thousands_of_requests_the_sums_are_what_was_sent_and_nothing_is_h
 
     with (
         several(repo_dir, artifact) as (server, client),
-        each_front(client, 8) as clients,
+        each_worker(client, 8) as clients,
         ThreadPoolExecutor(8) as threads,
     ):
-        files_before = [front.num_fds() for front in fronts_of(server)]
+        files_before = [worker.num_fds() for worker in workers_of(server)]
         for done in [threads.submit(run, *each) for each in zip(clients, plans, strict=True)]:
             done.result()
         sent = {kind: sum(plan.count(kind) for plan in plans) for kind in kinds}
@@ -673,12 +673,12 @@ def test_after_thousands_of_requests_the_sums_are_what_was_sent_and_nothing_is_h
         assert value(client, 'detector_images_total{outcome="ok"}') == images
         times = 'detector_request_seconds_count{status="200"}'
         assert value(client, times) == detected + sent["raw"] + left
-        assert value(client, "detector_upload_bytes") == 0
+        assert value(client, "detector_inflight_body_bytes") == 0
         for each in clients:
             each.close()
         until(lambda: all(
             now <= before + 2 for now, before in
-            zip([front.num_fds() for front in fronts_of(server)], files_before, strict=True)
+            zip([worker.num_fds() for worker in workers_of(server)], files_before, strict=True)
         ))  # fmt: skip
         assert server.stop() == 0
 
@@ -687,20 +687,20 @@ def test_liveness_and_readiness_are_the_whole_servers(
     repo_dir: Path, artifact: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    flags = ("--stuck-after-s=0.3",)
+    flags = ("--inference-watchdog-s=0.3",)
     with (
         several(repo_dir, artifact, *flags, program=GATED, GATE=str(gate)) as (server, client),
-        each_front(client) as clients,
+        each_worker(client) as clients,
         ThreadPoolExecutor(1) as threads,
     ):
         assert [each.get("/health/live").status_code for each in clients] == [200, 200]
         with httpx.Client(base_url=client.base_url, timeout=LIMIT_S) as other:
-            stuck = threads.submit(other.post, "/detect", content=one_cell())
+            hung = threads.submit(other.post, "/detect", content=one_cell())
             for each in clients:
                 until(lambda each=each: each.get("/health/live").status_code == 503)  # type: ignore[misc]
-                assert each.get("/health").json()["status"] == "stuck"
+                assert each.get("/health").json()["status"] == "hung"
             gate.touch()
-            assert stuck.result().status_code == 200
+            assert hung.result().status_code == 200
         for each in clients:
             until(lambda each=each: each.get("/health/ready").status_code == 200)  # type: ignore[misc]
         assert server.stop() == 0
@@ -709,7 +709,7 @@ def test_liveness_and_readiness_are_the_whole_servers(
 @pytest.mark.parametrize(
     ("flags", "variables", "message"),
     [
-        (["--otlp-endpoint=nowhere"], {}, "error: otlp_endpoint"),  # only fronts send traces
+        (["--otlp-endpoint=nowhere"], {}, "error: otlp_endpoint"),  # only workers send traces
         ([], {"YOLO_FLA_DEVICE": "cuda:99"}, r"error: .*yolov8-fla\[gpu\]"),
         (["--api-keys-file=no"], {}, "error: api_keys_file no: No such file"),
         (["--model=README.md"], {}, r"error: README\.md: not a complete ONNX file"),
@@ -718,7 +718,7 @@ def test_liveness_and_readiness_are_the_whole_servers(
 def test_what_is_wrong_at_the_start_is_said_as_by_one_process(
     repo_dir: Path, artifact: Path, flags: list[str], variables: dict[str, str], message: str
 ) -> None:
-    common = (f"--model={artifact}", "--http-processes=2", "--log-format=console")
+    common = (f"--model={artifact}", "--http-workers=2", "--log-format=console")
     ended = run_to_the_end(repo_dir, *common, *flags, **variables)
     assert ended.returncode == 2, ended
     assert re.match(message, ended.stderr.splitlines()[-1]), ended.stderr
@@ -727,7 +727,7 @@ def test_what_is_wrong_at_the_start_is_said_as_by_one_process(
 
 def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
     endless = endless_artifact(tmp_path / "endless.onnx")
-    with started(repo_dir, endless, "--http-processes=2") as server:
+    with started(repo_dir, endless, "--http-workers=2") as server:
         url = server.wait_for("listening")["url"]
         with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
             assert client.get("/health/live").status_code == 200
@@ -740,11 +740,11 @@ def test_a_signal_before_ready_ends_it(repo_dir: Path, tmp_path: Path) -> None:
 def test_connections_past_the_limit_of_open_files_are_told_so(
     repo_dir: Path, artifact: Path, processes: int
 ) -> None:
-    flags = (f"--http-processes={processes}",)
+    flags = (f"--http-workers={processes}",)
     ask = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     few_files = ("-c", FEW_FILES)
     with ready(repo_dir, artifact, *flags, program=few_files) as (_, client), ExitStack() as many:
-        until(lambda: value(client, "detector_http_processes") == processes)
+        until(lambda: value(client, "detector_http_workers") == processes)
         address = client.base_url.host, client.base_url.port or 0
         opened = [
             many.enter_context(socket.create_connection(address, timeout=LIMIT_S))

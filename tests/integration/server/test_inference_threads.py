@@ -1,4 +1,4 @@
-"""The threads that model calls run on, and what a request keeps of its images."""
+"""The threads that inferences run on, and what a request keeps of its images."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ class Watched(HeldSession):
         return super().run(images)
 
 
-async def test_one_lane_is_one_thread(artifact: Path) -> None:
+async def test_one_instance_is_one_thread(artifact: Path) -> None:
     async with served(artifact, open_session=Watched) as running:
         session = held(running)
         assert isinstance(session, Watched)
@@ -47,7 +47,7 @@ async def test_one_lane_is_one_thread(artifact: Path) -> None:
         assert len(session.threads) == 1
 
 
-async def test_model_calls_let_the_rest_of_the_process_go_first(artifact: Path) -> None:
+async def test_inferences_let_the_rest_of_the_process_go_first(artifact: Path) -> None:
     async with served(artifact, open_session=Watched) as running:
         session = held(running)
         assert isinstance(session, Watched)
@@ -90,9 +90,9 @@ async def test_pictures_are_drawn_where_images_are_decoded(artifact: Path, pictu
                 DetectParameters(),
                 deadline,
                 lambda _: threading.current_thread().name,
-                pictures=pictures,
+                draws=pictures,
             )
-    assert thread.startswith("decode" if pictures else "answer")
+    assert thread.startswith("decode" if pictures else "respond")
 
 
 async def test_after_a_reload_the_name_is_that_of_the_new_model(tmp_path: Path) -> None:

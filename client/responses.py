@@ -8,14 +8,14 @@ from http import HTTPStatus
 from typing import Any
 
 from client.errors import (
-    PictureRefused,
+    ImageRefused,
     Refused,
     ServerFailed,
     Unauthorized,
     Unavailable,
-    UnexpectedAnswer,
+    UnexpectedResponse,
 )
-from client.exchange import Answer
+from client.exchange import Response
 from client.results import (
     Box,
     Detection,
@@ -29,8 +29,8 @@ from client.results import (
 
 # The request may be taken later: by the server, or by what a proxy finds behind it.
 AGAIN = frozenset({429, 502, 503, 504})
-# Faults of one picture, not of the request around it.
-PICTURE_CODES = frozenset(
+# Faults of one image, not of the request around it.
+IMAGE_CODES = frozenset(
     {"unsupported_image", "undecodable_image", "too_many_pixels", "too_much_memory"}
 )
 SHOWN_CHARACTERS = 200
@@ -38,39 +38,39 @@ SHOWN_CHARACTERS = 200
 STRANGE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
-def read_results(answer: Answer) -> list[ImageResult]:
+def read_results(response: Response) -> list[ImageResult]:
     """The results of `POST /detect`, in their order; file names are those that were sent.
 
     Raises:
-        UnexpectedAnswer: it is no such answer.
+        UnexpectedResponse: it is no such answer.
     """
-    body = _json_object(answer)
+    body = _json_object(response)
     try:
         model = ModelName(str(body["model"]["name"]), str(body["model"]["version"]))
-        given = body["timings_ms"]
-        timings = Timings(**{each.name: _number(given[each.name]) for each in fields(Timings)})
+        values = body["timings_ms"]
+        timings = Timings(**{each.name: _number(values[each.name]) for each in fields(Timings)})
         return [_image_result(each, model, timings) for each in body["results"]]
     except STRANGE as error:
-        raise _not_understood(answer, error) from error
+        raise _not_understood(response, error) from error
 
 
-def read_health(answer: Answer) -> Health:
+def read_health(response: Response) -> Health:
     """The answer of `GET /health`, of 200 and 503 alike."""
-    body = _json_object(answer)
+    body = _json_object(response)
     try:
         return Health(**{each.name: body[each.name] for each in fields(Health)})
     except KeyError as error:
-        raise _not_understood(answer, error) from error
+        raise _not_understood(response, error) from error
 
 
-def read_model(answer: Answer) -> ModelDescription:
+def read_model(response: Response) -> ModelDescription:
     """The answer of `GET /model`."""
-    body = _json_object(answer)
+    body = _json_object(response)
     try:
         model = ModelDescription(str(body["version"]), dict(body["metadata"]))
         assert_named(model)
     except STRANGE as error:
-        raise _not_understood(answer, error) from error
+        raise _not_understood(response, error) from error
     return model
 
 
@@ -79,27 +79,29 @@ def assert_named(model: ModelDescription) -> None:
     _ = model.name, model.class_names
 
 
-def error_of(answer: Answer, retry_after_s: float | None = None, asked: str = "") -> Exception:
+def error_of(
+    response: Response, retry_after_s: float | None = None, attempts: str = ""
+) -> Exception:
     """The error that an answer other than a 2xx tells.
 
     Args:
-        answer: of any server or proxy.
+        response: of any server or proxy.
         retry_after_s: as it asks for.
-        asked: goes before the message's end, such as "asked 5 times".
+        attempts: goes before the message's end, such as "asked 5 times".
     """
-    if not 400 <= answer.status < 600:
-        where = answer.headers.get("location")
+    if not 400 <= response.status < 600:
+        where = response.headers.get("location")
         leads = f", which leads to {where}: use that address" if where else ""
-        return UnexpectedAnswer(f"the server answered {answer.status}{leads}")
-    problem = _problem(answer)
-    code = str(problem.get("code") or _words(answer.status))
-    detail = str(problem.get("detail") or _text(answer))
-    request_id = problem.get("request_id") or answer.headers.get("x-request-id")
-    tail = f"; {asked}" if asked else ""
+        return UnexpectedResponse(f"the server answered {response.status}{leads}")
+    problem = _problem(response)
+    code = str(problem.get("code") or _words(response.status))
+    detail = str(problem.get("detail") or _text(response))
+    request_id = problem.get("request_id") or response.headers.get("x-request-id")
+    tail = f"; {attempts}" if attempts else ""
     shown_id = f" (request {request_id})" if request_id else ""
-    return _kind(answer.status, code)(
-        f"{answer.status} {code}: {detail}{tail}{shown_id}",
-        status=answer.status,
+    return _kind(response.status, code)(
+        f"{response.status} {code}: {detail}{tail}{shown_id}",
+        status=response.status,
         code=code,
         detail=detail,
         request_id=request_id,
@@ -114,7 +116,7 @@ def _kind(status: int, code: str) -> type[Refused]:
         return Unavailable
     if status >= 500:
         return ServerFailed
-    return PictureRefused if code in PICTURE_CODES or status == 413 else Refused
+    return ImageRefused if code in IMAGE_CODES or status == 413 else Refused
 
 
 def _image_result(value: Mapping[str, Any], model: ModelName, timings: Timings) -> ImageResult:
@@ -142,11 +144,11 @@ def _detection(value: Mapping[str, Any]) -> Detection:
 
 
 def _side(value: object, error: object) -> int | None:
-    """A picture's width or height; only one with an error may have none."""
+    """An image's width or height; only one with an error may have none."""
     if value is None and error is not None:
         return None
     if type(value) is not int or value < 1:
-        raise ValueError(f"a picture of {value!r} pixels")
+        raise ValueError(f"an image of {value!r} pixels")
     return value
 
 
@@ -158,28 +160,28 @@ def _number(value: Any) -> float:
     return number
 
 
-def _json_object(answer: Answer) -> dict[str, Any]:
+def _json_object(response: Response) -> dict[str, Any]:
     try:
-        body = json.loads(answer.body)
+        body = json.loads(response.body)
     except (ValueError, RecursionError) as error:  # also what is not UTF-8
-        raise _not_understood(answer, error) from error
+        raise _not_understood(response, error) from error
     if not isinstance(body, dict):
-        raise UnexpectedAnswer(f"the server answered {answer.status} with no JSON object")
+        raise UnexpectedResponse(f"the server answered {response.status} with no JSON object")
     return body
 
 
-def _problem(answer: Answer) -> dict[str, Any]:
+def _problem(response: Response) -> dict[str, Any]:
     try:
-        body = json.loads(answer.body)
+        body = json.loads(response.body)
     except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
 
-def _not_understood(answer: Answer, error: Exception) -> UnexpectedAnswer:
-    return UnexpectedAnswer(
-        f"the server answered {answer.status} with what is not this server's "
-        f"({type(error).__name__}: {error}): {_text(answer)!r}"
+def _not_understood(response: Response, error: Exception) -> UnexpectedResponse:
+    return UnexpectedResponse(
+        f"the server answered {response.status} with what is not this server's "
+        f"({type(error).__name__}: {error}): {_text(response)!r}"
     )
 
 
@@ -190,6 +192,6 @@ def _words(status: int) -> str:
         return f"http_{status}"
 
 
-def _text(answer: Answer) -> str:
-    text = " ".join(answer.body.decode(errors="replace").split())
+def _text(response: Response) -> str:
+    text = " ".join(response.body.decode(errors="replace").split())
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

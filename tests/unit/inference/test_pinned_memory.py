@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from server.inference.cuda.graphs import page_locked
+from server.inference.cuda.graphs import pinned_array
 
 
 @pytest.mark.parametrize(
@@ -16,10 +16,10 @@ def test_without_cuda_the_array_is_an_ordinary_one_and_that_is_said(
     library: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="server.inference.cuda.graphs"):
-        array = page_locked((2, 4, 6, 3), library)
+        array = pinned_array((2, 4, 6, 3), library)
     assert array.shape == (2, 4, 6, 3)
     assert array.dtype == np.uint8
     array[:] = 7  # it can be written
     (record,) = caplog.records
-    assert "no page-locked memory of 144 bytes" in record.getMessage()
+    assert "no pinned memory of 144 bytes" in record.getMessage()
     assert reason in record.getMessage()
