@@ -1,9 +1,9 @@
 // Files out of what is shown.
 
 import { drawDetections } from "./drawing.js";
-import { strToU8, zipSync } from "./fflate.js";
 import { asCoco, asCsv, asJson, asYolo, safeStem } from "./formats.js";
 import { detectionsOf, isTruncated, suppress } from "./suppression.js";
+import { zip } from "./zip.js";
 
 /**
  * Saves the detections of all pictures that have been answered, one of them at least with a result.
@@ -21,10 +21,8 @@ export function downloadDetections(kind, all, thresholds, model, served) {
   if (kind === "json") save(asJson(model, pictures, longestTimes(answered)), "application/json", `${stem}.json`);
   else if (kind === "csv") save(asCsv(pictures), "text/csv", `${stem}.csv`);
   else if (kind === "coco") save(asCoco(pictures, classNames), "application/json", `${stem}-coco.json`);
-  else if (kind === "yolo") {
-    const files = Object.entries(asYolo(pictures, classNames)).map(([path, text]) => [path, strToU8(text)]);
-    save(zipSync(Object.fromEntries(files)), "application/zip", `${stem}-yolo.zip`);
-  } else throw new Error(`no download ${kind}`);
+  else if (kind === "yolo") save(zip(Object.entries(asYolo(pictures, classNames))), "application/zip", `${stem}-yolo.zip`);
+  else throw new Error(`no download ${kind}`);
 }
 
 /**
