@@ -1,36 +1,28 @@
-"""Makes a release in dist/ and the local images, and publishes nothing: `make release`.
+"""Makes a release in dist/ and the local images, and publishes nothing: docs/release.md.
 
-It refuses a tree with changes, a version without a section in CHANGELOG.md, a tag that says
-something else, and pins with known vulnerabilities. docs/release.md tells the whole way.
+What may not be released as it is, it refuses: a tree with changes, a version without a section in
+CHANGELOG.md, and tags that say something else.
 """
 
 import argparse
-import hashlib
-import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import audit
 import sbom
-import yaml
-from packaging.version import InvalidVersion, Version
 
 REPO = Path(__file__).resolve().parents[1]
 NAME = "yolov8-fla"
 IMAGES = ("cpu", "gpu")
-PINS = "constraints.txt"
 CONTAINER_TOOLS = REPO / ".ci/container_tools.sh"
 
 
@@ -40,21 +32,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What is released.
-
-    Attributes:
-        version: of the project.
-        commit: that it is made of, 40 hex digits.
-        epoch: the time of that commit, seconds since 1970; files get it, so that they come out
-            the same each time.
-        tagged: `v` and the version is a tag of this commit.
-        extras: of the wheel.
-    """
+    """What is released: the project's version and extras, and the commit in 40 hex digits."""
 
     version: str
     commit: str
-    epoch: int
-    tagged: bool
     extras: tuple[str, ...]
 
 
@@ -64,187 +45,101 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--images", nargs="*", choices=IMAGES, default=IMAGES, help="those to build"
     )
-    asked = parser.parse_args(arguments)
+    variants = parser.parse_args(arguments).images
+    out = REPO / "dist"
     try:
         release = examine(REPO)
-        audited = refuse_vulnerable()
-        out = emptied(REPO / "dist")
+        shutil.rmtree(out, ignore_errors=True)  # no file of another version is left
+        out.mkdir()
         with tempfile.TemporaryDirectory() as name:
-            source = exported(REPO, release.commit, Path(name))
-            wheel = build_distributions(release, source, out)
-            shutil.copy(source / PINS, out / f"{NAME}-{release.version}-{PINS}")
-            describe_extras(release, wheel, source / PINS, out)
-            images = build_images(release, asked.images, source, out) if asked.images else []
-        write_sums(out)
+            source = cloned(REPO, release.commit, Path(name))
+            build_distributions(release, source, out)
+            images = build_images(release, variants, source, out) if variants else []
+        files = sorted(path.name for path in out.iterdir())
+        sums = subprocess.run(["sha256sum", *files], cwd=out, check=True, capture_output=True)
+        (out / "SHA256SUMS").write_bytes(sums.stdout)
     except Refused as error:
         print(f"no release: {error}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:  # which has said why
-        print(f"no release: `{shlex.join(error.cmd)}` failed", file=sys.stderr)
+        print(f"no release: `{shlex.join(map(str, error.cmd))}` failed", file=sys.stderr)
         return 1
-    print(farewell(release, images, audited, sorted(path.name for path in out.iterdir())))
+    print("", f"{NAME} {release.version} of commit {release.commit}", sep="\n")
+    print(*(f"dist/{name}" for name in [*files, "SHA256SUMS"]), *images, sep="\n")
+    print("Nothing was published: docs/release.md says how to.")
     return 0
-
-
-# -- what may be released --
 
 
 def examine(repo: Path) -> Release:
     """Reads what a checkout would release.
 
     Raises:
-        Refused: files differ from the commit, CHANGELOG.md tells nothing of the version, a
-            manifest names another version's image, or tags don't fit.
+        Refused: files differ from the commit, CHANGELOG.md tells nothing of the version, the commit
+            has another version's tag, or the version's tag is another commit's.
     """
-    changed = git(repo, "status", "--porcelain").splitlines()
+    changed = output("git", "-C", repo, "status", "--porcelain").splitlines()
     if changed:
-        more = f" and {len(changed) - 1} more" if changed[1:] else ""
-        raise Refused(f"files differ from the commit: {changed[0].split()[-1]}{more}")
+        raise Refused(
+            f"{len(changed)} files differ from the commit, {changed[0].split()[-1]} first"
+        )
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    version = checked_version(project["version"])
+    version = project["version"]
     refuse_untold(version, (repo / "CHANGELOG.md").read_text(encoding="utf-8"))
-    for file in sorted((repo / "deploy").rglob("kustomization.yaml")):
-        refuse_other_images(version, file.relative_to(repo), file.read_text(encoding="utf-8"))
-    commit = git(repo, "rev-parse", "HEAD")
-    tags = git(repo, "tag", "--points-at", "HEAD").split()
-    tagged = f"v{version}" in tags
-    elsewhere = not tagged and bool(git(repo, "tag", "--list", f"v{version}"))
-    refuse_misleading_tags(version, tags, elsewhere=elsewhere)
-    return Release(
-        version=version,
-        commit=commit,
-        epoch=int(git(repo, "show", "--no-patch", "--format=%ct", "HEAD")),
-        tagged=tagged,
-        extras=tuple(project["optional-dependencies"]),
-    )
-
-
-def checked_version(version: str) -> str:
-    """A version as it is, if tags of images and of git can carry it.
-
-    Raises:
-        Refused: it is none, not in its plain form, or a local one (`1.0+mine`).
-    """
-    try:
-        plain = Version(version)
-    except InvalidVersion:
-        raise Refused(f"{version!r} is no version") from None
-    if str(plain) != version or plain.local:
-        raise Refused(f"the version is written {plain.public}, not {version}")
-    return version
+    commit, tag = output("git", "-C", repo, "rev-parse", "HEAD"), f"v{version}"
+    tags = output("git", "-C", repo, "tag", "--points-at", "HEAD").split()
+    for other in tags:
+        if re.match(r"v\d", other) and other != tag:
+            raise Refused(f"the commit is tagged {other}, and pyproject.toml says {version}")
+    if tag not in tags and output("git", "-C", repo, "tag", "--list", tag):
+        raise Refused(f"the tag {tag} is another commit's: {version} was released before")
+    return Release(version, commit, tuple(project["optional-dependencies"]))
 
 
 def refuse_untold(version: str, changelog: str) -> None:
     """Raises `Refused` unless the changelog has a dated section of the version, with a point."""
-    sections = re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]
-    heading = re.compile(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d")
-    for section in sections:
-        first, _, told = section.partition("\n")
-        if heading.fullmatch(first.strip()):
-            if not re.search(r"^- ", told, flags=re.MULTILINE):
-                raise Refused(f"CHANGELOG.md tells nothing of {version}")
-            return
-    raise Refused(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD'")
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    section = re.search(rf"{heading}(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    if not section or not re.search(r"^- ", section[1], re.MULTILINE):
+        raise Refused(f"CHANGELOG.md has no points under '## [{version}] - YYYY-MM-DD'")
 
 
-def refuse_other_images(version: str, file: Path, kustomization: str) -> None:
-    """Raises `Refused` where a manifest takes an image that is not of this version."""
-    for image in yaml.safe_load(kustomization).get("images", ()):
-        tag = image.get("newTag")
-        if image["name"] == NAME and tag not in [f"{version}-{variant}" for variant in IMAGES]:
-            raise Refused(f"{file} takes the image {tag}, and pyproject.toml says {version}")
-
-
-def refuse_misleading_tags(version: str, tags: Sequence[str], *, elsewhere: bool) -> None:
-    """Raises `Refused` where git calls this commit or this version by another name.
-
-    Args:
-        version: to be released.
-        tags: of the commit.
-        elsewhere: the tag of the version is another commit's.
-    """
-    others = [tag for tag in tags if re.match(r"v\d", tag) and tag != f"v{version}"]
-    if others:
-        raise Refused(f"the commit is tagged {others[0]}, and pyproject.toml says {version}")
-    if elsewhere:
-        raise Refused(f"the tag v{version} is another commit's: {version} was released before")
-
-
-def refuse_vulnerable() -> str:
-    """Looks the pins up; returns what came of it.
-
-    Raises:
-        Refused: one has a known vulnerability that is not accepted in `.ci/audit.py`.
-    """
-    findings = audit.audit(audit.read_pins(audit.CONSTRAINTS), audit.ask_pip_audit)
-    if findings.vulnerable:
-        raise Refused(f"pins have known vulnerabilities\n{findings.text()}")
-    return findings.text().splitlines()[-1]
-
-
-# -- what is made --
-
-
-def emptied(folder: Path) -> Path:
-    """A folder with nothing in it: no file of another version is left."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
-
-
-def exported(repo: Path, commit: str, folder: Path) -> Path:
+def cloned(repo: Path, commit: str, folder: Path) -> Path:
     """Writes the files of a commit into a folder, which it returns.
 
     All is built there: a file that git was told to overlook, or one that changes while images are
     built, is in none.
     """
-    command = ["git", "-C", str(repo), "archive", "--format=tar", commit]
-    files = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
-        archive.extractall(folder, filter="data")
+    output("git", "clone", "--quiet", "--no-checkout", repo, folder)
+    output("git", "-C", folder, "checkout", "--quiet", "--detach", commit)
     return folder
 
 
-def build_distributions(release: Release, source: Path, out: Path) -> Path:
-    """Writes the source archive, and the wheel made of that archive; returns the wheel.
-
-    Args:
-        release: what is released.
-        source: folder with the files of its commit.
-        out: folder of the files.
+def build_distributions(release: Release, source: Path, out: Path) -> None:
+    """Writes the source archive, the wheel made of it, its pins, and a bill for each extra.
 
     Raises:
-        Refused: the wheel does not say which commit it was made of.
+        Refused: the wheel is not of that version and commit.
     """
-    told = {"SOURCE_DATE_EPOCH": str(release.epoch), "REVISION": release.commit}
-    environment = os.environ | told
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    epoch = output("git", "-C", source, "show", "--no-patch", "--format=%ct", release.commit)
+    output(
+        *(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source),
+        SOURCE_DATE_EPOCH=epoch,  # so that the files come out the same each time
+        REVISION=release.commit,
+    )
     (wheel,) = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         revision = archive.read("server/revision.txt").decode().strip()
-    if revision != release.commit:
-        raise Refused(f"{wheel.name} calls itself {revision}, and the commit is {release.commit}")
-    return wheel
-
-
-def describe_extras(release: Release, wheel: Path, pins: Path, out: Path) -> None:
-    """Writes the bill of materials of each extra."""
+    if wheel.name.split("-")[1] != release.version or revision != release.commit:
+        raise Refused(f"{wheel.name} is of {revision}, not {release.version} of {release.commit}")
+    stem = out / f"{NAME}-{release.version}"
+    pins = shutil.copy(source / "constraints.txt", f"{stem}-constraints.txt")
     for extra in release.extras:
         print(f"bill of materials: extra {extra}", flush=True)
-        told = {"revision": release.commit}
-        bill = sbom.of_extra(wheel, extra, pins, told)
-        (out / f"{NAME}-{release.version}-extra-{extra}.cdx.json").write_text(bill)
+        Path(f"{stem}-extra-{extra}.cdx.json").write_text(sbom.of_extra(wheel, extra, Path(pins)))
 
 
 def build_images(release: Release, variants: Sequence[str], source: Path, out: Path) -> list[str]:
     """Builds images, asks each what it is, and writes its bill and `images.txt`.
-
-    Args:
-        release: what is released.
-        variants: some of `IMAGES`.
-        source: folder with the files of its commit.
-        out: folder of the files.
 
     Returns:
         A line for each: name, id, bytes.
@@ -260,62 +155,23 @@ def build_images(release: Release, variants: Sequence[str], source: Path, out: P
         image = f"{NAME}:{release.version}-{variant}"
         print(f"image: {image}", flush=True)
         arguments = {"EXTRA": variant, "REVISION": release.commit, "VERSION": release.version}
-        flags = [
-            part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")
-        ]
-        command = [str(CONTAINER_TOOLS), "build", *flags, "-t", image, str(source)]
-        subprocess.run(command, check=True)
-        told = output([*tool, "run", "--rm", image, "--version"])
+        flags = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        subprocess.run([CONTAINER_TOOLS, "build", *flags, "-t", image, source], check=True)
+        told = output(*tool, "run", "--rm", image, "--version")
         if told != f"{NAME} {release.version} ({release.commit})":
             raise Refused(f"{image} says that it is {told}")
-        bill = sbom.of_image(tool, image, {"image": image, "revision": release.commit})
-        (out / f"{NAME}-{release.version}-image-{variant}.cdx.json").write_text(bill)
+        bill = out / f"{NAME}-{release.version}-image-{variant}.cdx.json"
+        bill.write_text(sbom.of_image(tool, image))
         form = "{{.Id}} {{.Size}}"
-        lines.append(f"{image} {output([*tool, 'image', 'inspect', '--format', form, image])}")
+        lines.append(f"{image} {output(*tool, 'image', 'inspect', '--format', form, image)}")
     (out / "images.txt").write_text("".join(f"{line}\n" for line in lines))
     return lines
 
 
-def write_sums(folder: Path) -> None:
-    """Writes SHA256SUMS of all files of a folder, as `sha256sum --check` reads it."""
-    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
-    lines = []
-    for path in files:
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
-    (folder / "SHA256SUMS").write_text("".join(lines))
-
-
-def farewell(release: Release, images: Sequence[str], audited: str, files: Sequence[str]) -> str:
-    """What there is now, and what a person does to publish it."""
-    tag = f"v{release.version}"
-    lines = [
-        "",
-        f"{NAME} {release.version} of commit {release.commit}",
-        audited,
-        *(f"dist/{name}" for name in files),
-        *images,
-        "",
-        "Nothing was published. To do so:",
-    ]
-    if not release.tagged:
-        lines.append(f"  git tag -a {tag} -m '{NAME} {release.version}' {release.commit}")
-    lines += [f"  git push origin {tag}", "  twine upload dist/*.whl dist/*.tar.gz"]
-    for line in images:  # by the id: the name may mean another image by then
-        image, identifier, _ = line.split()
-        lines.append(f"  docker tag {identifier} REGISTRY/{image} && docker push REGISTRY/{image}")
-    lines.append(f"  and put the files of dist/ beside the tag {tag}, with CHANGELOG.md's section")
-    return "\n".join(lines)
-
-
-def git(repo: Path, *arguments: str) -> str:
-    """What git says."""
-    return output(["git", "-C", str(repo), *arguments])
-
-
-def output(command: Sequence[Any]) -> str:
+def output(*command: str | Path, **variables: str) -> str:
     """What a command prints; raises `CalledProcessError` when it fails."""
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | variables
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip()
 
 

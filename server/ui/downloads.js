@@ -1,9 +1,9 @@
 // Files out of what is shown.
 
 import { drawDetections } from "./drawing.js";
-import { strToU8, zipSync } from "./fflate.js";
 import { asCoco, asCsv, asJson, asYolo, safeStem } from "./formats.js";
 import { detectionsOf, isTruncated, suppress } from "./suppression.js";
+import { zip } from "./zip.js";
 
 /**
  * Saves the detections of all images that have been answered, one of them at least with a result.
@@ -21,10 +21,8 @@ export function downloadDetections(kind, all, thresholds, model, served) {
   if (kind === "json") save(asJson(model, images, longestTimes(answered)), "application/json", `${stem}.json`);
   else if (kind === "csv") save(asCsv(images), "text/csv", `${stem}.csv`);
   else if (kind === "coco") save(asCoco(images, classNames), "application/json", `${stem}-coco.json`);
-  else if (kind === "yolo") {
-    const files = Object.entries(asYolo(images, classNames)).map(([path, text]) => [path, strToU8(text)]);
-    save(zipSync(Object.fromEntries(files)), "application/zip", `${stem}-yolo.zip`);
-  } else throw new Error(`no download ${kind}`);
+  else if (kind === "yolo") save(zip(Object.entries(asYolo(images, classNames))), "application/zip", `${stem}-yolo.zip`);
+  else throw new Error(`no download ${kind}`);
 }
 
 /**

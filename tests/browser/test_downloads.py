@@ -1,5 +1,6 @@
 """Downloads, read by other programs' readers."""
 
+import base64
 import csv
 import io
 import json
@@ -11,7 +12,10 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Download
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from playwright.sync_api import Download, Page
+from playwright.sync_api import Error as PlaywrightError
 from pycocotools.coco import COCO
 
 from server.api.schemas import DetectResponse
@@ -123,6 +127,49 @@ def test_the_annotated_picture_has_the_pictures_size_and_boxes(
     assert image.shape == plain.shape
     changed = np.abs(image.astype(int) - plain).max(axis=2) > 60
     assert 0.01 < changed.mean() < 0.3
+
+
+def zipped(page: Page, files: list[tuple[str, str]]) -> zipfile.ZipFile:
+    """What the page's writer makes of paths and texts, as Python reads it."""
+    encoded = page.evaluate(
+        """async (files) => {
+          const { zip } = await import("./page/zip.js");
+          const reader = new FileReader();
+          const read = new Promise((done) => { reader.onload = () => done(reader.result); });
+          reader.readAsDataURL(zip(files));
+          return (await read).split(",")[1];
+        }""",
+        files,
+    )
+    return zipfile.ZipFile(io.BytesIO(base64.b64decode(encoded)))
+
+
+def test_a_zip_holds_what_was_put_in(open_page: Open, url: str) -> None:
+    page = open_page(url).page
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+    paths = st.text(characters, min_size=1, max_size=80)
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.dictionaries(paths, st.text(st.characters(exclude_categories=["Cs"]))))
+    @example({})
+    @example({"labels/图 1 é😀.txt": "", "A": "a", "a": "A"})
+    @example({"x" * 60_000: "a long name", "a": "x" * 65_535, "b": "é" * 1_000_000})
+    @example({f"labels/{i}.txt": f"{i}\n" * i for i in range(2_000)})
+    def check(files: dict[str, str]) -> None:
+        with zipped(page, list(files.items())) as archive:
+            assert archive.testzip() is None
+            assert archive.namelist() == list(files)
+            assert {path: archive.read(path).decode() for path in files} == files
+
+    check()
+
+
+def test_a_zip_of_more_files_than_it_can_count_is_refused(open_page: Open, url: str) -> None:
+    page = open_page(url).page
+    with pytest.raises(PlaywrightError, match="65536 files in a zip; the limit is 65535"):
+        page.evaluate(
+            "import('./page/zip.js').then(({ zip }) => zip(Array(65536).fill(['a', ''])))"
+        )
 
 
 def test_hostile_names_are_harmless(open_page: Open, url: str, samples: list[Path]) -> None:

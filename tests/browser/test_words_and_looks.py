@@ -12,7 +12,7 @@ from tests.browser.conftest import Open
 
 pytestmark = pytest.mark.slow
 # Keys that are put together: what stands before the variable part.
-TEXTS = ("english.js", "chinese.js", "fflate.js")  # and another's program
+TEXTS = ("english.js", "chinese.js")
 PUT_TOGETHER = ("certificate.", "error.", "served.", "state.", "status.", "times.")
 
 

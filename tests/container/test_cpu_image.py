@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sbom
 
 from benchmarks.container_engine import Engine
 
@@ -65,6 +66,15 @@ def test_it_holds_no_training_conversion_or_installing_library(
     inside: dict[str, list[str]],
 ) -> None:
     assert inside["modules"] == ["json"]
+
+
+def test_its_bill_of_materials_lists_python_debian_and_what_wheels_bundle(
+    engine: Engine, cpu_image: str
+) -> None:
+    bill = json.loads(sbom.of_image([engine.command], cpu_image))
+    names = {each["name"]: each for each in bill["components"]}
+    assert names.keys() >= {"debian", "libc6", "numpy", "onnxruntime", "orjson"}
+    assert names["orjson"]["components"]
 
 
 def test_it_holds_no_compiler_and_no_program_that_downloads(inside: dict[str, list[str]]) -> None:
