@@ -94,7 +94,7 @@ class Checkpoint:
         try:
             return convert(Candidates(rewrite(self.model)), input_hw, static=static)
         except Exception as error:  # a model that runs may still hold anything
-            raise ModelUnsupported(f"its layers cannot be converted: {line(error)}") from error
+            raise ModelUnsupported(f"its layers cannot be converted: {describe(error)}") from error
 
 
 def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkpoint:
@@ -125,7 +125,9 @@ def load_checkpoint(path: Path, class_map: Mapping[str, str] = NO_MAP) -> Checkp
     except ModelUnsupported as error:
         raise ModelUnsupported(f"{path}: {error}") from None
     except Exception as error:  # whatever layers raise that don't fit together
-        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
+        raise ModelUnsupported(
+            f"{path}: its layers do not fit together: {describe(error)}"
+        ) from None
     names, nc = model.__dict__.get("names"), model.model[-1].nc
     if not isinstance(names, dict) or len(names) != nc or set(names) != set(range(nc)):
         raise ModelUnsupported(
@@ -190,7 +192,7 @@ def detection_model(path: Path, held: Any, shells: Shells) -> DetectionModel:
     except ExportError:
         raise
     except Exception as error:  # objects that nobody vouches for raise anything
-        raise CheckpointRefused(f"{path}: not a complete model: {line(error)}") from None
+        raise CheckpointRefused(f"{path}: not a complete model: {describe(error)}") from None
     return found
 
 
@@ -207,7 +209,7 @@ def carries_code(value: Any) -> bool:
     return callable(value) or any(map(carries_code, inner))
 
 
-def line(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """What an error of a library says, in one line of a readable length."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -232,7 +234,9 @@ def checked(path: Path, model: DetectionModel) -> DetectionModel:
         model.float().eval()
         unlike = difference_from_yolov8(model)
     except Exception as error:  # whatever layers raise that don't fit together
-        raise ModelUnsupported(f"{path}: its layers do not fit together: {line(error)}") from None
+        raise ModelUnsupported(
+            f"{path}: its layers do not fit together: {describe(error)}"
+        ) from None
     if unlike:
         raise ModelUnsupported(f"{path}: {unlike}")
     return model
