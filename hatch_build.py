@@ -26,7 +26,7 @@ class RevisionHook(BuildHookInterface[Any]):
         root = Path(self.root)
         if version == "editable" or (root / TARGET).exists():  # unpacked from a source archive
             return
-        revision = given(os.environ) or committed(root)
+        revision = configured_revision(os.environ) or committed(root)
         if revision is None:
             self.app.display_warning(
                 f"no {VARIABLE} and no git checkout: the build names no commit"
@@ -43,7 +43,7 @@ class RevisionHook(BuildHookInterface[Any]):
             self._folder.cleanup()
 
 
-def given(environment: Mapping[str, str]) -> str | None:
+def configured_revision(environment: Mapping[str, str]) -> str | None:
     """The commit that the environment tells; None where it tells none.
 
     Raises:

@@ -49,7 +49,7 @@ class TwoNodes:
         assert self._process.stdout is not None
         self._process.stdin.write("kill\n")
         self._process.stdin.flush()
-        return int(told(self._process, "killed"))
+        return int(read_value(self._process, "killed"))
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def _one_try(cpus: int) -> Iterator[TwoNodes]:
                 late = threading.Timer(START_S, _kill_family, (process,))
                 late.start()
                 try:
-                    address = told(process, "address")
+                    address = read_value(process, "address")
                 except EOFError:
                     log.seek(0)
                     raise NodesNotStarted(f"not in {START_S:g} s: {log.read()[-2000:]}") from None
@@ -108,7 +108,7 @@ def _one_try(cpus: int) -> Iterator[TwoNodes]:
                 _end(process)
 
 
-def told(process: "subprocess.Popen[str]", what: str) -> str:
+def read_value(process: "subprocess.Popen[str]", what: str) -> str:
     """The rest of the next line that begins with a word.
 
     Raises:

@@ -63,7 +63,7 @@ def report(seen: Watched) -> int:
         if not found and GPU in query.expr and open_nvml() is None:
             shown = "none: there is no GPU here"
         else:
-            shown = "; ".join(told(query, found))
+            shown = "; ".join(describe_series(query, found))
             silent += not shown
         expr = query.expr.replace("|", "\\|")
         title = headed(query) if lines[query.row, query.panel] > 1 else query.panel
@@ -76,7 +76,7 @@ def report(seen: Watched) -> int:
     return 1 if silent else 0
 
 
-def told(query: PanelQuery, found: Sequence[Series]) -> list[str]:
+def describe_series(query: PanelQuery, found: Sequence[Series]) -> list[str]:
     """An answer in words: the largest series first; those that say nothing are counted."""
     if query.legend == "":  # a table: its labels are what it shows
         return [", ".join(f"{name}={value}" for name, value in s.labels.items()) for s in found]

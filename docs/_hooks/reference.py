@@ -41,7 +41,7 @@ def filled(page: str) -> str:
     return _REGION.sub(_fill, page)
 
 
-def told(page: str, kind: str) -> Iterator[str]:
+def generated_names(page: str, kind: str) -> Iterator[str]:
     """The names that a page's regions of one kind tell of."""
     for region in _REGION.finditer(page):
         if region["kind"] == kind:

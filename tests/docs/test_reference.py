@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from reference import PAGES, filled, told
+from reference import PAGES, filled, generated_names
 from reference_errors import ADVICE, ADVICE_AT_START, WHEN, all_faults, all_starts
 from reference_metrics import LABEL_VALUES, all_metrics
 from reference_settings import all_settings
@@ -41,7 +41,7 @@ def test_the_page_is_as_the_code_says(name: str) -> None:
     ],
 )
 def test_each_has_its_place_once(name: str, kind: str, there: set[str]) -> None:
-    names = list(told(page(name), kind))
+    names = list(generated_names(page(name), kind))
     assert sorted(names) == sorted(there)
 
 
@@ -95,5 +95,5 @@ def test_every_table_row_has_as_many_cells_as_its_head() -> None:
 
 
 def test_a_setting_without_a_place_would_be_seen() -> None:
-    names = list(told(page("settings.md").replace(" max_body_bytes", "", 1), "settings"))
+    names = list(generated_names(page("settings.md").replace(" max_body_bytes", "", 1), "settings"))
     assert set(Settings.model_fields) - set(names) == {"max_body_bytes"}
