@@ -40,9 +40,9 @@ def chosen(name: str, command: Iterable[str], environment: Mapping[str, str]) ->
     )
     words = iter(command)
     for word in words:
-        flag, equals, value = word.partition("=")
+        flag, equals, text = word.partition("=")
         if flag == f"--{name}":
-            value = value if equals else next(words, None)
+            value = text if equals else next(words, None)
     return value
 
 
