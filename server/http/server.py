@@ -27,7 +27,7 @@ from server.settings import Settings
 LAST_RESORT_S = 2
 # Each takes a file descriptor and some 20 KB. Ten seconds of overload make hundreds, not thousands.
 MAX_CONNECTIONS = 4096
-OTHER_FILES = 256  # libraries, devices, connections that are signal that there are too many
+OTHER_FILES = 256  # libraries, devices, connections that are told that there are too many
 
 logger = get_logger(__name__)
 

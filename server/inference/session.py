@@ -203,7 +203,7 @@ class Session:
             raise InferenceFailed(f"a batch of {len(images)} failed on {self.provider}") from error
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """BatchRunner grey images through every input shape, so that no request meets a new one.
+        """Runs grey images through every input shape, so that no request meets a new one.
 
         Args:
             batch_sizes: the batch sizes that will come, each >= 1. A GPU runs what they are padded

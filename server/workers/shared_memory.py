@@ -227,7 +227,7 @@ class SlotPool:
 
 
 class _Area:
-    """SlotPool of one size, one after the other."""
+    """Slots of one size, one after the other."""
 
     def __init__(self, start: int, layout: SlotLayout, count: int) -> None:
         self.start = start
@@ -237,7 +237,7 @@ class _Area:
 
 
 class Lease:
-    """A slot that a worker has; a `server.serving.model_runner.SlotLayout`.
+    """A slot that a worker has; a `server.serving.model_runner.SharedBuffer`.
 
     It comes back when the worker has released it and no inference uses it.
 

@@ -24,7 +24,7 @@ from server.workers.shared_memory import SharedFile
 def serve_http(
     init: Init, settings: Settings, control: socket.socket, rest: bytes, receiver: int, memory: int
 ) -> int:
-    """Answers HTTP until the engine process ends, or tells this one to.
+    """Serves HTTP until the engine process ends, or stops this one.
 
     Args:
         init: what it is.

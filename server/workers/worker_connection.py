@@ -77,7 +77,7 @@ class _Image:
     """One image of a worker's request.
 
     Attributes:
-        reservation: those of its request in the queue.
+        reservation: what its request has reserved in the queue.
         engine: that its request began with.
         lease: its slot.
         submitting: what waits for its turn, once it is submitted.
