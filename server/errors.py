@@ -86,7 +86,7 @@ class TooLarge(BadInput):
 
 
 class UnsupportedImage(BadInput):
-    """The bytes are not a JPEG, PNG, WebP, BMP or TIFF image, or one of a coding not served."""
+    """The image, or the body that holds it, is of a format or coding that is not served."""
 
     code = "unsupported_image"
 

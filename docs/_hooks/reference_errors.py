@@ -34,6 +34,8 @@ WHEN: Mapping[str, str] = {
     "together, by their headers.",
     "too_much_memory": "Decoding the image takes more memory than the server has for it at all.",
     TOO_MANY_CONNECTIONS: "As many connections are open as the server takes.",
+    "unsupported_image": "The bytes are not a JPEG, PNG, WebP, BMP or TIFF image, or one of a "
+    "coding not served; or the body's `Content-Type` or `Content-Encoding` is not.",
 }
 ADVICE: Mapping[str, str] = {
     "bad_http": "Repair the client or the proxy between; the detail states what the parser met.",
@@ -63,7 +65,8 @@ ADVICE: Mapping[str, str] = {
     "too_much_memory": "Scale the image down, save it as a JPEG, or give the server more memory.",
     "unauthorized": "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
     "undecodable_image": "Save the image again; it is empty, cut off or corrupt.",
-    "unsupported_image": "Convert the image to JPEG, PNG, WebP, BMP or TIFF.",
+    "unsupported_image": "Convert the image to JPEG, PNG, WebP, BMP or TIFF, or send "
+    "a `Content-Type` that is served and no `Content-Encoding`; the detail names which.",
     "uploads_full": "Retry after Retry-After, with smaller bodies or fewer at a time.",
 }
 

@@ -182,8 +182,8 @@ def parse_json(body: Buffer, limits: Limits) -> Form:
         MalformedRequest: not JSON, not an object, or `images` is not a list of base64 texts.
         TooLarge: too many images.
     """
-    if body.count(b",") > MAX_JSON_COMMAS:
-        raise MalformedRequest(f"the JSON body has more than {MAX_JSON_COMMAS} values")
+    if (commas := body.count(b",")) > MAX_JSON_COMMAS:
+        raise MalformedRequest(f"the JSON body has {commas} commas, over {MAX_JSON_COMMAS}")
     try:
         document = load_json(body)
     except ValueError:  # also of depth, of UTF-8, and of numbers that no float can hold

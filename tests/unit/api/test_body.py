@@ -252,6 +252,11 @@ def test_malformed_json_is_refused(body: bytes) -> None:
         parse_json(body, LIMITS)
 
 
+def test_too_many_commas_of_json_are_told_with_their_limit() -> None:
+    with pytest.raises(MalformedRequest, match=r"has 10001 commas, over 10000$"):
+        parse_json(b'{"images": ["eA=="], "classes": [' + b"0," * 10_000 + b"0]}", LIMITS)
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
