@@ -3,7 +3,7 @@
 #   docker build -t yolov8-fla .                          CUDA 13, also serves on a CPU
 #   docker build -t yolov8-fla:cpu --build-arg EXTRA=cpu .
 #
-# Nothing of torch, ultralytics, compilers or pip is in it. It needs no root, no capability and no place to write.
+# Nothing of torch, ultralytics, compilers or pip is in it. It needs no root, no capability and no writable file system.
 # Versions are those of constraints.txt; Debian's packages are Bookworm's, with its security updates of the day.
 ARG EXTRA=gpu
 

@@ -37,7 +37,7 @@ endef
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' Makefile
 
-serve: $(SERVE_READY) ## answer on http://127.0.0.1:8000, in an environment without torch
+serve: $(SERVE_READY) ## serve on http://127.0.0.1:8000, in an environment without torch
 	@exec $(SERVE_VENV)/bin/python -m server $(ARGS)
 
 test: $(READY) ## run all tests, but for those of the tools
@@ -65,7 +65,7 @@ check: $(READY) ## format, lint, types, import rules, Dockerfiles; changes nothi
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint Dockerfile docker/export.Dockerfile
 
-format: $(READY) ## put the code into shape
+format: $(READY) ## format the code and apply lint fixes
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
@@ -88,7 +88,7 @@ env: $(READY) ## make the environment for work, .venv
 serve-env: $(SERVE_READY) ## make the environment for serving, .venv-serve
 
 # Looks for no GPU: where an image is built tells little about where it will run.
-image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu, and say how to run it
+image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu, and print how to run it
 	@.ci/container_tools.sh build --build-arg EXTRA=$(if $(filter cpu,$(EXTRA)),cpu,gpu) \
 	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t yolov8-fla$(if $(filter cpu,$(EXTRA)),:cpu) .
 	@tool=$$(.ci/container_tools.sh tool) || exit; gpus=; \
@@ -98,7 +98,7 @@ image: ## build the image yolov8-fla for GPUs, or with EXTRA=cpu yolov8-fla:cpu,
 	esac; \
 	echo "run it: $$tool run --rm $$gpus-p 127.0.0.1:8000:8000 $$image" >&2
 
-image-export: ## build the image yolov8-fla-export (torch, 6.6 GB), and say how to run it
+image-export: ## build the image yolov8-fla-export (torch, 6.6 GB), and print how to run it
 	@.ci/container_tools.sh build -f docker/export.Dockerfile \
 	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" -t yolov8-fla-export .
 	@tool=$$(.ci/container_tools.sh tool) || exit; \

@@ -130,7 +130,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command line."""
     program = argparse.ArgumentParser(
         prog="python -m client",
-        description="Asks a detection server.",
+        description="Sends images to a detection server.",
         epilog="Exit codes: 0 all done, 1 some images failed (health: not ready), 2 the command "
         "or the server ended it, 130 stopped by a signal.",
         allow_abbrev=False,

@@ -1,1 +1,1 @@
-"""Turns a trained checkpoint into the artifact that `server` serves, and proves it equal."""
+"""Turns a trained checkpoint into the artifact that `server` serves, and verifies it."""

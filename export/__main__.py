@@ -136,7 +136,7 @@ def export_parser() -> argparse.ArgumentParser:
         help="write a reduced precision even where it loses accuracy or that can't be told",
     )
     add_origin(root, "source")
-    root.add_argument("--name", help="the model's name in answers; the output's by default")
+    root.add_argument("--name", help="the model's name in responses; the output's by default")
     root.add_argument("--static", action="store_true", help="one input shape: the square")
     root.add_argument("--force", action="store_true", help="replace an existing output")
     return root

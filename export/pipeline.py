@@ -1,4 +1,4 @@
-"""The story of an artifact: load, convert, optimise, reduce precision, certify, stamp."""
+"""Makes an artifact: load, convert, optimise, reduce precision, certify, stamp."""
 
 import errno
 import os

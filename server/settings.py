@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds from the end of a request's headers to its answer; past it a 504.",
+        description="Seconds from the end of a request's headers to its response; past it a 504.",
     )
     drain_timeout_s: float = Field(
         20.0,
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Comma-separated keys; all but health, metrics and pages ask for one.",
+        description="Comma-separated keys; all but health, metrics and pages require one.",
     )
     api_keys_file: Path | None = Field(
         None, description="A regular file of more keys, one a line, read again at a reload."
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="Processes that answer HTTP and decode images, before the engine process.",
+        description="HTTP workers, which also decode images, in front of the engine process.",
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")

@@ -14,7 +14,7 @@ from server.settings import Settings, variable_name
 UNITS = {"_s": "s", "_bytes": "bytes", "_pixels": "pixels", "_images": "images"}
 OTHER_UNITS = {
     "decode_threads": "threads",
-    "http_workers": "processes",
+    "http_workers": "workers",
     "intra_op_threads": "threads",
     "max_batch_size": "images",
     "max_images_per_request": "images",

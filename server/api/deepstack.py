@@ -65,7 +65,7 @@ class Predictions(BaseModel):
     processMs: int  # noqa: N815
     analysisRoundTripMs: int  # noqa: N815
     duration: float = Field(
-        description="Seconds from the end of the request's headers to its answer."
+        description="Seconds from the end of the request's headers to its response."
     )
 
 

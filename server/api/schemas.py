@@ -63,7 +63,7 @@ class Timings(Body):
     queue: float = Field(description="Waiting for a batch.")
     inference: float = Field(description="The inference of the image's batch.")
     postprocess: float = Field(description="NMS, and back to original pixels.")
-    total: float = Field(description="From the end of the request's headers to its answer.")
+    total: float = Field(description="From the end of the request's headers to its response.")
 
 
 class DetectResponse(Body):

@@ -71,13 +71,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "detector_requests",
-            "HTTP requests answered.",
+            "HTTP requests completed.",
             ["route", "status"],
             registry=self.registry,
         )
         self.images = Counter(
             "detector_images",
-            "Images in answered requests: ok, or the error code of the image.",
+            "Images in completed requests: ok, or the error code of the image.",
             ["outcome"],
             registry=self.registry,
         )
@@ -93,7 +93,7 @@ class Metrics:
         # By status: under overload most answers are refusals, and take no time.
         self.request_seconds = Histogram(
             "detector_request_seconds",
-            "Seconds from the end of a detection request's headers to its answer.",
+            "Seconds from the end of a detection request's headers to its response.",
             ["status"],
             buckets=REQUEST_SECONDS,
             registry=self.registry,
@@ -121,12 +121,12 @@ class Metrics:
         )
         self.inflight_requests = Gauge(
             "detector_inflight_requests",
-            "HTTP requests being answered.",
+            "HTTP requests in progress.",
             registry=self.registry,
         )
         self.reloads = Counter(
             "detector_reloads",
-            "Reloads of model and keys: ok, or failed and the old model went on.",
+            "Reloads of model and keys: ok, or failed and the old model stayed in service.",
             ["outcome"],
             registry=self.registry,
         )
@@ -170,7 +170,7 @@ class Metrics:
         self.http_workers.set(1)
         self.worker_restarts = Counter(
             "detector_worker_restarts",
-            "HTTP workers that died and were started anew.",
+            "HTTP workers that died and were restarted.",
             registry=self.registry,
         )
         self.shared_slots = Gauge(

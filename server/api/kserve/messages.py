@@ -20,9 +20,9 @@ from server.errors import MalformedRequest
 
 # The length of the JSON, where binary data follows.
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
-# What the JSON may hold, counted before it is parsed, which takes Python's lock for all of it. A
-# image of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger tensors
-# are sent as binary data.
+# What the JSON may hold, counted before it is parsed, which takes Python's lock for all of it.
+# An image of 640 x 640 pixels has 1.2 million values, nested in 0.4 million lists. Larger
+# tensors are sent as binary data.
 JSON_LIMITS = {b",": (1_500_000, "values"), b"[": (500_000, "lists"), b":": (10_000, "names")}
 # Measured with orjson 3.13, beside the characters of texts: a value, in its tree and as an object;
 # and a name in an object, which takes more when it is the object's millionth.
@@ -208,7 +208,7 @@ def _outputs(document: Json, specs: Sequence[TensorSpec], all_binary: bool) -> d
         name = output.get("name")
         if name not in known:
             raise MalformedRequest(
-                f"unknown output {truncate_repr(name)}; the model answers {', '.join(known)}"
+                f"unknown output {truncate_repr(name)}; the model has {', '.join(known)}"
             )
         if name in chosen:
             raise MalformedRequest(f"output {name!r} is asked for more than once")

@@ -255,7 +255,7 @@ def test_a_hostile_message_is_refused(message: tuple[bytes, str | None], reason:
 
 
 OUTPUT_FAULTS: dict[str, tuple[Any, str]] = {
-    "unknown": ([{"name": "masks"}], "unknown output 'masks'; the model answers boxes, errors"),
+    "unknown": ([{"name": "masks"}], "unknown output 'masks'; the model has boxes, errors"),
     "list as name": ([{"name": ["boxes"]}], "unknown output a list"),
     "twice": ([{"name": "boxes"}, {"name": "boxes"}], "more than once"),
     "texts": (["boxes"], "must be a list like"),
