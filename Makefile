@@ -118,7 +118,7 @@ release: $(READY) ## make dist/ and the images of this commit, publish nothing; 
 	$(VENV)/bin/python .ci/release.py $(ARGS) && echo "$$audited"
 
 # onnxruntime and onnxruntime-gpu can't be installed together; one plan of pip's still holds the pins of both.
-pins: $(READY) ## write constraints.txt anew, with the newest versions
+pins: $(READY) ## write constraints.txt again, with the newest versions
 	@mkdir -p build
 	@$(VENV)/bin/python -m pip install --quiet --dry-run --ignore-installed --use-feature=fast-deps --report build/pins.json \
 	    pip '.[cpu,gpu,client,export,otel,ray]' --group dev --group docs --group release

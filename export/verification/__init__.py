@@ -1,1 +1,1 @@
-"""The proof that an artifact answers as its source does."""
+"""Compares an artifact with its source: detections in fp32, mAP where precision is reduced."""

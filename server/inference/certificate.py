@@ -1,4 +1,4 @@
-"""What an artifact carries as proof: how far its answers are from its source's."""
+"""What is stored of an artifact's verification: how far its results are from its source's."""
 
 from typing import Literal
 
