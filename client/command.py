@@ -131,8 +131,8 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     program = argparse.ArgumentParser(
         prog="python -m client",
         description="Sends images to a detection server.",
-        epilog="Exit codes: 0 all done, 1 some images failed (health: not ready), 2 the command "
-        "or the server ended it, 130 stopped by a signal.",
+        epilog="Exit codes: 0 all done, 1 some images failed (health: not ready), 2 the arguments "
+        "are wrong or the server ended it, 130 stopped by a signal.",
         allow_abbrev=False,
     )
     program.add_argument("--version", action="version", version=f"yolov8-fla {this_version()}")
