@@ -88,10 +88,10 @@ COPY hatch_build.py pyproject.toml README.md LICENSE ./
 COPY export export
 COPY model model
 COPY server server
-# Of the three packages only the server: the others need torch.
+# Of the three packages only the server, and not their common command: the others need torch.
 RUN /opt/pip/bin/python -m hatchling build --target wheel --directory /build/dist \
     && /opt/pip/bin/pip install --no-compile --no-deps --no-index --target /opt/package dist/*.whl \
-    && rm -rf /opt/package/export /opt/package/model \
+    && rm -rf /opt/package/bin /opt/package/export /opt/package/model \
     && python3.11 -m compileall -q -f --invalidation-mode unchecked-hash /opt/package
 
 

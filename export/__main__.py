@@ -21,51 +21,54 @@ if TYPE_CHECKING:
     from export.sources.source import Origin
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+PROG = "python -m export"
+
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments; default: the process'.
+        prog: what stands before them, for help and messages.
+    """
     interrupt = Interrupt()
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # as a shell's background job, which another's Ctrl-C spares
         signal.signal(signal.SIGINT, interrupt)
     try:
-        return run_command(sys.argv[1:] if argv is None else argv, interrupt)
+        return run_command(sys.argv[1:] if argv is None else argv, prog, interrupt)
     except BaseException:
         if not interrupt.came:
             raise
-        print("python -m export: interrupted", file=sys.stderr)
+        print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def run_command(argv: list[str], interrupt: "Interrupt") -> int:
+def run_command(argv: list[str], prog: str, interrupt: "Interrupt") -> int:
     """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
     contain_ultralytics()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
-    parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
-    arguments = parser().parse_args(argv[1:] if run is not run_export else argv)
+    make_parser, run = COMMANDS.get(argv[0] if argv else "", (export_parser, run_export))
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv[1:] if run is not run_export else argv)
 
     from export.errors import ExportError
-    from model.errors import printable
+    from model.errors import missing_library, printable
     from server.errors import ServerError
 
     try:
         run(arguments, interrupt)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("export", "model", "server"):
-            raise
-        print(
-            f"python -m export: {error.name} is missing, as in the environment for serving: in a "
-            "checkout say `make env` and .venv/bin/python, elsewhere install yolov8-fla[export]",
-            file=sys.stderr,
-        )
+        print(f"{parser.prog}: {missing_library(error)}", file=sys.stderr)
         return 2
     except (ExportError, ServerError, OSError) as error:
         interrupt.check()  # what Ctrl-C broke is no error of the user's
         # One line; only layers that are not recognised are listed on lines of their own.
         # Text of a hostile file may be in it: nothing that would steer the terminal.
         lines = (printable(" ".join(line.split())) for line in str(error).splitlines())
-        print("python -m export:", "\n".join(lines), file=sys.stderr)
+        print(f"{parser.prog}:", "\n".join(lines), file=sys.stderr)
         return 2
     return 0
 
@@ -102,11 +105,11 @@ class Interrupt:
             raise Interrupted
 
 
-def export_parser() -> argparse.ArgumentParser:
+def export_parser(prog: str) -> argparse.ArgumentParser:
     """The command line that makes an artifact."""
     root = argparse.ArgumentParser(
-        prog="python -m export",
-        description=__doc__,
+        prog=prog,
+        description=(__doc__ or "").replace(PROG, prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=str(this_build()))
@@ -142,17 +145,17 @@ def export_parser() -> argparse.ArgumentParser:
     return root
 
 
-def inspect_parser() -> argparse.ArgumentParser:
+def inspect_parser(prog: str) -> argparse.ArgumentParser:
     """The command line that shows an artifact."""
-    root = argparse.ArgumentParser(prog="python -m export inspect")
+    root = argparse.ArgumentParser(prog=f"{prog} inspect")
     root.add_argument("file", type=Path, help="an artifact, .onnx")
     root.add_argument("--json", action="store_true", help="the whole description as JSON")
     return root
 
 
-def verify_parser() -> argparse.ArgumentParser:
+def verify_parser(prog: str) -> argparse.ArgumentParser:
     """The command line that compares an artifact with its source again."""
-    root = argparse.ArgumentParser(prog="python -m export verify")
+    root = argparse.ArgumentParser(prog=f"{prog} verify")
     root.add_argument("file", type=Path, help="an artifact, .onnx")
     root.add_argument("--data", type=Path, help="a data set's YAML or a folder of pictures")
     root.add_argument("--json", action="store_true", help="print the new certificate as JSON")

@@ -6,28 +6,43 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from model.environment import contain_ultralytics
+from model.errors import missing_library
+
+PROG = "python -m model"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 for what the user can mend."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Runs one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments; default: the process'.
+        prog: what stands before them, for help and messages.
+    """
     contain_ultralytics()
 
-    arguments = parser().parse_args(argv)
+    arguments = parser(prog).parse_args(argv)
+    command = f"{prog} {arguments.command}"
     try:
+        import yaml
+
         arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"{command}: {missing_library(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError, yaml.YAMLError) as error:
         line = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split())  # without its colours
-        print(f"python -m model {arguments.command}: {line}", file=sys.stderr)
+        print(f"{command}: {line}", file=sys.stderr)
         return 2
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
-    root = argparse.ArgumentParser(prog="python -m model", description=__doc__)
+    root = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
 
     add_convert(commands)
@@ -154,6 +169,8 @@ def run_convert(arguments: argparse.Namespace) -> None:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """`train`: prints where the checkpoint is."""
+    import yaml
+
     from model.train import train
 
     stages: list[dict[str, Any]] = [{}]

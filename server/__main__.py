@@ -11,25 +11,43 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from server.errors import DeploymentError
 from server.observability.log_output import LogOutput, process_log
 
 EXIT_DEPLOYMENT = 2  # the server could not start as it was deployed
+PROG = "python -m server"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serves until a signal comes; returns the exit code."""
+def run(arguments: Sequence[str], prog: str = PROG) -> NoReturn:
+    """Serves until a signal comes, and ends the process with the exit code."""
+    code = main(arguments, prog)
+    logging.shutdown()
+    if sys.stdout:
+        with suppress(OSError):  # whoever read it has seen enough, or the disk is full
+            sys.stdout.flush()  # os._exit does not
+    # Not sys.exit(): it would wait for an inference that never returns.
+    os._exit(code)
+
+
+def main(arguments: Sequence[str], prog: str = PROG) -> int:
+    """Serves until a signal comes; returns the exit code.
+
+    Args:
+        arguments: the server's flags, or `doctor` and its flags.
+        prog: what help names the program.
+    """
     if arguments[:1] == ["doctor"]:
         from server.doctor.command import main as healthy
 
-        return 0 if healthy(arguments[1:], os.environ) else EXIT_DEPLOYMENT
+        return 0 if healthy(arguments[1:], os.environ, f"{prog} doctor") else EXIT_DEPLOYMENT
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can reload; else it would end
     for each in (signal.SIGINT, signal.SIGTERM):  # until the server can drain
         signal.signal(each, leave)
     log = process_log()
     try:
-        return start(arguments, log)
+        return start(arguments, log, prog)
     except DeploymentError as error:
         log.write(f"error: {error}\n")
         return EXIT_DEPLOYMENT
@@ -47,7 +65,7 @@ def leave(sig: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def start(arguments: Sequence[str], log: LogOutput) -> int:
+def start(arguments: Sequence[str], log: LogOutput, prog: str) -> int:
     """Loads the model on a thread while the web framework is imported, then serves.
 
     Most of the start is imports (0.6 s of CPU time), and most of the rest the model (0.4 s). One
@@ -65,7 +83,7 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
     from server.observability.logs import configure_logging
     from server.settings import Settings
 
-    settings = Settings.load(arguments, os.environ)
+    settings = Settings.load(arguments, os.environ, prog)
     several = settings.http_workers > 1
     configure_logging(settings.log_format, log, process="model" if several else None)
 
@@ -88,10 +106,4 @@ def start(arguments: Sequence[str], log: LogOutput) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    logging.shutdown()
-    if sys.stdout:
-        with suppress(OSError):  # whoever read it has seen enough, or the disk is full
-            sys.stdout.flush()  # os._exit does not
-    # Not sys.exit(): it would wait for an inference that never returns.
-    os._exit(code)
+    run(sys.argv[1:])

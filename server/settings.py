@@ -199,18 +199,24 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def load(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:
+    def load(
+        cls,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] = os.environ,
+        prog: str = "python -m server",
+    ) -> Self:
         """Reads flags, then environment, then defaults; flags win.
 
         Args:
             arguments: the command line without the program's name.
             environment: only searched for unknown names; values come from the process'.
+            prog: what help names the program.
 
         Raises:
             SettingsInvalid: an unknown flag or `YOLO_FLA_*` variable, or a value out of bounds;
                 the message is one line that names each.
         """
-        flags = _parse_flags(arguments)
+        flags = _parse_flags(arguments, prog)
         _refuse_unknown_variables(environment)
         try:
             return cls(**flags)  # type: ignore[arg-type]  # texts: pydantic converts them
@@ -230,9 +236,9 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsInvalid(message)
 
 
-def _parse_flags(arguments: Sequence[str]) -> dict[str, str]:
+def _parse_flags(arguments: Sequence[str], prog: str) -> dict[str, str]:
     parser = _Parser(
-        prog="python -m server",
+        prog=prog,
         description="Serves detections over HTTP.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -21,17 +21,22 @@ from server.observability.gpu_metrics import open_nvml
 from server.settings import Settings
 
 
-def main(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+def main(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    prog: str = "python -m server doctor",
+) -> bool:
     """Prints what there is to say; returns whether the server would start as it is configured.
 
     Args:
         arguments: flags of the server, and `--json`.
         environment: of the process.
+        prog: what help names the program.
     """
     flags = [each for each in arguments if each != "--json"]
     problems = []
     try:
-        settings = Settings.load(flags, environment)
+        settings = Settings.load(flags, environment, prog)
     except SettingsInvalid as error:
         problems.append(Check("Settings", "settings", "fail", f"{error}; the rest: by defaults"))
         settings = Settings.model_construct()

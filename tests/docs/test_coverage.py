@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.command import COMMANDS as SCRIPT_COMMANDS
 from tests.support.artifacts import tiny_artifact
 from tests.support.serving import served
 
@@ -45,6 +46,12 @@ def _as_written(path: str) -> str:
 def test_every_command_is_on_a_page(program: str, pages: str) -> None:
     for command in commands(program):
         assert re.search(rf"(-m {program}|make {program}\b.*) {command}\b", pages), command
+
+
+def test_the_page_of_commands_has_those_of_the_script(repo_dir: Path) -> None:
+    page = (repo_dir / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `yolov8-fla ([a-z]+)` \| `python -m ([a-z ]+)` \|", page, re.MULTILINE)
+    assert dict(rows) == {name: module for name, (module, _) in SCRIPT_COMMANDS.items()}
 
 
 def commands(program: str) -> list[str]:

@@ -1,7 +1,11 @@
 """From somebody's COCO file to pictures with boxes, by the commands of `python -m model`."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -192,3 +196,17 @@ def test_a_checkpoint_that_only_export_knows_is_sent_there(
     error = capsys.readouterr().err
     assert "has layers C2f_FLA, which this command does not know; `python -m export` may" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)
+    command = [sys.executable, "-m", "model", "train", "--data", "a.yaml", "--recipe", str(recipe)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        recipe.open("w"),  # waits until the command reads
+    ):
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "python -m model train: interrupted\n"

@@ -90,6 +90,34 @@ def test_installed_commands_tell_their_build(
     assert run(python, tmp_path, package, "--version").stdout == f"{build}\n"
 
 
+def test_the_installed_script_serves_and_runs_the_other_commands(
+    python: Path, build: Build, artifact: Path, tmp_path: Path
+) -> None:
+    script = str(python.with_name("yolov8-fla"))
+    flags = ["--model", str(artifact), "--port", "0"]
+    with following([script, "serve", *flags], tmp_path, environment()) as server:
+        server.wait_for("ready")
+        assert server.stop() == 0
+    expected = {
+        ("--version",): (0, f"{build}\n"),
+        ("serve", "--version"): (0, f"{build}\n"),
+        ("inspect", str(artifact)): (0, "precision "),
+        ("doctor", *flags): (0, f"commit {REVISION}"),
+        ("doctor", "--port", "0"): (2, "no model is given"),
+    }
+    for arguments, (code, text) in expected.items():
+        done = subprocess.run(
+            [script, *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert done.returncode == code, done.stderr
+        assert text in done.stdout
+
+
 def test_the_installed_client_asks_the_installed_server(
     python: Path, build: Build, artifact: Path, tmp_path: Path
 ) -> None:
