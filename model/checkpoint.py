@@ -104,7 +104,10 @@ def read_run(path: str | Path, **_: object) -> dict[str, Any]:
         raise CheckpointRefused(f"{path}: it holds parameters only, no layers")
     check_table(str(path), network.__dict__.get("yaml"))
     beside = held.items() if type(held) is dict else ()
-    kept = {key: value for key, value in beside if is_data(value)}
+    try:
+        kept = {key: value for key, value in beside if is_data(value)}
+    except RecursionError:
+        raise CheckpointRefused(f"{path}: its values are nested too deeply") from None
     return kept | {"ema": network, "model": network, "modelopt": None}
 
 

@@ -20,6 +20,20 @@ from model.registration import architecture, register
 Stage = dict[str, Any]  # ultralytics' training arguments: epochs, imgsz, lr0, mosaic, ...
 
 
+def mixed_precision(amp: object, *, bfloat16: bool) -> object:
+    """The value of `amp` to train with.
+
+    True makes ultralytics try the GPU with a model that it downloads, and reads with full trust.
+
+    Args:
+        amp: as it was given.
+        bfloat16: whether the GPU computes in it.
+    """
+    if amp is True:
+        return "bf16" if bfloat16 else False
+    return amp
+
+
 class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no type information
     """ultralytics' trainer for our architectures, with bfloat16 on CPUs.
 
@@ -41,6 +55,9 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
         overrides = dict(overrides or {})
         on_cpu = str(overrides.get("device", "")) == "cpu" or not torch.cuda.is_available()
         self.bfloat16_on_cpu = on_cpu and overrides.get("amp") == "bf16"
+        overrides["amp"] = mixed_precision(
+            overrides.get("amp", True), bfloat16=not on_cpu and torch.cuda.is_bf16_supported()
+        )
         if on_cpu:
             overrides["amp"] = False
         super().__init__(cfg, overrides, _callbacks)

@@ -18,6 +18,7 @@ MULTIPART = "multipart/form-data"
 JSON = "application/json"
 RAW = "application/octet-stream"
 Buffer = bytes | bytearray
+PIECE_BYTES = 256 * 1024
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 # Base64 has no commas; a document of millions would hold Python's lock while it is parsed.
 MAX_JSON_COMMAS = 10_000
@@ -145,7 +146,7 @@ def refuse_by_headers(
 async def read_whole(
     stream: AsyncIterator[bytes], limits: Limits, reservation: BodyReservation
 ) -> bytearray:
-    """A whole body, as it is; a copy as `bytes` would stop the event loop for milliseconds.
+    """A whole body, as it is; its copy as `bytes` is for a thread to make.
 
     Raises:
         TooLarge, UploadsFull: before the piece that would be too much is kept.
@@ -161,8 +162,13 @@ async def read_whole(
 
 def json_copies(body: Buffer) -> int:
     """How many times its own size a JSON body takes in memory beside itself, at most."""
-    wide = b"\\u" in body or not body.removeprefix(BYTE_ORDER_MARK).isascii()
-    return WIDE_JSON_COPIES if wide else JSON_COPIES
+    start = len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0
+    # In pieces, between which other threads get Python's lock; the last byte is seen again.
+    for at in range(start, len(body), PIECE_BYTES):
+        piece = body[at : at + PIECE_BYTES + 1]
+        if b"\\u" in piece or not piece.isascii():
+            return WIDE_JSON_COPIES
+    return JSON_COPIES
 
 
 def load_json(body: Buffer, end: int | None = None) -> object:
@@ -234,7 +240,9 @@ def _form_of(parts: list[Part]) -> Form:
 
 
 def _raw(body: bytearray) -> Form:
-    return Form([Upload(None, bytes(body))] if body else [])
+    data = bytes(body)
+    body.clear()  # not kept beside its copy
+    return Form([Upload(None, data)] if data else [])
 
 
 def _likely_mistake(form: Form, media_type: str) -> str:

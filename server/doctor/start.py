@@ -1,12 +1,12 @@
 """What else the server does at its start. No secret is told."""
 
-import socket
 from collections.abc import Iterator
 
 from server.doctor.report import Check
-from server.errors import SettingsInvalid
+from server.errors import DeploymentError, SettingsInvalid
 from server.host import available_cpus
 from server.http.auth import Keys
+from server.http.server import listen
 from server.observability.tracing import open_tracing
 from server.settings import Settings, variable_name
 
@@ -53,11 +53,9 @@ def _check_traces(settings: Settings) -> Check:
 
 
 def _check_address(host: str, port: int) -> Check:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+        listen(host, port).close()
+    except DeploymentError as error:
         fixes = ("stop what listens there, the server itself perhaps, or take another --port",)
-        return Check(SECTION, "address", "fail", f"{host}:{port}: {reason}", fixes)
+        return Check(SECTION, "address", "fail", str(error), fixes)
     return Check(SECTION, "address", "ok", f"{host}:{port} is free")

@@ -5,10 +5,7 @@ package nor a session is needed, and a wrong file is refused in milliseconds.
 """
 
 import hashlib
-import mmap
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -115,9 +112,9 @@ def load_artifact(path: Path) -> Artifact:
         ArtifactInvalid: as `read_metadata` does, or its certificate says that it was never
             verified.
     """
-    with _opened(path) as data:
-        metadata = _metadata_of(path, data)
-        version = _version_of(data)
+    data = _content(path)
+    metadata = _metadata_of(path, data)
+    version = _version_of(data)
     if metadata.certificate.verdict == "draft":
         raise ArtifactInvalid(f"{path}: it was never verified against its source: a draft")
     return Artifact(path, metadata, version)
@@ -129,8 +126,7 @@ def refuse_if_replaced(artifact: Artifact) -> None:
     Raises:
         ArtifactInvalid: another file is there now, or none.
     """
-    with _opened(artifact.path) as data:
-        version = _version_of(data)
+    version = _version_of(_content(artifact.path))
     if version != artifact.version:
         raise ArtifactInvalid(
             f"{artifact.path}: the file was replaced while it was loaded: it is {version}, and was "
@@ -145,27 +141,25 @@ def read_metadata(path: Path) -> Metadata:
         ArtifactInvalid: the file is missing, is no ONNX file, was not made by our export, is
             of another schema version, or its graph was changed after it was verified.
     """
-    with _opened(path) as data:
-        return _metadata_of(path, data)
+    return _metadata_of(path, _content(path))
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[mmap.mmap]:
+def _content(path: Path) -> bytes:
+    # Not a map of it: a file that is cut off meanwhile would end the process.
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
-                raise ArtifactInvalid(f"{path}: the file is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield data
+        data = path.read_bytes()
     except OSError as error:
         raise ArtifactInvalid(f"{path}: cannot be read: {error.strerror}") from None
+    if not data:
+        raise ArtifactInvalid(f"{path}: the file is empty")
+    return data
 
 
-def _version_of(data: mmap.mmap) -> str:
+def _version_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
+def _metadata_of(path: Path, data: bytes) -> Metadata:
     try:
         entries = [data[start:end] for start, end in _fields(data, _METADATA_FIELD)]
         values = {_text(entry, 1): _text(entry, 2) for entry in entries}
@@ -200,7 +194,7 @@ def _metadata_of(path: Path, data: mmap.mmap) -> Metadata:
     return metadata
 
 
-def graph_sha256(model_bytes: bytes | mmap.mmap) -> str:
+def graph_sha256(model_bytes: bytes) -> str:
     """Hashes the graph alone, so that metadata may be added beside it.
 
     Args:
@@ -244,7 +238,7 @@ def _text(message: bytes, field: int) -> str:
     return message[slice(*spans[-1])].decode(errors="replace") if spans else ""
 
 
-def _fields(data: bytes | mmap.mmap, field_number: int) -> Iterator[tuple[int, int]]:
+def _fields(data: bytes, field_number: int) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of the payload of each length-delimited field of that number."""
     position, size = 0, len(data)
     while position < size:
@@ -265,7 +259,7 @@ def _fields(data: bytes | mmap.mmap, field_number: int) -> Iterator[tuple[int, i
             raise _NotProtobuf(f"field {field} ends after the end of the file")
 
 
-def _varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -46,6 +46,7 @@ class ConnectionOwner(Protocol):
 
     model: LocalModel
     slots: SlotPool
+    ending: asyncio.Event
 
     def engine(self, generation: int) -> Engine:
         """A model that some worker still has; `KeyError` where none has."""
@@ -274,4 +275,7 @@ class WorkerConnection:
         self.ready = False
         self._on_unresponsive()
         self._coordinator.lost(self)
-        self._kill()  # it ends by itself when it sees the channel's end, unless it hangs
+        # It ends by itself when it sees the channel's end, unless it hangs. At a drain it has spans
+        # and log lines to send before, and its supervisor sets the limit.
+        if not self._coordinator.ending.is_set():
+            self._kill()

@@ -310,6 +310,15 @@ def test_a_worker_that_hangs_gets_no_connections_and_has_them_again_when_it_goes
         assert server.stop() == 0
 
 
+def test_workers_end_by_themselves_at_a_drain(repo_dir: Path, artifact: Path) -> None:
+    # Killed when their channels end, they would lose the spans and lines that they still have.
+    with several(repo_dir, artifact) as (server, client):
+        assert client.post("/detect", content=one_cell()).status_code == 200
+        assert server.stop() == 0
+        server.wait_for("http_worker_ended", 2)
+        assert [each["exit_code"] for each in server.events("http_worker_ended")] == [0, 0]
+
+
 def test_a_worker_that_was_stopped_does_not_hold_up_the_end(repo_dir: Path, artifact: Path) -> None:
     with several(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, _):
         workers_of(server)[0].suspend()

@@ -1,4 +1,5 @@
 import base64
+import codecs
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.body import Form, Limits, Upload, parse_json, read_form
+from server.api.body import (
+    JSON_COPIES,
+    PIECE_BYTES,
+    WIDE_JSON_COPIES,
+    Form,
+    Limits,
+    Upload,
+    json_copies,
+    parse_json,
+    read_form,
+)
 from server.api.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MAX_PREAMBLE_BYTES, MultipartReader
 from server.errors import (
     MalformedRequest,
@@ -411,3 +422,16 @@ async def test_whatever_walks_or_copies_a_whole_body_is_not_on_the_event_loop(
         form = await read_form(headers, aiter(Stream(body)), LIMITS, reservation, pool)
     assert [image.data for image in form.images] == [b"hello"]
     assert pool.ran == ["json_copies"] * (expected == "parse_json") + [expected]
+
+
+@pytest.mark.parametrize(
+    "before", [0, PIECE_BYTES - 2, PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES]
+)
+@pytest.mark.parametrize("wide", ["\\u20ac", "\u20ac"], ids=["escaped", "as it is"])
+def test_characters_that_take_more_memory_are_found_wherever_they_are(
+    before: int, wide: str
+) -> None:
+    plain = b'"' + b"x" * (before - 1) if before else b""
+    assert json_copies(plain + b"yz") == JSON_COPIES
+    assert json_copies(bytearray(plain + wide.encode() + b"yz")) == WIDE_JSON_COPIES
+    assert json_copies(codecs.BOM_UTF8 + plain + b"yz") == JSON_COPIES
