@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.container_engine import Engine, ready
 from benchmarks.figures import print_spread
-from benchmarks.serving.http_client import Client, image_request
-from benchmarks.serving.load import Summary, closed_loop, in_turn, run_light, summarize
+from benchmarks.load.http_client import Client, image_request
+from benchmarks.load.loops import Summary, closed_loop, in_turn, run_light, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 

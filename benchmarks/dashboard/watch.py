@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.dashboard.prometheus import Prometheus, find_prometheus, prometheus
-from benchmarks.serving.contestants import Thresholds, ours
-from benchmarks.serving.http_client import Client, Request, image_request
-from benchmarks.serving.load import Load, closed_loop, in_turn, run_light
-from benchmarks.serving.process import free_port, running
+from benchmarks.load.contestants import Thresholds, ours
+from benchmarks.load.http_client import Client, Request, image_request
+from benchmarks.load.loops import Load, closed_loop, in_turn, run_light
+from benchmarks.load.process import free_port, running
 
 RATE_INTERVAL = "1m"  # what Grafana makes of the shipped scrape interval of 15 s
 BROKEN_EVERY = 50  # requests, one of which is no image

@@ -18,8 +18,8 @@ from benchmarks.endurance.traffic import (
     under_way,
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.load import Outcome, in_turn, percentile, poisson, send
+from benchmarks.load.http_client import Client, Request
+from benchmarks.load.loops import Outcome, in_turn, percentile, poisson, send
 
 SHARE = 0.15  # of saturation, that the single ones are
 LARGE = 64

@@ -34,8 +34,8 @@ from benchmarks.endurance.rude import LEFT
 from benchmarks.endurance.shots import Ledger, Shot
 from benchmarks.endurance.traffic import arrive, saturation, spread_ms, took_ms, under_way
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Client, Request, request_wire
-from benchmarks.serving.load import Outcome, Summary, poisson, send
+from benchmarks.load.http_client import Client, Request, request_wire
+from benchmarks.load.loops import Outcome, Summary, poisson, send
 
 SHARE = 0.7  # of the mix' own saturation
 PROBE_EVERY_S = 5.0

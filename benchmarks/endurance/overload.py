@@ -19,8 +19,8 @@ from benchmarks.endurance.traffic import (
     under_way,
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Answer, Client, Request, request_wire
-from benchmarks.serving.load import Outcome, in_turn, percentile, poisson, send
+from benchmarks.load.http_client import Answer, Client, Request, request_wire
+from benchmarks.load.loops import Outcome, in_turn, percentile, poisson, send
 from benchmarks.serving.pictures import read_pictures
 
 CONNECTIONS = 512

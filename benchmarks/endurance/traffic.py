@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.load import Outcome, Summary, closed_loop, percentile, send, summarize
+from benchmarks.load.http_client import Client, Request
+from benchmarks.load.loops import Outcome, Summary, closed_loop, percentile, send, summarize
 
 SATURATING_CLIENTS = 16
 

@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import contestants
-from benchmarks.serving.cases import Case, Entry
-from benchmarks.serving.contestants import Contestant, Thresholds
-from benchmarks.serving.envs import ROOT, python_of
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.limit import arrangements
-from benchmarks.serving.load import (
+from benchmarks.load import contestants
+from benchmarks.load.contestants import Contestant, Thresholds
+from benchmarks.load.envs import ROOT, python_of
+from benchmarks.load.http_client import Client, Request
+from benchmarks.load.loops import (
     Load,
     closed_loop,
     in_turn,
@@ -25,8 +23,10 @@ from benchmarks.serving.load import (
     run_light,
     summarize,
 )
+from benchmarks.load.process import DidNotStart, free_port, running
+from benchmarks.serving.cases import Case, Entry
+from benchmarks.serving.limit import arrangements
 from benchmarks.serving.pictures import Picture, box_counts, requests
-from benchmarks.serving.process import DidNotStart, free_port, running
 from server.host import available_cpus
 from server.inference.artifact import read_metadata
 from server.vision.letterbox import choose_bucket

@@ -13,7 +13,7 @@ from benchmarks.dashboard.__main__ import main, report
 from benchmarks.dashboard.prometheus import Series, prometheus
 from benchmarks.dashboard.queries import ALERTS, Alert, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
-from benchmarks.serving.process import DidNotStart, free_port
+from benchmarks.load.process import DidNotStart, free_port
 from server.observability.gpu_metrics import GpuCollector
 from tests.support.nvml import Driver
 
