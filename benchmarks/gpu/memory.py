@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.gpu.bench import Bench, Figures
 from benchmarks.gpu.machine import reading
-from benchmarks.micro.startup import resident_mb
+from benchmarks.load.usage import tree_usage
 
 BATCHES = 10_000
 NOTED = 100  # readings of a soak
@@ -23,7 +23,7 @@ def measure(bench: Bench) -> Generator[Figures]:
 
     def used() -> int:
         if not bench.on_gpu:
-            return round(resident_mb(os.getpid()) * 1e6)
+            return tree_usage(os.getpid()).rss_bytes
         found = reading(bench.job.device)
         if "used_bytes" not in found:
             raise RuntimeError("neither NVML nor nvidia-smi tells the GPU's memory in use")

@@ -20,7 +20,7 @@ from benchmarks.gpu.pipeline import WARM_S, Instances
 from benchmarks.gpu.raw import reason
 from benchmarks.gpu.server import counts, serving
 from benchmarks.gpu.threads import NAMING, by_group, threads_of
-from benchmarks.load.child import ROOT
+from benchmarks.load.envs import ROOT
 from benchmarks.load.generators import Generators
 from benchmarks.load.process import DidNotStart
 from benchmarks.load.usage import tree

@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from benchmarks.load.envs import ROOT
 from benchmarks.load.usage import tree
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 15.0  # past its deadline, for a call that is under way
 ENDING_S = 8.0  # to end servers and generators after SIGTERM
 POLL_S = 0.2

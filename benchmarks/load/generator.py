@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.http_client import Answer, Client, Request, image_request
-from benchmarks.load.loops import Load, closed_loop, in_turn, open_loop, poisson, run_light
+from benchmarks.load.http_client import Answer, Request, image_request
+from benchmarks.load.loops import Load, closed_load, poisson_load, run_light
 
 SLACK = 0.2  # share of the boxes; one more or less is always right: a batch changes the last bits
 
@@ -44,15 +44,9 @@ def requests_of(start: Mapping[str, Any]) -> list[Request]:
 
 async def load(url: str, requests: Sequence[Request], order: Mapping[str, Any]) -> Load:
     """Makes one load; `warm_s` begins at `begin_s`."""
-    warm_s, seconds = order["warm_s"], order["seconds"]
-    async with Client(url) as client:
-        await asyncio.sleep(max(0.0, order["begin_s"] - time.perf_counter()))
-        if "clients" in order:
-            return await closed_loop(
-                client, in_turn(requests), clients=order["clients"], seconds=seconds, warm_s=warm_s
-            )
-        arrivals = poisson(order["rate"], warm_s + seconds, order["seed"])
-        return await open_loop(client, in_turn(requests), arrivals, seconds=seconds, warm_s=warm_s)
+    await asyncio.sleep(max(0.0, order["begin_s"] - time.perf_counter()))
+    loop = closed_load if "clients" in order else poisson_load
+    return await loop(url, requests, **{k: v for k, v in order.items() if k != "begin_s"})
 
 
 def packed(made: Load) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.child import ROOT, python
+from benchmarks.load.child import python
+from benchmarks.load.envs import ROOT
 from benchmarks.load.loops import Load, Outcome, summarize
 from benchmarks.load.usage import Usage, tree_usage
 

@@ -4,8 +4,7 @@ Open-loop arrivals do not wait for answers, and latency counts from the moment a
 have been sent: a server that stalls pays for every request that came meanwhile (no coordinated
 omission). Closed-loop clients send the next request when they have the answer to the last.
 
-    async with Client(url) as client:
-        load = await closed_loop(client, pick, clients=32, seconds=10, server_pid=process.pid)
+    load = await closed_load(url, requests, clients=32, seconds=10, server_pid=process.pid)
     print(summarize(load))
 """
 
@@ -130,6 +129,49 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     return arrivals
 
 
+async def closed_load(
+    url: str,
+    requests: Sequence[Request],
+    *,
+    clients: int,
+    seconds: float,
+    warm_s: float = 1.0,
+    server_pid: int | None = None,
+) -> Load:
+    """`closed_loop` with the requests in turn, on connections of its own."""
+    async with Client(url) as client:
+        return await closed_loop(
+            client,
+            in_turn(requests),
+            clients=clients,
+            seconds=seconds,
+            warm_s=warm_s,
+            server_pid=server_pid,
+        )
+
+
+async def poisson_load(
+    url: str,
+    requests: Sequence[Request],
+    *,
+    rate: float,
+    seed: int,
+    seconds: float,
+    warm_s: float = 0.0,
+    server_pid: int | None = None,
+) -> Load:
+    """`open_loop` with the requests in turn at `poisson` arrivals, on connections of its own."""
+    async with Client(url) as client:
+        return await open_loop(
+            client,
+            in_turn(requests),
+            poisson(rate, warm_s + seconds, seed),
+            seconds=seconds,
+            warm_s=warm_s,
+            server_pid=server_pid,
+        )
+
+
 async def closed_loop(
     client: Client,
     pick: Callable[[], Request],
@@ -196,16 +238,12 @@ async def open_loop(
     began_s = time.perf_counter()
     tasks: set[asyncio.Task[None]] = set()
 
-    async def arrive() -> None:
-        for at_s in arrivals:
-            # At once where it is late already: arrivals are never skipped.
-            if (wait_s := began_s + at_s - time.perf_counter()) > 0:
-                await asyncio.sleep(wait_s)
-            task = asyncio.create_task(one_request(began_s + at_s))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+    def launch(intended_s: float) -> None:
+        task = asyncio.create_task(one_request(intended_s))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    arriving = asyncio.create_task(arrive())
+    arriving = asyncio.create_task(arrive(arrivals, launch, began_s))
     try:
         await asyncio.sleep(warm_s)
         edges = _Edges(server_pid)
@@ -218,6 +256,22 @@ async def open_loop(
     finally:
         await _end([arriving, *tasks])
     return Load(outcomes, window_s, True, generator_s, server)
+
+
+async def arrive(
+    arrivals: Iterable[float], launch: Callable[[float], object], began_s: float
+) -> None:
+    """Calls `launch` at given times; at once where it is late already: none is skipped.
+
+    Args:
+        arrivals: seconds from `began_s`, ascending.
+        launch: takes the intended time, in seconds of `time.perf_counter`.
+        began_s: of `time.perf_counter`.
+    """
+    for at_s in arrivals:
+        if (wait_s := began_s + at_s - time.perf_counter()) > 0:
+            await asyncio.sleep(wait_s)
+        launch(began_s + at_s)
 
 
 async def send(client: Client, request: Request, intended_s: float) -> Outcome:

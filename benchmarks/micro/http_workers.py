@@ -11,21 +11,18 @@ the CPUs, makes one instance and batches of it, as a GPU has them.
 """
 
 import argparse
-import json
+import asyncio
 import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.endurance.process import serving
+from benchmarks.load.envs import ROOT
 from benchmarks.load.http_client import Client, Request, image_request
 from benchmarks.load.loops import closed_loop, in_turn, run_light, summarize
+from benchmarks.load.process import POLL_S, START_S, DidNotStart
 
-ROOT = Path(__file__).resolve().parents[2]
 UP_EVENT = "Application startup complete."
 
 
@@ -56,63 +53,25 @@ def cpu_of(pid: int) -> Cpu:
     return Cpu(loop_s, sum(seconds.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server that answers.
-
-    Attributes:
-        url: of its root.
-        processes: by name, their ids.
-    """
-
-    url: str
-    processes: dict[str, int]
-
-
-@contextmanager
-def server(workers: int, flags: list[str]) -> Iterator[Server]:
-    """Starts one, and ends it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port=0", f"--http-workers={workers}", *flags],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    reader = None
-    try:
-        url, processes, up, ready = "", {"model": process.pid}, 0, False
-        while not (url and ready and up == workers):
-            line = process.stderr.readline()
-            if not line:
-                raise SystemExit(f"the server ended with {process.wait()}")
-            event = json.loads(line)
-            url = event.get("url", url)
-            ready = ready or event["event"] == "ready"
-            up += event["event"] == UP_EVENT
-            if event["event"] == "http_worker_started":
-                processes[event["name"]] = event["pid"]
-        # A log that nobody reads fills its pipe, and the server would wait.
-        reader = threading.Thread(target=process.stderr.read, daemon=True)
-        reader.start()
-        yield Server(url, processes)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        if reader:
-            reader.join()
-        process.stderr.close()
-
-
-async def measure(running: Server, request: Request, clients: int, seconds: float) -> list[str]:
-    """Rows of the table, one a process."""
-    async with Client(running.url) as client:
-        await closed_loop(client, in_turn([request]), clients=clients, seconds=1)
-        before = {name: cpu_of(pid) for name, pid in running.processes.items()}
-        load = await closed_loop(
-            client, in_turn([request]), clients=clients, seconds=seconds, warm_s=0
-        )
-        after = {name: cpu_of(pid) for name, pid in running.processes.items()}
+async def measure(
+    workers: int, flags: list[str], request: Request, clients: int, seconds: float
+) -> list[str]:
+    """Rows of the table, one a process of a server with so many HTTP workers."""
+    async with serving([f"--http-workers={workers}", *flags]) as server:
+        until_s = time.perf_counter() + START_S
+        while len(server.events(UP_EVENT)) < workers:
+            if time.perf_counter() > until_s:
+                raise DidNotStart(f"{workers} HTTP workers were not up after {START_S:.0f} s")
+            await asyncio.sleep(POLL_S)
+        started = server.events("http_worker_started")
+        pids = {"model": server.pid} | {each["name"]: each["pid"] for each in started}
+        async with Client(server.url) as client:
+            await closed_loop(client, in_turn([request]), clients=clients, seconds=1)
+            before = {name: cpu_of(pid) for name, pid in pids.items()}
+            load = await closed_loop(
+                client, in_turn([request]), clients=clients, seconds=seconds, warm_s=0
+            )
+            after = {name: cpu_of(pid) for name, pid in pids.items()}
     figures = summarize(load)
     if set(figures.statuses) != {"200"}:
         raise SystemExit(f"answers: {figures.statuses}")
@@ -144,8 +103,7 @@ def main() -> None:
     print("| HTTP workers | process | event loop, ms/image | other threads | images/s |")
     print("|---|---|---|---|---|")
     for workers in arguments.workers:
-        with server(workers, flags) as running:
-            rows = run_light(measure(running, request, arguments.clients, arguments.seconds))
+        rows = run_light(measure(workers, flags, request, arguments.clients, arguments.seconds))
         print("\n".join(rows), flush=True)
 
 

@@ -9,7 +9,6 @@ more than the server itself.
 import argparse
 import http.client
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,22 +18,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.figures import print_spread
+from benchmarks.load.usage import tree_usage
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.005
-
-
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process in 10^6 bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process took, on all CPUs together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(url: str, method: str, path: str, body: bytes | None = None) -> int:
@@ -71,15 +58,15 @@ def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]
         while ask(event["url"], "GET", "/health/ready") != 200:
             time.sleep(POLL_S)
         ready_s = time.perf_counter() - started
-        at_start_mb, cpu_s = resident_mb(process.pid), cpu_seconds(process.pid)
+        at_start = tree_usage(process.pid)
         for _ in range(requests):
             if (status := ask(event["url"], "POST", "/detect", picture)) != 200:
                 raise SystemExit(f"/detect answered {status}")
         return {
             "ready_s": ready_s,
-            "cpu_until_ready_s": cpu_s,
-            "memory_ready_mb": at_start_mb,
-            "memory_after_requests_mb": resident_mb(process.pid),
+            "cpu_until_ready_s": at_start.cpu_s,
+            "memory_ready_mb": at_start.rss_bytes / 1e6,
+            "memory_after_requests_mb": tree_usage(process.pid).rss_bytes / 1e6,
         }
     finally:
         process.send_signal(signal.SIGTERM)
