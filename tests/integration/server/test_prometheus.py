@@ -156,7 +156,7 @@ def test_the_command_shows_an_answer_for_every_panel(
     shown = capsys.readouterr().out.splitlines()
     assert sum(line.count("**none**") for line in shown) == 0
     rows = [line for line in shown if line.startswith("| ") and "`" in line]
-    assert any("| Latency of answered requests: p99 |" in row for row in rows)
+    assert any("| Latency of successful requests: p99 |" in row for row in rows)
     assert len(rows) == len(panel_queries())
     assert any("DetectorDown | silent" in line for line in shown)
 
