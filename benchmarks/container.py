@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.container_engine import Engine, ready
 from benchmarks.figures import print_spread
-from benchmarks.serving.http_client import Client, image_request
-from benchmarks.serving.load import Summary, closed_loop, in_turn, run_light, summarize
+from benchmarks.load.http_client import image_request
+from benchmarks.load.loops import Summary, closed_load, run_light, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,13 +57,7 @@ def put_load(url: str, clients: int, seconds: float) -> Summary:
     """The sample pictures, again and again."""
     pictures = sorted((ROOT / "samples").glob("*.jpg"))
     requests = [image_request("/detect", each.read_bytes()) for each in pictures]
-
-    async def run() -> Summary:
-        async with Client(url, timeout_s=60) as client:
-            load = closed_loop(client, in_turn(requests), clients=clients, seconds=seconds)
-            return summarize(await load)
-
-    return run_light(run())
+    return summarize(run_light(closed_load(url, requests, clients=clients, seconds=seconds)))
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from benchmarks.dashboard.prometheus import PrometheusMissing, Series
 from benchmarks.dashboard.queries import ROOT, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
-from benchmarks.serving.load import summarize
+from benchmarks.load.loops import summarize
+from benchmarks.load.process import DidNotStart
 from benchmarks.serving.pictures import read_pictures
-from benchmarks.serving.process import DidNotStart
 from server.observability.gpu_metrics import open_nvml
 
 MOST_SHOWN = 6  # series of an answer

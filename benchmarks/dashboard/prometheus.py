@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import yaml
 
 from benchmarks.dashboard.queries import ROOT
-from benchmarks.serving.process import END_S, DidNotStart, free_port
+from benchmarks.load.process import END_S, DidNotStart, free_port
 
 CONFIGURATION = ROOT / "docker" / "prometheus" / "prometheus.yml"
 JOB = "detector"

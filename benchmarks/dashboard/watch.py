@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.dashboard.prometheus import Prometheus, find_prometheus, prometheus
-from benchmarks.serving.contestants import Thresholds, ours
-from benchmarks.serving.http_client import Client, Request, image_request
-from benchmarks.serving.load import Load, closed_loop, in_turn, run_light
-from benchmarks.serving.process import free_port, running
+from benchmarks.load.contestants import Thresholds, ours
+from benchmarks.load.http_client import Request, image_request
+from benchmarks.load.loops import Load, closed_load, run_light
+from benchmarks.load.process import free_port, running
 
 RATE_INTERVAL = "1m"  # what Grafana makes of the shipped scrape interval of 15 s
 BROKEN_EVERY = 50  # requests, one of which is no image
@@ -64,15 +64,10 @@ def watched(
         address = urlsplit(server.url).netloc
         with prometheus([address, *others], interval_s) as watcher:
             watcher.until_scraped(1)
-
-            async def put_load() -> Load:
-                async with Client(server.url) as client:
-                    return await closed_loop(
-                        client, in_turn(requests), clients=clients, seconds=seconds, warm_s=0
-                    )
-
             began_s = time.time()
-            load = run_light(put_load())
+            load = run_light(
+                closed_load(server.url, requests, clients=clients, seconds=seconds, warm_s=0)
+            )
             watcher.until_scraped(2)  # the first may have begun before the last answer
             yield Watched(watcher, address, load, began_s + seconds)
 

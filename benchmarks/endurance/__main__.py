@@ -29,8 +29,8 @@ from benchmarks.endurance.overload import overload
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.reloads import reloads
 from benchmarks.endurance.verdict import Criterion, Report, as_json, table
-from benchmarks.serving.envs import ROOT
-from benchmarks.serving.process import DidNotStart
+from benchmarks.load.envs import ROOT
+from benchmarks.load.process import DidNotStart
 from server.errors import SettingsInvalid
 from server.host import available_cpus, cpu_name
 from server.settings import ENV_PREFIX, Settings

@@ -6,7 +6,7 @@ import zlib
 from benchmarks.endurance.corpus import Picture
 from benchmarks.endurance.forms import DETECT, BadFile, Part, multipart
 from benchmarks.endurance.shots import Shot, loaded
-from benchmarks.serving.http_client import Answer
+from benchmarks.load.http_client import Answer
 
 BOMB_SIDE = 40_000  # 1.6 thousand million pixels in a file of less than 100 bytes
 

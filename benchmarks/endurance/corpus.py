@@ -10,7 +10,7 @@ import cv2
 from numpy.typing import NDArray
 
 from benchmarks.endurance.process import Server, answered
-from benchmarks.serving.http_client import Request, request_wire
+from benchmarks.load.http_client import Request, request_wire
 
 # (width, height): a VGA photo, upright, 16:9, a thumbnail, a large photo, a strip
 SIZES = ((640, 480), (480, 640), (1280, 720), (160, 120), (2560, 1920), (700, 90))

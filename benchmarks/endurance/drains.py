@@ -18,8 +18,8 @@ from benchmarks.endurance.rude import sends_slowly
 from benchmarks.endurance.shots import Shot
 from benchmarks.endurance.traffic import spread_ms
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Client
-from benchmarks.serving.load import Outcome, send
+from benchmarks.load.http_client import Client
+from benchmarks.load.loops import Outcome, send
 
 CLIENTS = 16
 SLOW_CLIENTS = 3

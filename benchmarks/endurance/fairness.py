@@ -10,7 +10,6 @@ from benchmarks.endurance.forms import form, raw
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.process import serving
 from benchmarks.endurance.traffic import (
-    arrive,
     median_ms,
     saturation,
     spread_ms,
@@ -18,8 +17,8 @@ from benchmarks.endurance.traffic import (
     under_way,
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.load import Outcome, in_turn, percentile, poisson, send
+from benchmarks.load.http_client import Client, Request
+from benchmarks.load.loops import Outcome, arrive, in_turn, percentile, poisson, send
 
 SHARE = 0.15  # of saturation, that the single ones are
 LARGE = 64
@@ -81,7 +80,7 @@ async def singles(
 
         works = [asyncio.create_task(large_ones(large))] if large else []
         arrivals = poisson(rate, plan.fairness_s, plan.seed)
-        await arrive(arrivals, lambda intended_s: start(one(intended_s)))
+        await arrive(arrivals, lambda intended_s: start(one(intended_s)), time.perf_counter())
         over = True
         await asyncio.gather(*works)
     return outcomes, larges

@@ -16,7 +16,7 @@ from benchmarks.endurance.corpus import (
     Picture,
 )
 from benchmarks.endurance.shots import Check, Shot, loaded
-from benchmarks.serving.http_client import Answer
+from benchmarks.load.http_client import Answer
 
 DETECT, INFER, DEEPSTACK = "/detect", "/v2/models/{name}/infer", "/v1/vision/detection"
 BOUNDARY = "a-boundary-that-no-picture-holds"

@@ -22,8 +22,8 @@ from benchmarks.endurance.rude import (
     sends_slowly,
 )
 from benchmarks.endurance.shots import Shot
-from benchmarks.serving.http_client import Client
-from benchmarks.serving.load import Outcome, send
+from benchmarks.load.http_client import Client
+from benchmarks.load.loops import Outcome, send
 
 MOST_IN_FORM = 8
 # Weights of 100.

@@ -32,10 +32,10 @@ from benchmarks.endurance.probe import (
 from benchmarks.endurance.process import Scrape, Server, serving
 from benchmarks.endurance.rude import LEFT
 from benchmarks.endurance.shots import Ledger, Shot
-from benchmarks.endurance.traffic import arrive, saturation, spread_ms, took_ms, under_way
+from benchmarks.endurance.traffic import saturation, spread_ms, took_ms, under_way
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Client, Request, request_wire
-from benchmarks.serving.load import Outcome, Summary, poisson, send
+from benchmarks.load.http_client import Client, Request, request_wire
+from benchmarks.load.loops import Outcome, Summary, arrive, poisson, send
 
 SHARE = 0.7  # of the mix' own saturation
 PROBE_EVERY_S = 5.0
@@ -130,7 +130,7 @@ async def offer(
                 seen.wrong.append(said)
             return outcome
 
-        await arrive(arrivals, lambda intended_s: start(one(intended_s)))
+        await arrive(arrivals, lambda intended_s: start(one(intended_s)), time.perf_counter())
     return seen
 
 

@@ -10,7 +10,6 @@ from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.probe import Sample, flat_memory, sampled, series
 from benchmarks.endurance.process import Server, serving
 from benchmarks.endurance.traffic import (
-    arrive,
     lone_latency_s,
     median_ms,
     saturation,
@@ -19,8 +18,8 @@ from benchmarks.endurance.traffic import (
     under_way,
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Answer, Client, Request, request_wire
-from benchmarks.serving.load import Outcome, in_turn, percentile, poisson, send
+from benchmarks.load.http_client import Answer, Client, Request, request_wire
+from benchmarks.load.loops import Outcome, arrive, in_turn, percentile, poisson, send
 from benchmarks.serving.pictures import read_pictures
 
 CONNECTIONS = 512
@@ -88,7 +87,7 @@ async def offer(
         seen.stalls = lag.stalls
         seen.began_s, cpu_s = time.perf_counter(), time.process_time()
         arrivals = poisson(rate, plan.overload_s, plan.seed)
-        await arrive(arrivals, lambda intended_s: start(one(intended_s)))
+        await arrive(arrivals, lambda intended_s: start(one(intended_s)), time.perf_counter())
         seen.ended_s = time.perf_counter()
         seen.generator_cpus = (time.process_time() - cpu_s) / (seen.ended_s - seen.began_s)
         seen.normal_after_s = await recover(server, pick, seen.ended_s, normal_ms)

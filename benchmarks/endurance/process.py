@@ -16,10 +16,10 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving.contestants import Contestant, environment_of
-from benchmarks.serving.envs import ROOT
-from benchmarks.serving.http_client import Answer, Client, NoAnswer, Request, request_wire
-from benchmarks.serving.process import END_S, POLL_S, START_S, DidNotStart
+from benchmarks.load.contestants import Contestant, environment_of
+from benchmarks.load.envs import ROOT
+from benchmarks.load.http_client import Answer, Client, NoAnswer, Request, request_wire
+from benchmarks.load.process import END_S, POLL_S, START_S, DidNotStart
 
 QUIET_S = 10.0
 

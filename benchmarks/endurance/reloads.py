@@ -30,8 +30,8 @@ from benchmarks.endurance.swaps import (
 from benchmarks.endurance.traffic import saturation, spread_ms, took_ms
 from benchmarks.endurance.trend import second_half, slope
 from benchmarks.endurance.verdict import Criterion, Report, none_of
-from benchmarks.serving.http_client import Answer, Client, Request
-from benchmarks.serving.load import Outcome, send
+from benchmarks.load.http_client import Answer, Client, Request
+from benchmarks.load.loops import Outcome, send
 
 CLIENTS = 8
 WARM_S = 3.0

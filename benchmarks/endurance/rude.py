@@ -7,8 +7,8 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from benchmarks.endurance.shots import Shot
-from benchmarks.serving.http_client import Answer, Client
-from benchmarks.serving.load import Outcome, send
+from benchmarks.load.http_client import Answer, Client
+from benchmarks.load.loops import Outcome, send
 
 LEFT = "left"  # as `Client.ask` says it
 PIECES = 8

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.serving.http_client import Answer, Request, request_wire
+from benchmarks.load.http_client import Answer, Request, request_wire
 
 # Says what is wrong with an answer of the expected status, or None.
 Check = Callable[[Answer], str | None]

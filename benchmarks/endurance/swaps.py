@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.endurance.process import Server, answered
 from benchmarks.endurance.shots import loaded
-from benchmarks.serving.http_client import Request, request_wire
-from benchmarks.serving.load import Outcome
+from benchmarks.load.http_client import Request, request_wire
+from benchmarks.load.loops import Outcome
 from server.inference.artifact import load_artifact
 
 KEY = "endurance"

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.load import Outcome, Summary, closed_loop, percentile, send, summarize
+from benchmarks.load.http_client import Client, Request
+from benchmarks.load.loops import Outcome, Summary, closed_loop, percentile, send, summarize
 
 SATURATING_CLIENTS = 16
 
@@ -30,20 +30,6 @@ async def under_way() -> AsyncIterator[
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def arrive(arrivals: Iterable[float], launch: Callable[[float], object]) -> None:
-    """Calls `launch` at given times; at once where it is late already: none is skipped.
-
-    Args:
-        arrivals: seconds from now, ascending.
-        launch: takes the intended time, in seconds of `time.perf_counter`.
-    """
-    began_s = time.perf_counter()
-    for at_s in arrivals:
-        if (wait_s := began_s + at_s - time.perf_counter()) > 0:
-            await asyncio.sleep(wait_s)
-        launch(began_s + at_s)
 
 
 async def saturation(

@@ -25,10 +25,10 @@ from typing import Any
 import cv2
 import onnx
 
-from benchmarks.evidence.figures_file import write_figures
+from benchmarks.figures_file import write_figures
+from benchmarks.load.contestants import PEERS
+from benchmarks.load.envs import ROOT
 from benchmarks.serving.cases import Case, Models, cases
-from benchmarks.serving.contestants import PEERS
-from benchmarks.serving.envs import ROOT
 from benchmarks.serving.measure import Bench, Row, shapes
 from benchmarks.serving.pictures import read_pictures, widened
 from benchmarks.serving.plot import draw

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.serving.contestants import Thresholds
+from benchmarks.load.contestants import Thresholds
 
 MANY_BOXES = Thresholds(conf=0.001, max_det=300)
 # Which box is the 300th is decided by the last bits of scores, which threads and batches change.

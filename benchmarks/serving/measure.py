@@ -10,23 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import contestants
-from benchmarks.serving.cases import Case, Entry
-from benchmarks.serving.contestants import Contestant, Thresholds
-from benchmarks.serving.envs import ROOT, python_of
-from benchmarks.serving.http_client import Client, Request
-from benchmarks.serving.limit import arrangements
-from benchmarks.serving.load import (
+from benchmarks.load import contestants
+from benchmarks.load.contestants import Contestant, Thresholds
+from benchmarks.load.envs import ROOT, python_of
+from benchmarks.load.http_client import Request
+from benchmarks.load.loops import (
     Load,
-    closed_loop,
-    in_turn,
-    open_loop,
-    poisson,
+    closed_load,
+    poisson_load,
     run_light,
     summarize,
 )
+from benchmarks.load.process import DidNotStart, free_port, running
+from benchmarks.serving.cases import Case, Entry
+from benchmarks.serving.limit import arrangements
 from benchmarks.serving.pictures import Picture, box_counts, requests
-from benchmarks.serving.process import DidNotStart, free_port, running
 from server.host import available_cpus
 from server.inference.artifact import read_metadata
 from server.vision.letterbox import choose_bucket
@@ -73,7 +71,16 @@ class Bench:
         asked = self.requests(case, contestant.path, self._artifact(entry, reference))
         try:
             with running(contestant, asked[0]) as server:
-                load = run_light(self._closed(server.url, server.pid, asked, case.clients))
+                load = run_light(
+                    closed_load(
+                        server.url,
+                        asked,
+                        clients=case.clients,
+                        seconds=self.seconds,
+                        warm_s=self.warm_s,
+                        server_pid=server.pid,
+                    )
+                )
                 return about | {"start_s": server.start_s} | figures_of(load)
         except DidNotStart as error:
             return about | {"failed": str(error)}
@@ -85,7 +92,17 @@ class Bench:
         rows = []
         with running(contestant, asked[0]) as server:
             for seed, rate in enumerate(rates):
-                load = run_light(self._open(server.url, server.pid, asked, rate, seed))
+                load = run_light(
+                    poisson_load(
+                        server.url,
+                        asked,
+                        rate=rate,
+                        seed=seed,
+                        seconds=self.seconds,
+                        warm_s=self.warm_s,
+                        server_pid=server.pid,
+                    )
+                )
                 rows.append({"name": entry.name, "offered_per_s": rate} | figures_of(load))
         return rows
 
@@ -114,30 +131,6 @@ class Bench:
 
     def _artifact(self, entry: Entry, reference: Path) -> Path:
         return reference if entry.kind == "tutorial" else entry.model
-
-    async def _closed(self, url: str, pid: int, asked: Sequence[Request], clients: int) -> Load:
-        async with Client(url) as client:
-            return await closed_loop(
-                client,
-                in_turn(asked),
-                clients=clients,
-                seconds=self.seconds,
-                warm_s=self.warm_s,
-                server_pid=pid,
-            )
-
-    async def _open(
-        self, url: str, pid: int, asked: Sequence[Request], rate: float, seed: int
-    ) -> Load:
-        async with Client(url) as client:
-            return await open_loop(
-                client,
-                in_turn(asked),
-                poisson(rate, self.warm_s + self.seconds, seed),
-                seconds=self.seconds,
-                warm_s=self.warm_s,
-                server_pid=pid,
-            )
 
     def _limit(self, case: Case, entry: Entry) -> Row:
         if case.clients == 1:

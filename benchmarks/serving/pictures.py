@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.serving.contestants import Thresholds
-from benchmarks.serving.http_client import Answer, Request, image_request
+from benchmarks.load.contestants import Thresholds
+from benchmarks.load.http_client import Answer, Request, image_request
 from server.inference.artifact import load_artifact
 from server.inference.detector import finish, prepare_encoded
 from server.inference.session import Session

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.evidence.page import wrapped
+from benchmarks.attention.page import wrapped
 from benchmarks.serving.remarks import remarks
 
 Row = Mapping[str, Any]

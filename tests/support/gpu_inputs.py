@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.gpu_manifest import BlockFile, write_manifest
-from benchmarks.gpu_parity import detections, write_found
+from benchmarks.gpu.manifest import BlockFile, write_manifest
+from benchmarks.gpu.parity import detections, write_found
 from server.inference.artifact import load_artifact
 from server.inference.session import Session
 from tests.support.artifacts import paint, tiny_artifact

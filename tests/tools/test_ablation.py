@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.ablation import ARCHITECTURES, RECIPE, main, runs_of, seed_list
-from benchmarks.ablation_measure import check_recipe, curve_of, size_of, stages_of
-from benchmarks.ablation_page import page, plot
+from benchmarks.attention.ablation import ARCHITECTURES, RECIPE, main, runs_of, seed_list
+from benchmarks.attention.ablation_measure import check_recipe, curve_of, size_of, stages_of
+from benchmarks.attention.ablation_page import page, plot
 
 PLAIN, FLA, C2F = ARCHITECTURES
 

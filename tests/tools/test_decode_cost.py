@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from benchmarks.decode_cost import measured, page
+from benchmarks.fuzz.decode_cost import measured, page
 
 
 def test_an_image_is_measured_in_a_process_of_its_own() -> None:

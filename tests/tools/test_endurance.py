@@ -42,8 +42,8 @@ from benchmarks.endurance.shots import Ledger, Shot
 from benchmarks.endurance.swaps import Swap, misplaced, put_bad, served_meanwhile, steps
 from benchmarks.endurance.trend import second_half, slope
 from benchmarks.endurance.verdict import Criterion, Report, none_of, table
-from benchmarks.serving.http_client import Answer
-from benchmarks.serving.load import Outcome
+from benchmarks.load.http_client import Answer
+from benchmarks.load.loops import Outcome
 from server.errors import ArtifactInvalid, BadInput
 from server.inference.artifact import load_artifact
 from server.vision.decode import decode

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.evidence import page as page_module
-from benchmarks.evidence.__main__ import main
-from benchmarks.evidence.attention_maps import (
+from benchmarks.attention import page as page_module
+from benchmarks.attention.__main__ import main
+from benchmarks.attention.attention_maps import (
     dwc_maps,
     effective_rank,
     focused_map,
@@ -21,7 +21,7 @@ from benchmarks.evidence.attention_maps import (
     softmax_map,
     split_heads,
 )
-from benchmarks.evidence.cost import (
+from benchmarks.attention.cost import (
     SoftmaxAttention,
     exported_forms,
     fitted_exponent,
@@ -30,11 +30,11 @@ from benchmarks.evidence.cost import (
     measure_cost,
     softmax_gigabytes,
 )
-from benchmarks.evidence.diversity import measure_diversity
-from benchmarks.evidence.figures_file import write_figures
-from benchmarks.evidence.focus import FACTORS, attention_rows, measure_focus
-from benchmarks.evidence.page import page
-from benchmarks.evidence.trained import Tokens, gaussian_tokens, tokens_of
+from benchmarks.attention.diversity import measure_diversity
+from benchmarks.attention.focus import FACTORS, attention_rows, measure_focus
+from benchmarks.attention.page import page
+from benchmarks.attention.trained import Tokens, gaussian_tokens, tokens_of
+from benchmarks.figures_file import write_figures
 from model.focused_linear_attention import FocusedLinearAttention
 
 HW = (5, 8)

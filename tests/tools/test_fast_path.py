@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.fast_path import encoded_picture, main
+from benchmarks.micro.fast_path import encoded_picture, main
 from tests.support.artifacts import tiny_artifact
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz_images import examine, fuzz, main, small_metadata
-from benchmarks.fuzz_mutations import damaged
-from benchmarks.fuzz_seeds import refused_seeds, seeds
+from benchmarks.fuzz.images import examine, fuzz, main, small_metadata
+from benchmarks.fuzz.mutations import damaged
+from benchmarks.fuzz.seeds import refused_seeds, seeds
 from server.inference.artifact import Metadata
 
 SEED = 20_261_122

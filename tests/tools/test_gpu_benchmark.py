@@ -18,14 +18,10 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import cuda_option, numbers, parts_of
-from benchmarks.gpu_bench import Job
-from benchmarks.gpu_child import run_part
-from benchmarks.gpu_generator import about
-from benchmarks.gpu_kernels import summed
-from benchmarks.gpu_load import figures, split, together
-from benchmarks.gpu_load import unpacked as unpacked_load
-from benchmarks.gpu_machine import (
+from benchmarks.gpu.__main__ import cuda_option, numbers, parts_of
+from benchmarks.gpu.bench import Job
+from benchmarks.gpu.kernels import summed
+from benchmarks.gpu.machine import (
     NotOnGpu,
     library_version,
     parse_smi,
@@ -33,18 +29,22 @@ from benchmarks.gpu_machine import (
     refuse_unless_proven,
     visible_index,
 )
-from benchmarks.gpu_manifest import InputsInvalid, read_inputs, unpacked, write_manifest
-from benchmarks.gpu_memory import relative_difference
-from benchmarks.gpu_parity import Found, agreement
-from benchmarks.gpu_part import PARTS, run
-from benchmarks.gpu_pipeline import candidates
-from benchmarks.gpu_rounds import Contender, Deadline, Window, ratio, spread, turns, window
-from benchmarks.gpu_server import fewest_that_saturate
-from benchmarks.gpu_sweep import CHOICES, DEFAULT
-from benchmarks.gpu_threads import MAIN, NAMING, ThreadUse, by_group, group_of, threads_of
-from benchmarks.gpu_workers import parsed_stages, stage_ms
-from benchmarks.serving.http_client import Answer
-from benchmarks.serving.load import Load, Outcome
+from benchmarks.gpu.manifest import InputsInvalid, read_inputs, unpacked, write_manifest
+from benchmarks.gpu.memory import relative_difference
+from benchmarks.gpu.parity import Found, agreement
+from benchmarks.gpu.part import PARTS, run
+from benchmarks.gpu.pipeline import candidates
+from benchmarks.gpu.rounds import Contender, Deadline, Window, ratio, spread, turns, window
+from benchmarks.gpu.server import fewest_that_saturate
+from benchmarks.gpu.sweep import CHOICES, DEFAULT
+from benchmarks.gpu.threads import MAIN, NAMING, ThreadUse, by_group, group_of, threads_of
+from benchmarks.gpu.workers import parsed_stages, stage_ms
+from benchmarks.load.child import run_part
+from benchmarks.load.generator import about
+from benchmarks.load.generators import figures, split, together
+from benchmarks.load.generators import unpacked as unpacked_load
+from benchmarks.load.http_client import Answer
+from benchmarks.load.loops import Load, Outcome
 from server.inference.cuda.options import CudaOptions
 
 NEVER = Deadline(time.monotonic() + 1e6)
@@ -537,8 +537,8 @@ def test_a_generator_loses_nothing_of_a_long_answer(tmp_path: Path) -> None:
     # Its standard output is a pipe that holds less than the answer, and Python does not buffer it.
     (tmp_path / "p.jpg").write_bytes(b"x")
     code = (
-        "from benchmarks import gpu_generator as g\n"
-        "from benchmarks.serving.load import Load, Outcome\n"
+        "from benchmarks.load import generator as g\n"
+        "from benchmarks.load.loops import Load, Outcome\n"
         "many = [Outcome(1.25, 1.25, 1.5, 200, 1, None)] * 20_000\n"
         "async def load(*_): return Load(many, (1.0, 2.0), True, 0.5, None)\n"
         "g.load = load\n"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_page import CPU_TITLE, page, table
-from benchmarks.gpu_record import (
+from benchmarks.gpu.page import CPU_TITLE, page, table
+from benchmarks.gpu.record import (
     DoNotMatch,
     allotted_s,
     finite,
@@ -16,7 +16,7 @@ from benchmarks.gpu_record import (
     read_record,
     write_record,
 )
-from benchmarks.gpu_targets import verdicts
+from benchmarks.gpu.targets import verdicts
 
 MACHINE = {
     "cpu": "a CPU",

@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.gpu_inputs import without_attention, write_pictures
-from benchmarks.gpu_part import PARTS
-from benchmarks.gpu_record import read_record
+from benchmarks.gpu.inputs import without_attention, write_pictures
+from benchmarks.gpu.part import PARTS
+from benchmarks.gpu.record import read_record
 from server.vision.decode import decode
 from tests.support.gpu_inputs import tiny_inputs
 
@@ -223,7 +223,7 @@ def test_the_network_without_attention_has_the_other_layers_weights(
 
 @pytest.mark.slow
 def test_both_forms_of_a_block_give_the_same_and_share_weights_over_batches(tmp_path: Path) -> None:
-    from benchmarks.gpu_block_files import BATCHES, write_blocks
+    from benchmarks.gpu.block_files import BATCHES, write_blocks
 
     blocks = list(write_blocks(tmp_path, [(16, 16)]))
     assert len(blocks) == 4 * len(BATCHES)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.serving.http_client import Answer, Client, NoAnswer, Request, request_wire
-from benchmarks.serving.load import (
+from benchmarks.load.http_client import Answer, Client, NoAnswer, Request, request_wire
+from benchmarks.load.loops import (
     Load,
     Outcome,
     closed_loop,
@@ -22,7 +22,7 @@ from benchmarks.serving.load import (
     summarize,
     uniform,
 )
-from benchmarks.serving.usage import tree_usage
+from benchmarks.load.usage import tree_usage
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

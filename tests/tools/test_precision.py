@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.precision import main
+from benchmarks.micro.precision import main
 from tests.support.artifacts import tiny_artifact
 
 

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.serving import contestants
+from benchmarks.load import contestants
+from benchmarks.load.contestants import Arrangement, Thresholds
+from benchmarks.load.http_client import Answer, Client, image_request
+from benchmarks.load.loops import run_light
+from benchmarks.load.process import DidNotStart, free_port, running
 from benchmarks.serving.__main__ import square_only
 from benchmarks.serving.cases import Case, Entry
-from benchmarks.serving.contestants import Arrangement, Thresholds
-from benchmarks.serving.http_client import Answer, Client, image_request
 from benchmarks.serving.limit import LimitArrangement, Pipeline, arrangements
-from benchmarks.serving.load import run_light
 from benchmarks.serving.measure import Bench, shapes
 from benchmarks.serving.pictures import (
     Picture,
@@ -19,7 +20,6 @@ from benchmarks.serving.pictures import (
     read_pictures,
     widened,
 )
-from benchmarks.serving.process import DidNotStart, free_port, running
 from server.inference.artifact import read_metadata
 from server.vision.nms import DetectParameters
 from tests.support.artifacts import paint, tiny_artifact

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra `ray`")
 import pyarrow.dataset as ds
 
-from benchmarks.ray_nodes import TwoNodes, two_nodes
+from benchmarks.micro.ray_nodes import TwoNodes, two_nodes
 from tests.support.artifacts import tiny_artifact
 from tests.support.serving import RED, encode, one_cell
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from ultralytics import YOLO
 
-from benchmarks.startup import measure
+from benchmarks.micro.startup import measure
 from export.__main__ import main as export
 from export.verification.coco_figures import coco_accuracy, match
 from export.verification.yolo_dataset import Boxes, read_dataset

@@ -13,7 +13,7 @@ from benchmarks.dashboard.__main__ import main, report
 from benchmarks.dashboard.prometheus import Series, prometheus
 from benchmarks.dashboard.queries import ALERTS, Alert, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
-from benchmarks.serving.process import DidNotStart, free_port
+from benchmarks.load.process import DidNotStart, free_port
 from server.observability.gpu_metrics import GpuCollector
 from tests.support.nvml import Driver
 
@@ -156,7 +156,7 @@ def test_the_command_shows_an_answer_for_every_panel(
     shown = capsys.readouterr().out.splitlines()
     assert sum(line.count("**none**") for line in shown) == 0
     rows = [line for line in shown if line.startswith("| ") and "`" in line]
-    assert any("| Latency of answered requests: p99 |" in row for row in rows)
+    assert any("| Latency of successful requests: p99 |" in row for row in rows)
     assert len(rows) == len(panel_queries())
     assert any("DetectorDown | silent" in line for line in shown)
 

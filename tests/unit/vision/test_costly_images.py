@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from benchmarks.fuzz_seeds import png_chunk
+from benchmarks.fuzz.seeds import png_chunk
 from server.errors import BadInput, TooLarge, UndecodableImage, UnsupportedImage
 from server.vision.decode import decode, read_header
 from server.vision.jpeg import refuse_costly_jpeg

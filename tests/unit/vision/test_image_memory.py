@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.fuzz_seeds import png_chunk
+from benchmarks.fuzz.seeds import png_chunk
 from server.errors import UndecodableImage
 from server.vision.decode import decode, read_header
 

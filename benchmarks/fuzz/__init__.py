@@ -1,0 +1,1 @@
+"""Damaged and costly images through decoding."""

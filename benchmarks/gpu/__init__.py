@@ -1,0 +1,1 @@
+"""What a GPU gives: session, options, pipeline, server, attention and memory."""

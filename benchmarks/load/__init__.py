@@ -1,0 +1,1 @@
+"""The load generator: clients, their loops, and the servers they load."""

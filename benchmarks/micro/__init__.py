@@ -1,0 +1,1 @@
+"""One thing at a time: a stage, a start, a worker, a folder."""
