@@ -35,6 +35,7 @@ from server.vision.decode import quiet_codecs
 LIMITS = Settings.model_fields
 MAX_PIXELS: int = LIMITS["max_image_pixels"].default
 MAX_REQUEST_PIXELS: int = LIMITS["max_request_pixels"].default
+MAX_BODY_BYTES: int = LIMITS["max_body_bytes"].default
 SIDE = int(MAX_PIXELS**0.5)
 # Scans of a small image by `jpegtran -arithmetic`, the second one cut off: all its coefficients
 # differ from 0, and past the end the decoder goes on to expect that.
@@ -76,7 +77,7 @@ def images() -> Iterator[tuple[str, bytes]]:
     yield "JPEG, baseline, one colour", _saved(black, "JPEG", **flat)
     yield "JPEG, progressive, one colour", progressive
     yield "JPEG, progressive, 20 scans", _more_scans(progressive, 20)
-    dense = Image.fromarray(noise[:1600, :1600])
+    dense = Image.fromarray(noise[:1400, :1400])
     scans = _saved(dense, "JPEG", progressive=True, quality=75)
     yield "JPEG, progressive, noise, 100 scans", _more_scans(scans, 100)
     yield "JPEG, arithmetic, one scan cut off", _arithmetic(SIDE, SIDE, 1)
@@ -177,12 +178,17 @@ def measured(name: str, data: bytes) -> Cost:
     return Cost(name, len(data) / 1024, median["cpu_s"], median["mb"], int(median["pixels"]))
 
 
+def in_a_request(cost: Cost) -> float:
+    """How many such images the default limits of a request allow."""
+    return min(MAX_REQUEST_PIXELS / cost.pixels, MAX_BODY_BYTES / (1024 * cost.kb))
+
+
 def page(costs: list[Cost]) -> str:
     """The table, as Markdown."""
     rows = [
         f"| {cost.name} | {cost.kb:,.1f} | {cost.pixels / 1e6:.0f} | {cost.cpu_s:.2f} | "
         f"{cost.mb:.0f} | {cost.cpu_s / cost.kb:.4f} | {cost.mb / cost.kb:.2f} | "
-        f"{cost.cpu_s * MAX_REQUEST_PIXELS / max(cost.pixels, 1):.1f} |"
+        f"{cost.cpu_s * in_a_request(cost):.1f} |"
         for cost in costs
     ]
     return "\n".join(
@@ -192,9 +198,10 @@ def page(costs: list[Cost]) -> str:
             "Written by `python -m benchmarks.fuzz.decode_cost`. Images that are accepted, and "
             "declare the most pixels in the fewest bytes or take the",
             f"most passes over them, at the default `max_image_pixels` ({MAX_PIXELS:,}). The last "
-            "column is a request of as many pixels as the",
-            f"default `max_request_pixels` allows ({MAX_REQUEST_PIXELS:,}); its images are decoded "
-            "on `decode_threads` threads, within the memory for decoding.",
+            "column is a request of as many of them as the",
+            f"defaults of `max_request_pixels` ({MAX_REQUEST_PIXELS:,}) and `max_body_bytes` allow; "
+            "its images are decoded on `decode_threads` threads, within the",
+            "memory for decoding.",
             "",
             "| image | KB sent | megapixels | CPU s | MB | CPU s per KB | MB per KB | CPU s per "
             "request |",
