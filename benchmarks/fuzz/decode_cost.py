@@ -199,8 +199,8 @@ def page(costs: list[Cost]) -> str:
             "declare the most pixels in the fewest bytes or take the",
             f"most passes over them, at the default `max_image_pixels` ({MAX_PIXELS:,}). The last "
             "column is a request of as many of them as the",
-            f"defaults of `max_request_pixels` ({MAX_REQUEST_PIXELS:,}) and `max_body_bytes` allow; "
-            "its images are decoded on `decode_threads` threads, within the",
+            f"defaults of `max_request_pixels` ({MAX_REQUEST_PIXELS:,}) and `max_body_bytes` "
+            "allow; its images are decoded on `decode_threads` threads, within the",
             "memory for decoding.",
             "",
             "| image | KB sent | megapixels | CPU s | MB | CPU s per KB | MB per KB | CPU s per "
