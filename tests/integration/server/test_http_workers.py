@@ -679,7 +679,9 @@ def test_after_thousands_of_requests_the_sums_are_what_was_sent_and_nothing_is_h
         raw = 'detector_requests_total{route="/v2/models/{name}/infer",status="200"}'
         assert value(client, raw) == sent["raw"]
         images = sent["one"] + 3 * sent["three"] + sent["raw"] + left
-        assert value(client, 'detector_images_total{outcome="ok"}') == images
+        found = value(client, 'detector_images_total{outcome="ok"}')
+        # A client may also leave between its image's detections and its response.
+        assert images <= found <= images + sent["left"] - left
         times = 'detector_request_seconds_count{status="200"}'
         assert value(client, times) == detected + sent["raw"] + left
         assert value(client, "detector_inflight_body_bytes") == 0
