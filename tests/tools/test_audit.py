@@ -13,7 +13,11 @@ def test_a_version_that_never_was_is_not_taken_for_looked_up(
     repo_dir: Path, tmp_path: Path
 ) -> None:
     steps = subprocess.run(
-        ["make", "--dry-run", "audit"], cwd=repo_dir, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "audit"],
+        cwd=repo_dir,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     command = shlex.split(steps.stdout.splitlines()[-1])
     assert "constraints.txt" in command
