@@ -54,12 +54,11 @@ class FLATrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no 
         tasks.torch_load = torch_utils.torch_load = read_run
         overrides = dict(overrides or {})
         on_cpu = str(overrides.get("device", "")) == "cpu" or not torch.cuda.is_available()
-        self.bfloat16_on_cpu = on_cpu and overrides.get("amp") == "bf16"
-        overrides["amp"] = mixed_precision(
-            overrides.get("amp", True), bfloat16=not on_cpu and torch.cuda.is_bf16_supported()
+        amp = overrides.get("amp", True)
+        self.bfloat16_on_cpu = on_cpu and amp == "bf16"
+        overrides["amp"] = (
+            False if on_cpu else mixed_precision(amp, bfloat16=torch.cuda.is_bf16_supported())
         )
-        if on_cpu:
-            overrides["amp"] = False
         super().__init__(cfg, overrides, _callbacks)
         self.add_callback("on_train_start", FLATrainer.mix_precisions)
 

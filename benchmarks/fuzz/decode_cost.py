@@ -80,6 +80,7 @@ def images() -> Iterator[tuple[str, bytes]]:
     dense = Image.fromarray(noise[:1400, :1400])
     scans = _saved(dense, "JPEG", progressive=True, quality=75)
     yield "JPEG, progressive, noise, 100 scans", _more_scans(scans, 100)
+    yield "JPEG, arithmetic, lowest frequency alone", _arithmetic(SIDE, SIDE, 0)
     yield "JPEG, arithmetic, one scan cut off", _arithmetic(SIDE, SIDE, 1)
     yield "JPEG, arithmetic, nine scans cut off", _arithmetic(3162, 3162, 9)
     yield "JPEG, noise, 4:4:4", _saved(Image.fromarray(noise), "JPEG", quality=100, subsampling=0)
@@ -117,7 +118,9 @@ def _arithmetic(width: int, height: int, scans: int) -> bytes:
     frame = struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"
     data = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64) + _segment(0xCA, frame)
     data += _FIRST_SCAN + _TRAINED_SCAN * scans
-    missing = (scans + 1) * width * height // 64 // 64 - len(data)
+    # An eighth of a bit a block, for the first scan an eighth of that, and once at least.
+    blocks = width * height // 64 * max(1.0, scans + 1 / 8)
+    missing = int(blocks / 8 / 8) + 64 - len(data)
     while missing > 0:
         data += _segment(0xFE, bytes(min(missing, 65_000)))
         missing -= 65_000

@@ -7,7 +7,7 @@ from prometheus_client.registry import Collector
 
 from server.http.errors import rejection_reasons
 from server.observability.gpu_metrics import FAMILIES, LABELS
-from server.observability.metrics import STAGES, STATES, AskedCounter, Metrics
+from server.observability.metrics import STAGES, STATES, CallbackCounter, Metrics
 
 UNITS = ("seconds", "bytes", "ratio", "celsius", "images", "requests", "instances")
 # What a label's value may be. The lists are the code's.
@@ -71,7 +71,7 @@ def all_metrics() -> dict[str, Metric]:
     # The registry's own list: a metric with labels and no values yet is in no scrape.
     collectors = metrics.registry._collector_to_names
     found = [_metric(each) for each in collectors if hasattr(each, "_labelnames")]
-    asked = [each.collect() for each in collectors if isinstance(each, AskedCounter)]
+    asked = [each.collect() for each in collectors if isinstance(each, CallbackCounter)]
     found += [
         Metric(f"{family.name}_total", family.type, (), family.documentation)
         for families in asked

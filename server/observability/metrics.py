@@ -184,7 +184,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(
-            AskedCounter(
+            CallbackCounter(
                 "detector_log_lines_dropped",
                 "Log lines that were not written: their file took none, or not as fast.",
                 dropped_log_lines,
@@ -219,17 +219,17 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class AskedCounter(Collector):
-    """A counter whose value is asked for at each scrape."""
+class CallbackCounter(Collector):
+    """A counter whose value is computed at each scrape."""
 
-    def __init__(self, name: str, documentation: str, ask: Callable[[], int]) -> None:
+    def __init__(self, name: str, documentation: str, value: Callable[[], int]) -> None:
         self._name = name
         self._documentation = documentation
-        self._ask = ask
+        self._value = value
 
     def collect(self) -> Iterator[Metric]:
         """The value, now."""
-        yield CounterMetricFamily(self._name, self._documentation, value=self._ask())
+        yield CounterMetricFamily(self._name, self._documentation, value=self._value())
 
 
 def _is(state: Callable[[], str], name: str) -> float:

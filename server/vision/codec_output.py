@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-# Two threads that decode the first images would each take the other's for the real `stderr`.
-_one_at_a_time = threading.Lock()
+# Threads that decode share the variable; it is real again when the last of them is done.
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -25,20 +25,20 @@ def codecs_muted() -> Iterator[None]:
 
     Without effect where the C library is not glibc.
     """
-    with _one_at_a_time:
+    with _lock:
         stderr = _stderr()
-    if stderr is None:
-        yield
-        return
-    stderr.mute()
+        if stderr is not None:
+            stderr.mute()
     try:
         yield
     finally:
-        stderr.unmute()
+        if stderr is not None:
+            with _lock:
+                stderr.unmute()
 
 
 class _Stderr:
-    """The variable `stderr` of the C library."""
+    """The variable `stderr` of the C library; `_lock` is held by whoever uses it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         library.fopen.restype = ctypes.c_void_p
@@ -46,21 +46,18 @@ class _Stderr:
         self._real = self._variable.value
         self._nowhere = library.fopen(os.fsencode(os.devnull), b"we")
         self._muted = 0
-        self._lock = threading.Lock()
 
     def mute(self) -> None:
         """Once more."""
-        with self._lock:
-            self._muted += 1
-            if self._nowhere:  # else no file was left
-                self._variable.value = self._nowhere
+        self._muted += 1
+        if self._nowhere:  # else no file was left
+            self._variable.value = self._nowhere
 
     def unmute(self) -> None:
         """Once less."""
-        with self._lock:
-            self._muted -= 1
-            if not self._muted:
-                self._variable.value = self._real
+        self._muted -= 1
+        if not self._muted:
+            self._variable.value = self._real
 
 
 @cache

@@ -164,10 +164,10 @@ def refuse_costly_jpeg(header: JpegHeader, data_bytes: int) -> None:
         )
     # A Huffman code takes a bit or more for each block of 8 x 8 samples; in an arithmetic code the
     # poorest photograph takes a quarter for each time that a scan goes over it. What is missing
-    # would be grey, and cost as much as an image.
+    # would be grey, and cost as much as an image, however little of the spectrum is scanned.
     needed_bits = header.samples // 64
     if header.arithmetic_samples:
-        needed_bits = header.arithmetic_samples // 64 // 8
+        needed_bits = max(header.samples, header.arithmetic_samples) // 64 // 8
     if needed_bits > 8 * data_bytes:
         raise UndecodableImage(f"the JPEG image is cut off: {data_bytes} bytes for {pixels} pixels")
 

@@ -250,6 +250,20 @@ def test_each_scan_of_an_arithmetic_jpeg_needs_its_bytes() -> None:
         refuse_costly_jpeg(often, 10_000)
 
 
+def test_an_arithmetic_jpeg_of_the_lowest_frequency_alone_needs_the_bytes_of_an_image() -> None:
+    # 1.7 KB took 0.5 s at 50 megapixels: all of it is turned into pixels.
+    data = saved(noise(), "JPEG", progressive=True)
+    first_scan = data[: data.index(b"\xff\xc4", data.index(b"\xff\xda"))] + b"\xff\xd9"
+    lie = with_size(first_scan, 7000, 7000, 0xC2).replace(b"\xff\xc2", b"\xff\xca", 1)
+    header = read_header(lie).jpeg
+    assert header is not None
+    assert header.arithmetic_samples == header.samples // 8
+    enough = -(-header.samples // 64 // 64)  # an eighth of a bit a block
+    refuse_costly_jpeg(header, enough)
+    with pytest.raises(UndecodableImage, match="cut off"):
+        refuse_costly_jpeg(header, enough - 1)
+
+
 def test_a_scan_of_a_part_of_the_spectrum_counts_for_its_part() -> None:
     data = saved(noise(), "JPEG", progressive=True, subsampling=0)
     header = read_header(data.replace(b"\xff\xc2", b"\xff\xca", 1)).jpeg
