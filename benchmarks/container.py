@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.container_engine import Engine, ready
 from benchmarks.figures import print_spread
 from benchmarks.load.http_client import image_request
-from benchmarks.load.loops import Summary, closed_load, run_light, summarize
+from benchmarks.load.loops import closed_load, run_light
+from benchmarks.load.summary import Summary, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.dashboard.prometheus import PrometheusMissing, Series
 from benchmarks.dashboard.queries import ROOT, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
-from benchmarks.load.loops import summarize
 from benchmarks.load.process import DidNotStart
+from benchmarks.load.summary import summarize
 from benchmarks.serving.pictures import read_pictures
 from server.observability.gpu_metrics import open_nvml
 

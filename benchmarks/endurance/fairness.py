@@ -18,7 +18,8 @@ from benchmarks.endurance.traffic import (
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.load.http_client import Client, Request
-from benchmarks.load.loops import Outcome, arrive, in_turn, percentile, poisson, send
+from benchmarks.load.loops import Outcome, arrive, in_turn, poisson, send
+from benchmarks.load.summary import percentile
 
 SHARE = 0.15  # of saturation, that the single ones are
 LARGE = 64

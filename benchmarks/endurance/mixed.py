@@ -35,7 +35,8 @@ from benchmarks.endurance.shots import Ledger, Shot
 from benchmarks.endurance.traffic import saturation, spread_ms, took_ms, under_way
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.load.http_client import Client, Request, request_wire
-from benchmarks.load.loops import Outcome, Summary, arrive, poisson, send
+from benchmarks.load.loops import Outcome, arrive, poisson, send
+from benchmarks.load.summary import Summary
 
 SHARE = 0.7  # of the mix' own saturation
 PROBE_EVERY_S = 5.0

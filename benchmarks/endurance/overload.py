@@ -19,7 +19,8 @@ from benchmarks.endurance.traffic import (
 )
 from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.load.http_client import Answer, Client, Request, request_wire
-from benchmarks.load.loops import Outcome, arrive, in_turn, percentile, poisson, send
+from benchmarks.load.loops import Outcome, arrive, in_turn, poisson, send
+from benchmarks.load.summary import percentile
 from benchmarks.serving.pictures import read_pictures
 
 CONNECTIONS = 512

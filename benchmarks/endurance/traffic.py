@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.load.http_client import Client, Request
-from benchmarks.load.loops import Outcome, Summary, closed_loop, percentile, send, summarize
+from benchmarks.load.loops import Outcome, closed_loop, send
+from benchmarks.load.summary import Summary, percentile, summarize
 
 SATURATING_CLIENTS = 16
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.load.child import python
 from benchmarks.load.envs import ROOT
-from benchmarks.load.loops import Load, Outcome, summarize
+from benchmarks.load.loops import Load, Outcome
+from benchmarks.load.summary import summarize
 from benchmarks.load.usage import Usage, tree_usage
 
 AHEAD_S = 0.2  # from an order until its load begins

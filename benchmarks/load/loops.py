@@ -5,7 +5,7 @@ have been sent: a server that stalls pays for every request that came meanwhile 
 omission). Closed-loop clients send the next request when they have the answer to the last.
 
     load = await closed_load(url, requests, clients=32, seconds=10, server_pid=process.pid)
-    print(summarize(load))
+    print(summarize(load))  # benchmarks.load.summary
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import itertools
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -71,41 +70,6 @@ class Load:
     open_loop: bool
     generator_cpu_s: float
     server: tuple[Usage, Usage] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A load in figures. Latencies are those of good answers; NaN where there are none.
-
-    Attributes:
-        seconds: length of the window.
-        requests: in the window: by their end in a closed loop, by intended start in an open one.
-        images_per_s: of good answers that ended in the window.
-        statuses: requests by status, or by the reason why there was no answer.
-        wrong: answers that the check found wrong, by what it said.
-        late_p99_ms: how much later than intended requests were sent; large values mean that the
-            generator and not the server was measured.
-        generator_cpus: CPUs that this process used on average.
-        server_cpus: CPUs that the server used on average; None where its pid was not given.
-        server_cpu_ms_per_image: its CPU time for each good image.
-        server_rss_mb, server_pss_mb: at the end of the window, 10^6 bytes.
-    """
-
-    seconds: float
-    requests: int
-    images_per_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-    statuses: dict[str, int]
-    wrong: dict[str, int]
-    late_p99_ms: float
-    generator_cpus: float
-    server_cpus: float | None
-    server_cpu_ms_per_image: float | None
-    server_rss_mb: float | None
-    server_pss_mb: float | None
 
 
 def in_turn(requests: Sequence[Request]) -> Callable[[], Request]:
@@ -289,46 +253,6 @@ async def send(client: Client, request: Request, intended_s: float) -> Outcome:
     return Outcome(intended_s, started_s, ended_s, status, request.images, error, request.name)
 
 
-def summarize(load: Load) -> Summary:
-    """The figures of a load's window."""
-    begin_s, end_s = load.window_s
-    seconds = end_s - begin_s
-    ended = [each for each in load.outcomes if begin_s <= each.ended_s < end_s]
-    counted = ended
-    if load.open_loop:
-        counted = [each for each in load.outcomes if begin_s <= each.intended_s < end_s]
-    good_images = sum(each.images for each in ended if each.good)
-    latencies = sorted(1e3 * (each.ended_s - each.intended_s) for each in counted if each.good)
-    late = sorted(1e3 * (each.started_s - each.intended_s) for each in counted)
-    server_cpu_s = load.server[1].cpu_s - load.server[0].cpu_s if load.server else None
-    return Summary(
-        seconds=seconds,
-        requests=len(counted),
-        images_per_s=good_images / seconds,
-        p50_ms=percentile(latencies, 50),
-        p95_ms=percentile(latencies, 95),
-        p99_ms=percentile(latencies, 99),
-        max_ms=percentile(latencies, 100),
-        statuses=_count(str(e.status) if e.status else e.error or "none" for e in counted),
-        wrong=_count(e.error for e in counted if e.status and e.error),
-        late_p99_ms=percentile(late, 99),
-        generator_cpus=load.generator_cpu_s / seconds,
-        server_cpus=None if server_cpu_s is None else server_cpu_s / seconds,
-        server_cpu_ms_per_image=(
-            1e3 * server_cpu_s / good_images if server_cpu_s is not None and good_images else None
-        ),
-        server_rss_mb=load.server[1].rss_bytes / 1e6 if load.server else None,
-        server_pss_mb=load.server[1].pss_bytes / 1e6 if load.server else None,
-    )
-
-
-def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The smallest value that so many percent of all do not exceed (nearest rank)."""
-    if not ascending:
-        return math.nan
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
-
-
 def run_light(work: Coroutine[Any, Any, Result]) -> Result:
     """asyncio.run on uvloop: half the generator's CPU time."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -349,10 +273,6 @@ class _Edges:
         cpu_s = time.process_time() - self._cpu_s
         server = (self._server, tree_usage(self._pid)) if self._pid and self._server else None
         return window_s, cpu_s, server
-
-
-def _count(words: Iterable[str | None]) -> dict[str, int]:
-    return dict(Counter(word for word in words if word).most_common())
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

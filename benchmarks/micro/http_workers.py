@@ -20,8 +20,9 @@ from pathlib import Path
 from benchmarks.endurance.process import serving
 from benchmarks.load.envs import ROOT
 from benchmarks.load.http_client import Client, Request, image_request
-from benchmarks.load.loops import closed_loop, in_turn, run_light, summarize
+from benchmarks.load.loops import closed_loop, in_turn, run_light
 from benchmarks.load.process import POLL_S, START_S, DidNotStart
+from benchmarks.load.summary import summarize
 
 UP_EVENT = "Application startup complete."
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 import cv2
 import numpy as np
 
-from benchmarks.load.loops import percentile
+from benchmarks.load.summary import percentile
 from server.host import available_cpus
 from server.inference.artifact import Metadata, load_artifact
 from server.inference.detector import Prepared, finish, prepare_encoded

@@ -14,14 +14,9 @@ from benchmarks.load import contestants
 from benchmarks.load.contestants import Contestant, Thresholds
 from benchmarks.load.envs import ROOT, python_of
 from benchmarks.load.http_client import Request
-from benchmarks.load.loops import (
-    Load,
-    closed_load,
-    poisson_load,
-    run_light,
-    summarize,
-)
+from benchmarks.load.loops import Load, closed_load, poisson_load, run_light
 from benchmarks.load.process import DidNotStart, free_port, running
+from benchmarks.load.summary import summarize
 from benchmarks.serving.cases import Case, Entry
 from benchmarks.serving.limit import arrangements
 from benchmarks.serving.pictures import Picture, box_counts, requests

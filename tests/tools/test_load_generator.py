@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.load.http_client import Answer, Client, NoAnswer, Request, request_wire
-from benchmarks.load.loops import (
-    Load,
-    Outcome,
-    closed_loop,
-    in_turn,
-    open_loop,
-    percentile,
-    poisson,
-    summarize,
-    uniform,
-)
+from benchmarks.load.loops import Load, Outcome, closed_loop, in_turn, open_loop, poisson, uniform
+from benchmarks.load.summary import percentile, summarize
 from benchmarks.load.usage import tree_usage
 
 pytestmark = pytest.mark.anyio
