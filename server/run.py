@@ -44,7 +44,7 @@ def serve(settings: Settings, loader: Loader, *, memory_bytes: int | None = None
     tracing: Tracing | None = app.state.tracing
     if tracing is not None:
         tracing.close()
-    return exit_code(service.failure)
+    return exit_code(service.model.failure)
 
 
 def log_listening(listener: socket.socket, settings: Settings) -> None:

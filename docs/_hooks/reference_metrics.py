@@ -56,17 +56,7 @@ class Metric:
 
 def all_metrics() -> dict[str, Metric]:
     """Every metric of the server, also those that need a GPU; those of the process apart."""
-    metrics = Metrics(
-        sorted(rejection_reasons()),
-        queue_images=lambda: 0,
-        inflight_body_bytes=lambda: 0,
-        instances=lambda: 1,
-        active_inferences=lambda: 0,
-        state=lambda: "ready",
-        max_queue_images=1,
-        max_inflight_body_bytes=1,
-        dropped_log_lines=lambda: 0,
-    )
+    metrics = Metrics(sorted(rejection_reasons()))
     metrics.set_model(name="", version="", precision="", provider="", device="")
     # The registry's own list: a metric with labels and no values yet is in no scrape.
     collectors = metrics.registry._collector_to_names

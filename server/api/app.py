@@ -29,7 +29,7 @@ from server.observability.metrics import Metrics
 from server.observability.tracing import open_tracing
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share
-from server.serving.interface import Model, create_metrics
+from server.serving.interface import Model
 from server.serving.local_model import Loader, LocalModel
 from server.serving.service import Service
 from server.settings import Settings
@@ -57,7 +57,7 @@ def create_app(
         keys: who may ask; by default those of the settings.
         memory_bytes: what the process may use; by default what its control groups, or else the
             machine, leave it.
-        on_failure: called once when the service can't go on; `app.state.service.failure` says
+        on_failure: called once when the service can't go on; `app.state.service.model.failure` says
             why, and the process should end.
 
     Raises:
@@ -69,13 +69,7 @@ def create_app(
     memory_bytes = memory_bytes or available_bytes()
     unset_bytes = max(settings.max_body_bytes, body_share(memory_bytes))
     body_budget = ByteBudget(settings.max_inflight_body_bytes or unset_bytes)
-    metrics = create_metrics(
-        settings,
-        sorted(rejection_reasons()),
-        queue=lambda: model.queue,
-        body_budget=body_budget,
-        state=lambda: service.status,
-    )
+    metrics = Metrics(sorted(rejection_reasons()))
     model: Model
     if open_model is not None:
         model = open_model(metrics)

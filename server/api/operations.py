@@ -58,12 +58,12 @@ def routes(
         """State, model and the provider that really runs; 503 unless ready."""
         status = service.status
         response.status_code = 200 if status == "ready" else 503
-        engine = service.engine
+        engine = service.model.engine
         return Health(
             status=status,
             server_version=this_build().version,
             revision=this_build().revision,
-            model=engine.artifact.metadata.name if engine else service.model_name,
+            model=engine.artifact.metadata.name if engine else service.model.name,
             version=engine.artifact.version if engine else None,
             precision=engine.artifact.metadata.precision if engine else None,
             reason=engine.reason if engine else None,
@@ -72,7 +72,7 @@ def routes(
             cpu_fallback=engine.cpu_fallback if engine else None,
             instances=engine.instances if engine else None,
             max_batch_size=engine.max_batch_size if engine else None,
-            queue_images=service.queue.queue_images,
+            queue_images=service.model.queue.status().queue_images,
             max_queue_images=service.settings.max_queue_images,
         )
 

@@ -144,7 +144,7 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
     def refuse(scope: Scope) -> Response | None:
         try:
             service.refuse_unless_ready()
-            service.queue.refuse_when_full()
+            service.model.queue.status().refuse_when_full(service.settings.max_queue_images)
         except Unavailable as error:
             headers = retry_after(service)
             return respond(scope, status_of(error), error.code, str(error), headers)
@@ -155,7 +155,7 @@ def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Respon
 
 def retry_after(service: Service) -> dict[str, str]:
     """The header that says when to come again."""
-    return {"Retry-After": str(service.queue.retry_after_s())}
+    return {"Retry-After": str(service.model.queue.status().retry_after_s)}
 
 
 def status_of(error: ServerError) -> int:

@@ -165,7 +165,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(logger.info, "signal_while_draining")
             self.force_exit = sig == signal.SIGINT
         # A signal may come in the middle of anything the event loop does.
-        self._loop.call_soon_threadsafe(self._service.begin_drain)
+        self._loop.call_soon_threadsafe(self._service.model.begin_drain)
         self.stop()
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.observability.log_output import process_log
 from server.version import UNKNOWN, this_build
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,34 +39,37 @@ REQUEST_SECONDS = (
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class ServerStatus(NamedTuple):
+    """What the metrics report of a process as it is when they are collected.
+
+    Attributes:
+        state: one of `STATES`.
+        queue_images: images that wait.
+        max_queue_images: the limit of `queue_images`.
+        inflight_body_bytes: bytes that requests' bodies have in memory.
+        max_inflight_body_bytes: the limit of `inflight_body_bytes`.
+        instances: inferences that may run side by side.
+        active_inferences: inferences that run.
+    """
+
+    state: str = "starting"
+    queue_images: int = 0
+    max_queue_images: int = 0
+    inflight_body_bytes: int = 0
+    max_inflight_body_bytes: int = 0
+    instances: int = 0
+    active_inferences: int = 0
+
+
 class Metrics:
     """Counts and times of one app.
 
     Args:
         rejection_reasons: error codes that start at 0, so that a first rejection is a rate too.
-        queue_images: asked at each scrape for the number of images that wait.
-        inflight_body_bytes: asked for the bytes that requests' bodies have in memory.
-        instances: asked for the inferences that may run side by side.
-        active_inferences: asked for those that run.
-        state: asked for one of `STATES`.
-        max_queue_images: the limit of `queue_images`.
-        max_inflight_body_bytes: the limit of `inflight_body_bytes`.
-        dropped_log_lines: asked for the log lines of this process that were not written.
     """
 
-    def __init__(
-        self,
-        rejection_reasons: Iterable[str],
-        *,
-        queue_images: Callable[[], int],
-        inflight_body_bytes: Callable[[], int],
-        instances: Callable[[], int],
-        active_inferences: Callable[[], int],
-        state: Callable[[], str],
-        max_queue_images: int,
-        max_inflight_body_bytes: int,
-        dropped_log_lines: Callable[[], int],
-    ) -> None:
+    def __init__(self, rejection_reasons: Iterable[str] = ()) -> None:
+        self._status: Callable[[], ServerStatus] = ServerStatus
         # `_created` series double the output and say nothing that Prometheus uses.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -132,28 +137,16 @@ class Metrics:
         )
         for outcome in ("ok", "failed"):
             self.reloads.labels(outcome)
-        for name, ask, documentation in (
-            ("queue_images", queue_images, "Images accepted and not yet in an inference."),
-            (
-                "max_queue_images",
-                lambda: max_queue_images,
-                "Images that may wait: the setting of that name.",
-            ),
-            (
-                "inflight_body_bytes",
-                inflight_body_bytes,
-                "Bytes that requests' bodies have in memory.",
-            ),
-            (
-                "max_inflight_body_bytes",
-                lambda: max_inflight_body_bytes,
-                "Bytes that all bodies together may have in memory.",
-            ),
-            ("instances", instances, "Inferences that may run at the same time."),
-            ("active_inferences", active_inferences, "Inferences that run now."),
+        for name, documentation in (
+            ("queue_images", "Images accepted and not yet in an inference."),
+            ("max_queue_images", "Images that may wait: the setting of that name."),
+            ("inflight_body_bytes", "Bytes that requests' bodies have in memory."),
+            ("max_inflight_body_bytes", "Bytes that all bodies together may have in memory."),
+            ("instances", "Inferences that may run at the same time."),
+            ("active_inferences", "Inferences that run now."),
         ):
             gauge = Gauge(f"detector_{name}", documentation, registry=self.registry)
-            gauge.set_function(ask)
+            gauge.set_function(partial(self._now, name))
         states = Gauge(
             "detector_state",
             "1 for the state that the server is in, 0 for the others.",
@@ -161,7 +154,7 @@ class Metrics:
             registry=self.registry,
         )
         for each in STATES:
-            states.labels(each).set_function(partial(_is, state, each))
+            states.labels(each).set_function(partial(self._is_state, each))
         self.http_workers = Gauge(
             "detector_http_workers",
             "HTTP workers that are ready; `http_workers` when all of them run.",
@@ -187,7 +180,7 @@ class Metrics:
             CallbackCounter(
                 "detector_log_lines_dropped",
                 "Log lines that were not written: their file took none, or not as fast.",
-                dropped_log_lines,
+                lambda: process_log().dropped,
             )
         )
         build = Info("detector_build", "The software that runs.", registry=self.registry)
@@ -199,6 +192,10 @@ class Metrics:
             registry=self.registry,
         )
         self._model = Info("detector_model", "The model that runs.", registry=self.registry)
+
+    def observe(self, status: Callable[[], ServerStatus]) -> None:
+        """Reports what `status` returns at each collection, on any thread."""
+        self._status = status
 
     def set_model(
         self, *, name: str, version: str, precision: str, provider: str, device: str
@@ -218,6 +215,12 @@ class Metrics:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
+    def _now(self, name: str) -> float:
+        return float(getattr(self._status(), name))
+
+    def _is_state(self, state: str) -> float:
+        return float(self._status().state == state)
+
 
 class CallbackCounter(Collector):
     """A counter whose value is computed at each scrape."""
@@ -230,7 +233,3 @@ class CallbackCounter(Collector):
     def collect(self) -> Iterator[Metric]:
         """The value, now."""
         yield CounterMetricFamily(self._name, self._documentation, value=self._value())
-
-
-def _is(state: Callable[[], str], name: str) -> float:
-    return float(state() == name)

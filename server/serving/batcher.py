@@ -127,13 +127,6 @@ class Batcher(Generic[Item, Result]):
         empty_in_s = self.queue_images * self._item_s / self.instances
         return max(1, min(60, math.ceil(empty_in_s)))
 
-    def refuse_when_full(self) -> None:
-        """Raises `QueueFull` when not even one more item would find a place."""
-        if self.queue_images >= self._max_queue_images:
-            raise QueueFull(
-                f"{self.queue_images} images wait; max_queue_images is {self._max_queue_images}"
-            )
-
     @contextmanager
     def reserve(self, images: int) -> Iterator[Reservation[Item, Result]]:
         """Holds places for a request's images; those not submitted are free again afterwards.

@@ -4,23 +4,62 @@
 `server.workers.remote_model` is the other.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import Draining, NotReady
+from server.errors import Draining, NotReady, QueueFull
 from server.inference.artifact import Artifact
-from server.observability.log_output import process_log
-from server.observability.metrics import Metrics
+from server.observability.metrics import ServerStatus
 from server.serving.body_budget import ByteBudget
 from server.serving.fair_queue import InferenceResult
 from server.settings import Settings
 
 State = Literal["starting", "ready", "draining", "failed"]
 Candidates = NDArray[np.float32]
+
+# An engine process writes its status every second, also when nothing happens.
+SILENT_S = 10.0
+
+
+class QueueStatus(NamedTuple):
+    """The queue before the model, and the inferences that empty it, at one moment.
+
+    Attributes:
+        queue_images: images that wait, or are reserved a place.
+        retry_after_s: seconds until the queue should be empty at the measured rate; 1..60.
+        instances: inferences that may run side by side; 0 before there is a model.
+        active_inferences: inferences that run.
+        oldest_inference: when the oldest of them began; inf without any.
+        written: the moment. Both in seconds of `time.monotonic`, which all processes share.
+    """
+
+    queue_images: int
+    retry_after_s: int
+    instances: int
+    active_inferences: int
+    oldest_inference: float = math.inf
+    written: float = math.inf
+
+    def hung_s(self, inference_watchdog_s: float) -> float | None:
+        """Seconds that an inference has run, or an engine process been silent, for too long."""
+        now = time.monotonic()
+        running_s, silent_s = now - self.oldest_inference, now - self.written
+        if running_s > inference_watchdog_s:
+            return running_s
+        return silent_s if silent_s > max(inference_watchdog_s, SILENT_S) else None
+
+    def refuse_when_full(self, max_queue_images: int) -> None:
+        """Raises `QueueFull` when not even one more image would find a place."""
+        if self.queue_images >= max_queue_images:
+            raise QueueFull(
+                f"{self.queue_images} images wait; max_queue_images is {max_queue_images}"
+            )
 
 
 class LoadedModel(Protocol):
@@ -93,26 +132,8 @@ class Queue(Protocol):
 
     copies: bool
 
-    @property
-    def queue_images(self) -> int:
-        """Images that wait, or are reserved a place."""
-
-    @property
-    def instances(self) -> int:
-        """Inferences that may run side by side; 0 before there is a model."""
-
-    @property
-    def active_inferences(self) -> int:
-        """Inferences that run."""
-
-    def hung_s(self) -> float | None:
-        """Seconds that an inference has been running which is hung; None when none is."""
-
-    def retry_after_s(self) -> int:
-        """Seconds until the queue should be empty at the measured rate; 1..60."""
-
-    def refuse_when_full(self) -> None:
-        """Raises `QueueFull` when not even one more image would find a place."""
+    def status(self) -> QueueStatus:
+        """How it is now; on any thread."""
 
     def reserve(
         self, engine: LoadedModel, images: int
@@ -187,57 +208,37 @@ class Model(Protocol):
         """
 
 
-def refuse_unless_ready(state: State, hung_s: float | None, inference_watchdog_s: float) -> None:
-    """Raises `NotReady` or `Draining` unless requests are taken.
-
-    Args:
-        state: of the server.
-        hung_s: seconds that an inference has been running which is hung.
-        inference_watchdog_s: from how many on it is.
-    """
-    if state == "draining":
+def refuse_unless_ready(model: Model, settings: Settings) -> None:
+    """Raises `NotReady` or `Draining` unless requests are accepted."""
+    if model.state == "draining":
         raise Draining("the server is shutting down")
-    if state == "starting":
+    if model.state == "starting":
         raise NotReady("the model is being loaded")
-    refuse_unless_alive(state, hung_s, inference_watchdog_s)
+    refuse_unless_alive(model, settings)
 
 
-def refuse_unless_alive(state: State, hung_s: float | None, inference_watchdog_s: float) -> None:
+def refuse_unless_alive(model: Model, settings: Settings) -> None:
     """Raises `NotReady` when only a new process can help: the model failed, or is hung."""
-    if state == "failed":
+    if model.state == "failed":
         raise NotReady("the model has stopped")
+    hung_s = model.queue.status().hung_s(settings.inference_watchdog_s)
     if hung_s is not None:
         raise NotReady(
             f"an inference has been running for {hung_s:.0f} s; "
-            f"inference_watchdog_s is {inference_watchdog_s:g}"
+            f"inference_watchdog_s is {settings.inference_watchdog_s:g}"
         )
 
 
-def create_metrics(
-    settings: Settings,
-    rejection_reasons: Iterable[str],
-    *,
-    queue: Callable[[], Queue],
-    body_budget: ByteBudget,
-    state: Callable[[], str],
-) -> Metrics:
-    """The metrics of a process.
-
-    Args:
-        settings: limits.
-        rejection_reasons: error codes that start at 0.
-        queue: asked at each scrape.
-        body_budget: what requests' bodies have in memory.
-        state: asked at each scrape for the state of the server.
-    """
-    return Metrics(
-        rejection_reasons,
-        queue_images=lambda: queue().queue_images,
-        inflight_body_bytes=lambda: body_budget.taken,
-        instances=lambda: queue().instances,
-        active_inferences=lambda: queue().active_inferences,
+def server_status(
+    state: str, queue: QueueStatus, settings: Settings, body_budget: ByteBudget
+) -> ServerStatus:
+    """What metrics report of a process, at one moment."""
+    return ServerStatus(
         state=state,
+        queue_images=queue.queue_images,
         max_queue_images=settings.max_queue_images,
+        inflight_body_bytes=body_budget.taken,
         max_inflight_body_bytes=body_budget.max_bytes,
-        dropped_log_lines=lambda: process_log().dropped,
+        instances=queue.instances,
+        active_inferences=queue.active_inferences,
     )

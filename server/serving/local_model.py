@@ -143,8 +143,8 @@ class LocalModel:
     @property
     def status(self) -> str:
         """The state; "hung" where an inference does not return."""
-        hung = self.state == "ready" and self.queue.hung_s() is not None
-        return "hung" if hung else self.state
+        hung_s = self.queue.status().hung_s(self._settings.inference_watchdog_s)
+        return "hung" if self.state == "ready" and hung_s is not None else self.state
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -191,13 +191,13 @@ class LocalModel:
                 has; the old model goes on serving.
         """
         async with self._reloading:
-            self.refuse_unless_ready()
+            refuse_unless_ready(self, self._settings)
             try:
                 await asyncio.to_thread(read_keys)  # its disk may be slow, or a network's
-                self.refuse_unless_ready()
+                refuse_unless_ready(self, self._settings)
                 loading = self._loader.begin()
                 engine = await asyncio.wrap_future(loading.engine)
-                self.refuse_unless_ready()  # a signal may have come meanwhile
+                refuse_unless_ready(self, self._settings)  # a signal may have come meanwhile
                 self.prepare(engine)
             except Unavailable:
                 raise
@@ -207,10 +207,6 @@ class LocalModel:
             self._loader.return_memory()
             self._metrics.reloads.labels("ok").inc()
             self.changed()
-
-    def refuse_unless_ready(self) -> None:
-        """Raises `NotReady` or `Draining` unless requests are taken."""
-        refuse_unless_ready(self.state, self.queue.hung_s(), self._settings.inference_watchdog_s)
 
     async def collect_metrics(self) -> Callable[[], bytes]:
         """What makes the text of all metrics, on a thread."""

@@ -16,7 +16,7 @@ from server.inference.engine import Engine
 from server.observability.metrics import Metrics
 from server.serving.batcher import Batcher, Reservation
 from server.serving.fair_queue import InferenceResult
-from server.serving.interface import Candidates, ImageReservation, LoadedModel
+from server.serving.interface import Candidates, ImageReservation, LoadedModel, QueueStatus
 from server.serving.threads import MODEL_NICENESS, nice_pool
 from server.settings import Settings
 
@@ -67,7 +67,6 @@ class ModelRunner:
     copies = False
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._inference_watchdog_s = settings.inference_watchdog_s
         self._metrics = metrics
         self._threads: ThreadPoolExecutor | None = None
         self._inferences: dict[object, float] = {}  # start of each inference that runs
@@ -79,38 +78,17 @@ class ModelRunner:
             max_queue_images=settings.max_queue_images,
         )
 
-    @property
-    def queue_images(self) -> int:
-        """Images that wait, or are reserved a place."""
-        return self.batcher.queue_images
-
-    @property
-    def instances(self) -> int:
-        """Inferences that may run side by side; 0 before there is a model."""
-        return self.batcher.instances if self._threads else 0
-
-    @property
-    def active_inferences(self) -> int:
-        """Inferences that run."""
-        return len(self._inferences)
-
-    def oldest_inference(self) -> float:
-        """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
-        # A copy, made in one step: metrics are read on another thread.
-        return min(list(self._inferences.values()), default=math.inf)
-
-    def hung_s(self) -> float | None:
-        """Seconds that an inference has been running which is hung; None when none is."""
-        running_s = time.monotonic() - self.oldest_inference()
-        return running_s if running_s > self._inference_watchdog_s else None
-
-    def retry_after_s(self) -> int:
-        """Seconds until the queue should be empty at the measured rate; 1..60."""
-        return self.batcher.retry_after_s()
-
-    def refuse_when_full(self) -> None:
-        """Raises `QueueFull` when not even one more image would find a place."""
-        self.batcher.refuse_when_full()
+    def status(self) -> QueueStatus:
+        """How the queue is now; on any thread."""
+        return QueueStatus(
+            queue_images=self.batcher.queue_images,
+            retry_after_s=self.batcher.retry_after_s(),
+            instances=self.batcher.instances if self._threads else 0,
+            active_inferences=len(self._inferences),
+            # A copy, made in one step: metrics are read on another thread.
+            oldest_inference=min(list(self._inferences.values()), default=math.inf),
+            written=time.monotonic(),
+        )
 
     @asynccontextmanager
     async def reserve(

@@ -8,7 +8,7 @@ from typing import Literal
 from server.errors import DeadlineExceeded, Draining, NotReady
 from server.host import resident_bytes
 from server.observability.logs import get_logger
-from server.observability.metrics import Metrics
+from server.observability.metrics import Metrics, ServerStatus
 from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import LEAST_BYTES, decoding_share
 from server.serving.interface import (
@@ -17,6 +17,7 @@ from server.serving.interface import (
     State,
     refuse_unless_alive,
     refuse_unless_ready,
+    server_status,
 )
 from server.serving.pipeline import Pipeline
 from server.settings import Settings
@@ -51,8 +52,6 @@ class Service:
     ) -> None:
         self.settings = settings
         self.model = model
-        self.model_name = model.name
-        self.queue = model.queue
         self.metrics = metrics
         self.pipeline = Pipeline(settings, model.queue, metrics)
         self.body_budget = body_budget
@@ -61,6 +60,7 @@ class Service:
         self._on_failure = on_failure
         self._limits: set[asyncio.Timeout] = set()
         model.changed = self._model_changed
+        metrics.observe(self._server_status)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -82,7 +82,7 @@ class Service:
             NotReady: the service failed inside the block.
         """
         self.refuse_unless_ready()
-        self.queue.refuse_when_full()
+        self.model.queue.status().refuse_when_full(self.settings.max_queue_images)
         timeout_s = self.settings.request_timeout_s
         limit = asyncio.timeout(timeout_s)
         try:
@@ -94,9 +94,9 @@ class Service:
         except TimeoutError:
             if not limit.expired():
                 raise
-            if self.state == "draining":
+            if self.model.state == "draining":
                 raise Draining("the server shut down before the answer was ready") from None
-            if self.state == "failed":
+            if self.model.state == "failed":
                 raise NotReady("the model has stopped") from None
             raise DeadlineExceeded(f"the request took over {timeout_s:g} s") from None
         finally:
@@ -108,40 +108,26 @@ class Service:
         Raises:
             NotReady: none is loaded yet.
         """
-        if self.engine is None:
+        if self.model.engine is None:
             raise NotReady("the model is being loaded")
-        return self.engine
-
-    @property
-    def engine(self) -> LoadedModel | None:
-        """The model that serves now; None before the first is loaded."""
         return self.model.engine
-
-    @property
-    def state(self) -> State:
-        """The state of the whole server."""
-        return self.model.state
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why the state is "failed"."""
-        return self.model.failure
 
     @property
     def status(self) -> State | Literal["hung"]:
         """The state; "hung" where inferences or decoding do not end, and no request is taken."""
-        if self.state == "ready" and (self.queue.hung_s() is not None or self._decoding_hangs()):
+        hung_s = self.model.queue.status().hung_s(self.settings.inference_watchdog_s)
+        if self.model.state == "ready" and (hung_s is not None or self._decoding_hangs()):
             return "hung"
-        return self.state
+        return self.model.state
 
     @property
     def ending(self) -> bool:
         """Whether the process ends: it drains, or the service has failed."""
-        return self.state in ("draining", "failed")
+        return self.model.state in ("draining", "failed")
 
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""
-        refuse_unless_ready(self.state, self.queue.hung_s(), self.settings.inference_watchdog_s)
+        refuse_unless_ready(self.model, self.settings)
         if self._decoding_hangs():
             raise NotReady(
                 "every decode thread has been decoding one image for "
@@ -155,18 +141,18 @@ class Service:
 
     def refuse_unless_alive(self) -> None:
         """Raises `NotReady` when only a new process can help: the model failed, or is hung."""
-        refuse_unless_alive(self.state, self.queue.hung_s(), self.settings.inference_watchdog_s)
-
-    def begin_drain(self) -> None:
-        """Takes no new requests; those accepted have `drain_timeout_s` to finish."""
-        self.model.begin_drain()
+        refuse_unless_alive(self.model, self.settings)
 
     async def exposition(self) -> bytes:
         """The metrics of the whole server in the Prometheus text format."""
         return await self.pipeline.on_thread(await self.model.collect_metrics())
 
+    def _server_status(self) -> ServerStatus:
+        queue = self.model.queue.status()
+        return server_status(self.status, queue, self.settings, self.body_budget)
+
     def _model_changed(self) -> None:
-        state = self.state
+        state = self.model.state
         if state == "draining":
             self._end_requests_in(self.settings.drain_timeout_s)
         elif state == "failed":

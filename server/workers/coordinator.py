@@ -128,14 +128,7 @@ class Coordinator:
     def publish(self) -> None:
         """Writes into the shared status what has changed."""
         self._to_publish = False
-        queue = self.model.queue
-        self.slots.shared.status.write(
-            queue_images=queue.queue_images,
-            retry_after_s=queue.retry_after_s(),
-            instances=queue.instances,
-            busy=queue.active_inferences,
-            oldest_inference=queue.oldest_inference(),
-        )
+        self.slots.shared.status.write(self.model.queue.status())
 
     def publish_state(self) -> None:
         """Sends the state to all workers."""

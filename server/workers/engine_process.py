@@ -15,9 +15,10 @@ from server.http.errors import rejection_reasons
 from server.http.server import LAST_RESORT_S, listen, reloading_at_sighup
 from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
 from server.observability.logs import get_logger
+from server.observability.metrics import Metrics
 from server.run import exit_code, log_listening, spare_the_collector
 from server.serving.body_budget import ByteBudget
-from server.serving.interface import create_metrics
+from server.serving.interface import server_status
 from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionDispatcher
@@ -27,6 +28,8 @@ from server.workers.supervisor import Supervisor
 # Workers end by themselves when the drain time is over and their last answers are fetched, for
 # which a client has a second. Then they are killed, so that all is over by `LAST_RESORT_S`.
 GRACE_S = LAST_RESORT_S - 0.5
+
+NO_BODIES = ByteBudget(0)  # which are the workers'
 
 logger = get_logger(__name__)
 
@@ -47,14 +50,9 @@ def serve_with_workers(settings: Settings, loader: Loader) -> int:
     if sys.platform != "linux":
         raise SettingsInvalid("http_workers over 1 needs Linux: its memory without a file (memfd)")
     keys = Keys(settings.api_keys, settings.api_keys_file)
-    metrics = create_metrics(
-        settings,
-        sorted(rejection_reasons()),
-        queue=lambda: model.queue,
-        body_budget=ByteBudget(0),
-        state=lambda: model.status,
-    )
+    metrics = Metrics(sorted(rejection_reasons()))
     model = LocalModel(settings, loader, metrics)
+    metrics.observe(lambda: server_status(model.status, model.queue.status(), settings, NO_BODIES))
     register_gpu_metrics(metrics.registry, open_nvml())
     with listen(settings.host, settings.port) as listener:
         spare_the_collector()

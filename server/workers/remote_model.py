@@ -20,7 +20,7 @@ from server.errors import (
 from server.http.auth import Keys
 from server.observability.metrics import Metrics
 from server.observability.metrics_merge import exposition, merged, snapshot, worker_part
-from server.serving.interface import State
+from server.serving.interface import State, refuse_unless_alive
 from server.settings import Settings
 from server.workers.messages import (
     Ack,
@@ -44,6 +44,7 @@ from server.workers.shared_memory import SharedFile
 # Longer than the engine process waits for the workers, shorter than the 10 s of a Prometheus
 # scrape.
 METRICS_TIMEOUT_S = 5.0
+LOOK_S = 1.0  # between two looks at an engine process that reloads
 _RELOAD_ERRORS = {each.code: each for each in (ReloadFailed, NotReady, Draining)}
 
 
@@ -82,11 +83,12 @@ class RemoteModel:
         self.engine: RemoteEngine | None = None
         self.queue_bytes = 0
         self.changed: Callable[[], None] = lambda: None
+        self._settings = settings
         self._control = control
         self._metrics = metrics
         self._keys = keys
         self._channel = Channel(self._handle, lost=lost, rest=rest)
-        self.queue = RemoteQueue(settings, shared, self._channel.send)
+        self.queue = RemoteQueue(shared, self._channel.send)
         self._requests = itertools.count()
         self._pending: dict[int, asyncio.Future[Reloaded | MetricsResponse]] = {}
 
@@ -107,7 +109,14 @@ class RemoteModel:
 
     async def reload(self, read_keys: Callable[[], None] = lambda: None) -> None:
         """Reloads the model and the keys of all processes; see `server.serving.interface.Model`."""
-        answer = await self._ask(Reload)
+        asking = asyncio.create_task(self._ask(Reload))
+        try:
+            # A model may take minutes to load, so the limit is the engine process' silence.
+            while not (await asyncio.wait([asking], timeout=LOOK_S))[0]:
+                refuse_unless_alive(self, self._settings)
+        finally:
+            asking.cancel()
+        answer = await asking
         assert isinstance(answer, Reloaded)
         if answer.code is not None:
             raise _RELOAD_ERRORS.get(answer.code, ServerError)(answer.reason)

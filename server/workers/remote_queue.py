@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
 from server.serving.fair_queue import InferenceResult
-from server.serving.interface import Candidates, ImageReservation, LoadedModel
-from server.settings import Settings
+from server.serving.interface import Candidates, ImageReservation, LoadedModel, QueueStatus
 from server.workers.messages import (
     Failed,
     Inferred,
@@ -27,27 +25,19 @@ from server.workers.messages import (
 from server.workers.remote_engine import RemoteEngine
 from server.workers.shared_memory import SharedFile
 
-# The engine process writes into the shared status every second, also when nothing happens.
-SILENT_S = 10.0
-
 
 class RemoteQueue:
     """A `server.serving.interface.Queue` in another process.
 
     Args:
-        settings: limits.
         shared: the memory that both have.
         send: sends a message to the engine process.
     """
 
     copies = True
 
-    def __init__(
-        self, settings: Settings, shared: SharedFile, send: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, shared: SharedFile, send: Callable[[Message], None]) -> None:
         self.shared = shared
-        self._max_queue_images = settings.max_queue_images
-        self._inference_watchdog_s = settings.inference_watchdog_s
         self._send = send
         self._requests = itertools.count()
         self._pending: dict[int, asyncio.Future[SlotsGranted]] = {}
@@ -56,40 +46,9 @@ class RemoteQueue:
         ] = {}
         self._released: list[int] = []
 
-    @property
-    def queue_images(self) -> int:
-        """Images that wait, or are reserved a place, of all workers."""
-        return self.shared.status.queue_images
-
-    @property
-    def instances(self) -> int:
-        """Inferences that may run at the same time."""
-        return self.shared.status.instances
-
-    @property
-    def active_inferences(self) -> int:
-        """Inferences that run."""
-        return self.shared.status.busy
-
-    def hung_s(self) -> float | None:
-        """Seconds that an inference has run, or the engine process been silent, for too long."""
-        now = time.monotonic()
-        status = self.shared.status
-        running_s, silent_s = now - status.oldest_inference, now - status.written
-        if running_s > self._inference_watchdog_s:
-            return running_s
-        return silent_s if silent_s > max(self._inference_watchdog_s, SILENT_S) else None
-
-    def retry_after_s(self) -> int:
-        """Seconds until the queue should be empty."""
-        return self.shared.status.retry_after_s
-
-    def refuse_when_full(self) -> None:
-        """Raises `QueueFull` when not even one more image would find a place."""
-        if self.queue_images >= self._max_queue_images:
-            raise QueueFull(
-                f"{self.queue_images} images wait; max_queue_images is {self._max_queue_images}"
-            )
+    def status(self) -> QueueStatus:
+        """How the queue of all workers is, as the engine process wrote it last."""
+        return self.shared.status.read()
 
     @asynccontextmanager
     async def reserve(

@@ -10,7 +10,6 @@ memory.
 import fcntl
 import mmap
 import os
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import QueueFull
-from server.serving.interface import Candidates
+from server.serving.interface import Candidates, QueueStatus
 
 PAGE_BYTES = mmap.PAGESIZE
 ROW_BYTES = 6 * 4
@@ -92,61 +91,25 @@ class SharedFile:
 
 
 class SharedStatus:
-    """Numbers that the engine process writes and every worker reads, without a message.
+    """The queue's status, which the engine process writes and every worker reads without a message.
 
-    Each is eight aligned bytes, so that it is read as it was written.
+    Each number is eight aligned bytes, so that it is read as it was written.
     """
 
     def __init__(self, shared: mmap.mmap) -> None:
-        self._numbers = np.frombuffer(shared, np.float64, 8)
+        self._numbers = np.frombuffer(shared, np.float64, len(QueueStatus._fields))
 
-    def write(
-        self,
-        *,
-        queue_images: int,
-        retry_after_s: int,
-        instances: int,
-        busy: int,
-        oldest_inference: float,
-    ) -> None:
-        """Tells the workers; `oldest_inference` in seconds of `time.monotonic`, inf without any."""
-        numbers = self._numbers
-        numbers[0] = queue_images
-        numbers[1] = retry_after_s
-        numbers[2] = instances
-        numbers[3] = busy
-        numbers[4] = oldest_inference
-        numbers[5] = time.monotonic()
+    def write(self, status: QueueStatus) -> None:
+        """Shows it to the workers."""
+        for index, number in enumerate(status):
+            self._numbers[index] = number
 
-    @property
-    def queue_images(self) -> int:
-        """Images that wait, or are reserved a place."""
-        return int(self._numbers[0])
-
-    @property
-    def retry_after_s(self) -> int:
-        """Seconds until the queue should be empty."""
-        return max(1, int(self._numbers[1]))
-
-    @property
-    def instances(self) -> int:
-        """Inferences that may run at the same time."""
-        return int(self._numbers[2])
-
-    @property
-    def busy(self) -> int:
-        """Inferences that run."""
-        return int(self._numbers[3])
-
-    @property
-    def oldest_inference(self) -> float:
-        """When the oldest call that runs began, in seconds of `time.monotonic`; inf without any."""
-        return float(self._numbers[4])
-
-    @property
-    def written(self) -> float:
-        """When this was written last, in seconds of `time.monotonic`, which all processes share."""
-        return float(self._numbers[5])
+    def read(self) -> QueueStatus:
+        """What was written last; zeros before the first."""
+        images, retry_after_s, instances, active, oldest, written = self._numbers.tolist()
+        return QueueStatus(
+            int(images), int(retry_after_s), int(instances), int(active), oldest, written
+        )
 
 
 class SlotPool:

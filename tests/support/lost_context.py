@@ -120,10 +120,10 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
             )
         )
         async with asyncio.timeout(LIMIT_S):
-            while service.state == "starting":  # noqa: ASYNC110  # its state has no event
+            while service.model.state == "starting":  # noqa: ASYNC110  # its state has no event
                 await asyncio.sleep(0.05)
         health = (await client.get("/health")).json()
-        seen: dict[str, object] = {"state": service.state, "device": health["device"]}
+        seen: dict[str, object] = {"state": service.model.state, "device": health["device"]}
         for when in ("before", "after"):
             if when == "after":
                 lose()
@@ -134,13 +134,13 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
                 "ready": (await client.get("/health/ready")).status_code,
             }
         async with asyncio.timeout(LIMIT_S):
-            while service.state == "ready":  # noqa: ASYNC110  # likewise
+            while service.model.state == "ready":  # noqa: ASYNC110  # likewise
                 await asyncio.sleep(0.05)
         seen["end"] = {
             "live": (await client.get("/health/live")).status_code,
             "detect": (await client.post("/detect", content=picture)).status_code,
-            "state": service.state,
-            "failure": str(service.failure),
+            "state": service.model.state,
+            "failure": str(service.model.failure),
         }
         # Printed here: closing what is lost may take the process with it.
         print(json.dumps(seen), flush=True)

@@ -36,6 +36,11 @@ class Served:
     app: Callable[..., Any]
     failures: list[BaseException | None]
 
+    @property
+    def queue_images(self) -> int:
+        """Images that wait, or are reserved a place."""
+        return self.service.model.queue.status().queue_images
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Lets the app work until something holds."""
         async with asyncio.timeout(LIMIT_S):
@@ -71,7 +76,7 @@ async def served(
         chosen,
         open_engine=one_instance if open_session else None,
         memory_bytes=memory_bytes,
-        on_failure=lambda: failures.append(app.state.service.failure),
+        on_failure=lambda: failures.append(app.state.service.model.failure),
     )
     transport = httpx.ASGITransport(app)
     async with (
@@ -80,7 +85,7 @@ async def served(
     ):
         running = Served(client, app.state.service, app, failures)
         if wait_until_ready:
-            await running.until(lambda: running.service.state == "ready")
+            await running.until(lambda: running.service.model.state == "ready")
         yield running
 
 
@@ -133,16 +138,16 @@ class NotANumber(HeldSession):
 
 def held(running: Served) -> HeldSession:
     """The session of an app that was served with `open_session=HeldSession`."""
-    assert isinstance(running.service.engine, Engine)
-    session = running.service.engine._session
+    assert isinstance(running.service.model.engine, Engine)
+    session = running.service.model.engine._session
     assert isinstance(session, HeldSession)
     return session
 
 
 def calls(running: Served) -> ModelRunner:
     """The queue of an app, and the inferences behind it."""
-    assert isinstance(running.service.queue, ModelRunner)
-    return running.service.queue
+    assert isinstance(running.service.model.queue, ModelRunner)
+    return running.service.model.queue
 
 
 def encode(image: NDArray[np.uint8], extension: str = ".png") -> bytes:

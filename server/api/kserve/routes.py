@@ -140,7 +140,7 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
 
     for versioned in (False, True):
         path = "/models/{name}" + ("/versions/{version}" if versioned else "")
-        parts = path_parameters(service.model_name, versioned=versioned)
+        parts = path_parameters(service.model.name, versioned=versioned)
         described = infer_request()
         described["parameters"] = parts + described["parameters"]
         router.add_api_route(

@@ -14,11 +14,10 @@ from server.errors import BadInput, InferenceFailed
 from server.host import resident_bytes
 from server.inference.detector import ImageDetections
 from server.inference.engine import Engine
+from server.observability.metrics import Metrics
 from server.ray.detect_folder.folders import Folder
 from server.ray.detect_folder.result_rows import ImageError
-from server.serving.body_budget import ByteBudget
 from server.serving.decode_pool import body_share, decoding_share
-from server.serving.interface import create_metrics
 from server.serving.model_runner import ModelRunner
 from server.serving.pipeline import Found, Pipeline
 from server.serving.threads import on_pool, together
@@ -102,13 +101,8 @@ class Detecting:
                 ),
             }
         )
-        metrics = create_metrics(
-            settings,
-            (),
-            queue=lambda: self._calls,
-            body_budget=ByteBudget(0),
-            state=lambda: "ready",
-        )
+        metrics = Metrics()
+        self._inference_watchdog_s = settings.inference_watchdog_s
         self._calls = ModelRunner(settings, metrics)
         self._calls.resize_for(engine)
         self._pipeline = Pipeline(settings, self._calls, metrics)
@@ -152,7 +146,7 @@ class Detecting:
             except TimeoutError:
                 if detecting.done():
                     raise
-                hung_s = self._calls.hung_s()
+                hung_s = self._calls.status().hung_s(self._inference_watchdog_s)
                 if hung_s is not None:
                     raise EngineLost(f"an inference has been running for {hung_s:.0f} s") from None
 

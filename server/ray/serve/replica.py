@@ -59,11 +59,11 @@ class Replica:
         self._life: AbstractAsyncContextManager[Any] = self._api.router.lifespan_context(self._api)
         await self._life.__aenter__()
         # Serve sends requests to a replica when its constructor is done.
-        while self._service.state == "starting":  # noqa: ASYNC110  # it has no event
+        while self._service.model.state == "starting":  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(LOOK_S)
-        if self._service.failure is not None:
+        if self._service.model.failure is not None:
             await self._life.__aexit__(None, None, None)
-            raise self._service.failure
+            raise self._service.model.failure
         self._all = AllReplicas()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

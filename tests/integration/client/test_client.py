@@ -229,7 +229,7 @@ async def test_a_server_that_is_not_ready_tells_its_state_and_refuses(artifact: 
         served(artifact, open_session=HeldSession) as running,
         client_of(running, retry=ONCE) as client,
     ):
-        running.service.begin_drain()
+        running.service.model.begin_drain()
         assert (await client.health()).status == "draining"
         with pytest.raises(Unavailable) as raised:
             await client.detect(one_cell())

@@ -23,7 +23,7 @@ async def detect(running: Served) -> int:
 
 
 async def infer_pixels(running: Served) -> int:
-    path = f"/v2/models/{running.service.model_name}-raw/infer"
+    path = f"/v2/models/{running.service.model.name}-raw/infer"
     body: dict[str, Any] = {"inputs": PIXELS}
     return (await running.client.post(path, json=body, headers=KEY)).status_code
 
@@ -49,7 +49,10 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(
         batcher = calls(running).batcher
         await running.until(lambda: batcher.running_batches == 0)
         assert (
-            batcher.queue_images == batcher._waiting.weight == calls(running).active_inferences == 0
+            batcher.queue_images
+            == batcher._waiting.weight
+            == calls(running).status().active_inferences
+            == 0
         )
         assert not running.service._limits
         metrics = (await running.client.get("/metrics")).text
@@ -62,4 +65,4 @@ async def test_requests_beside_many_reloads_are_all_answered(artifact: Path) -> 
         requests = [asyncio.create_task(detect(running)) for _ in range(12)]
         reloads = [asyncio.create_task(reload(running)) for _ in range(12)]
         assert set(await asyncio.gather(*requests, *reloads)) == {200}
-        assert running.service.queue.queue_images == 0
+        assert running.queue_images == 0

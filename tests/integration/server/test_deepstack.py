@@ -222,7 +222,7 @@ async def test_a_full_queue_says_when_to_come_again(artifact: Path) -> None:
             first = group.create_task(post(running, image()))
             await running.until(lambda: len(session.batch_sizes) == 1)
             second = group.create_task(post(running, image()))
-            await running.until(lambda: running.service.queue.queue_images == 1)
+            await running.until(lambda: running.queue_images == 1)
             refused = await post(running, image())
             session.gate.set()
         assert (first.result().status_code, second.result().status_code) == (200, 200)

@@ -190,7 +190,7 @@ async def test_requests_at_the_same_time_share_batches(artifact: Path) -> None:
             asyncio.create_task(running.client.post("/detect", content=one_cell()))
             for _ in range(6)
         ]
-        await running.until(lambda: running.service.queue.queue_images == 6)
+        await running.until(lambda: running.queue_images == 6)
         session.gate.set()
         answers = await asyncio.gather(first, *others)
     assert session.batch_sizes == [1, 4, 2]
@@ -287,10 +287,10 @@ async def test_a_client_that_leaves_is_not_inferred(artifact: Path) -> None:
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/detect"}
         scope |= {"headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
         leaving = asyncio.create_task(running.app(scope, receive, send))
-        await running.until(lambda: running.service.queue.queue_images == 1)
+        await running.until(lambda: running.queue_images == 1)
         left.set()
         await leaving
-        assert running.service.queue.queue_images == 0
+        assert running.queue_images == 0
         session.gate.set()
         assert len(found(await first)) == 1
         assert session.batch_sizes == [1]

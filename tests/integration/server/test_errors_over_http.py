@@ -225,7 +225,7 @@ async def test_what_is_wrong_with_a_request_is_said(running: Served, name: str) 
     check(response, case.status, case.code, case.detail)
     text = (await running.client.get("/metrics")).text
     assert f'detector_rejected_total{{reason="{case.code}"}} 1.0' in text
-    assert running.service.queue.queue_images == 0
+    assert running.queue_images == 0
     assert (await running.client.post("/detect", content=IMAGE)).status_code == 200
 
 
@@ -297,7 +297,7 @@ async def test_too_many_pixels_are_refused_before_a_place_in_the_queue_is_asked_
         others = [asyncio.create_task(running.client.post("/detect", content=IMAGE))]
         await running.until(lambda: session.batch_sizes == [1])
         others.append(asyncio.create_task(running.client.post("/detect", content=IMAGE)))
-        await running.until(lambda: running.service.queue.queue_images == 1)
+        await running.until(lambda: running.queue_images == 1)
         files = [("i", ("a", IMAGE)), ("i", ("b", IMAGE))]
         response = await running.client.post("/detect", files=files)
         check(response, 413, "too_many_request_pixels", "8192 .* 8191$")
@@ -375,13 +375,13 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_again(artifact: Path)
         runs = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
-        await running.until(lambda: running.service.queue.queue_images == 1)
+        await running.until(lambda: running.queue_images == 1)
         two = await running.client.post("/detect", json={"images": [B64, B64]})
         check(
             two, 503, "queue_full", "1 images already wait and 2 more came; max_queue_images is 2"
         )
         also_waits = asyncio.create_task(running.client.post("/detect", content=IMAGE))
-        await running.until(lambda: running.service.queue.queue_images == 2)
+        await running.until(lambda: running.queue_images == 2)
         one = await running.client.post("/detect", content=IMAGE)
         check(one, 503, "queue_full", "2 images wait; max_queue_images is 2")
         for response in (one, two):
@@ -409,7 +409,7 @@ async def test_before_the_model_is_loaded_requests_are_told_to_come_again(artifa
         assert (await running.client.get("/health/live")).status_code == 200
         check(await running.client.get("/model"), 503, "not_ready", "being loaded")
         gate.set()
-        await running.until(lambda: running.service.state == "ready")
+        await running.until(lambda: running.service.model.state == "ready")
         assert (await running.client.get("/health/ready")).status_code == 200
 
 
@@ -420,7 +420,7 @@ async def test_while_draining_new_requests_are_refused_and_old_ones_answered(
         session = held(running)
         accepted = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
-        running.service.begin_drain()
+        running.service.model.begin_drain()
         response = await running.client.post("/detect", content=IMAGE)
         check(response, 503, "draining", "shutting down")
         assert int(response.headers["retry-after"]) >= 1
@@ -436,7 +436,7 @@ async def test_what_is_not_finished_at_the_end_of_the_drain_is_told_so(artifact:
         session = held(running)
         accepted = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
-        running.service.begin_drain()
+        running.service.model.begin_drain()
         check(await accepted, 503, "draining", "before the answer was ready")
         session.gate.set()
 
@@ -510,7 +510,7 @@ async def test_a_fault_of_our_own_reveals_nothing(artifact: Path) -> None:
         assert (await running.client.get("/health/live")).status_code == 200
         text = (await running.client.get("/metrics")).text
         assert 'detector_requests_total{route="/detect",status="500"} 1.0' in text
-        assert running.service.queue.queue_images == 0
+        assert running.queue_images == 0
 
 
 async def test_a_box_that_json_cannot_hold_is_a_fault_of_our_own(artifact: Path) -> None:
@@ -540,9 +540,9 @@ async def test_a_request_under_way_does_not_hold_up_the_end_of_a_failed_service(
         slow = asyncio.create_task(running.client.post("/detect", content=endless()))
         await running.client.post("/detect", content=IMAGE)
         await running.until(lambda: bool(running.failures))
-        running.service.begin_drain()  # as a signal would: it does not give the request more time
+        running.service.model.begin_drain()  # as a signal would: no more time for it
         check(await slow, 503, "not_ready", "stopped")
-        assert running.service.state == "failed"
+        assert running.service.model.state == "failed"
 
 
 async def test_a_dead_batch_loop_fails_liveness_and_ends_the_process(artifact: Path) -> None:

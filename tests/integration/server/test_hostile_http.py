@@ -497,7 +497,7 @@ async def test_a_full_queue_is_told_on_a_connection_that_lives_on(artifact: Path
         runs = await listener.connect(image)
         await listener.running.until(lambda: session.batch_sizes == [1])
         waits = await listener.connect(image)
-        await listener.running.until(lambda: listener.running.service.queue.queue_images == 1)
+        await listener.running.until(lambda: listener.running.queue_images == 1)
         refused = await listener.connect()
         for _ in range(30):
             await refused.send(post(b"Content-Length: 60000", body=bytes(60_000)))
@@ -656,7 +656,7 @@ async def test_a_draining_server_refuses_a_busy_client_once_and_closes(artifact:
         status, headers, _ = await busy.answer()
         assert (status, headers.get("connection")) == (200, None)
         await listener.running.until(lambda: session.batch_sizes == [1])
-        listener.running.service.begin_drain()
+        listener.running.service.model.begin_drain()
         await busy.send(image)
         refused = await busy.answer()
         check_problem(refused, 503, "draining")
@@ -743,12 +743,11 @@ async def test_who_leaves_right_behind_a_request_takes_no_place_in_the_queue(
         max_images_per_request=2,
     ) as listener:
         session = held(listener.running)
-        queue = listener.running.service.queue
         image = post(b"Content-Length: %d" % len(IMAGE), body=IMAGE)
         others = [await listener.connect(image)]
         await listener.running.until(lambda: session.batch_sizes == [1])
         others.append(await listener.connect(image))
-        await listener.running.until(lambda: queue.queue_images == 1)
+        await listener.running.until(lambda: listener.running.queue_images == 1)
         files = [("f", (f"{i}.png", IMAGE, "image/png")) for i in range(2)]
         request = httpx.Request("POST", "http://x/detect", files=files)
         body = request.read()
@@ -777,11 +776,10 @@ async def test_who_leaves_with_requests_waiting_abandons_the_one_that_runs(artif
         other = await listener.connect(image)  # keeps the model busy
         await listener.running.until(lambda: session.batch_sizes == [1])
         client = await listener.connect(image + OK)
-        queue = listener.running.service.queue
-        await listener.running.until(lambda: queue.queue_images == 1)
+        await listener.running.until(lambda: listener.running.queue_images == 1)
         with capture_logs() as lines:
             await client.close()
-            await listener.running.until(lambda: queue.queue_images == 0)
+            await listener.running.until(lambda: listener.running.queue_images == 0)
             await listener.running.until(lambda: len(listener.state.tasks) == 1)
         session.gate.set()
         assert (await other.answer())[0] == 200

@@ -129,7 +129,7 @@ async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
         runs = asyncio.create_task(running.client.post("/detect", content=IMAGE, headers=KEY))
         await running.until(lambda: session.batch_sizes == [1])
         waits = asyncio.create_task(running.client.post("/detect", content=IMAGE, headers=KEY))
-        await running.until(lambda: running.service.queue.queue_images == 1)
+        await running.until(lambda: running.queue_images == 1)
         origin = {"origin": "https://shop.example"}
         refused = await running.client.post("/detect", content=IMAGE, headers=origin)
         assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")

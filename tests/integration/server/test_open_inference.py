@@ -367,7 +367,7 @@ async def test_a_full_queue_says_when_to_come_again(artifact: Path) -> None:
             first = group.create_task(infer(running, TWO_CELLS))
             await running.until(lambda: len(session.batch_sizes) == 1)
             second = group.create_task(infer(running, TWO_CELLS))
-            await running.until(lambda: running.service.queue.queue_images == 1)
+            await running.until(lambda: running.queue_images == 1)
             refused = await infer(running, TWO_CELLS)
             session.gate.set()
         assert (first.result().status_code, second.result().status_code) == (200, 200)
@@ -415,7 +415,7 @@ async def test_before_the_model_is_loaded_the_server_is_alive_and_not_ready(
         assert (await running.client.get("/v2/health/live")).status_code == 200
         for path in ("/v2/health/ready", "/v2/models/tiny", "/v2/models/tiny/ready"):
             response = await running.client.get(path)
-            if running.service.state == "starting":
+            if running.service.model.state == "starting":
                 assert response.status_code == 503
                 assert response.headers["retry-after"]
                 assert "being loaded" in error_of(response)
@@ -424,7 +424,7 @@ async def test_before_the_model_is_loaded_the_server_is_alive_and_not_ready(
 
 @pytest.mark.anyio
 async def test_a_draining_server_takes_no_more(running: Served) -> None:
-    running.service.begin_drain()
+    running.service.model.begin_drain()
     assert (await running.client.get("/v2/health/live")).status_code == 200
     assert (await running.client.get("/v2/health/ready")).status_code == 503
     assert "shutting down" in error_of(await infer(running, TWO_CELLS))

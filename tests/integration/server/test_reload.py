@@ -149,13 +149,13 @@ async def test_a_request_is_finished_by_the_model_that_it_began_with(model: Path
         runs = asyncio.create_task(version_of(running))
         await running.until(lambda: old.batch_sizes == [1])
         waits = asyncio.create_task(version_of(running))
-        await running.until(lambda: running.service.queue.queue_images == 1)
+        await running.until(lambda: running.queue_images == 1)
         after = replace(model)
         assert (await running.client.post("/model/reload", headers=KEY)).status_code == 200
         new = held(running)
         assert new is not old
         joins = asyncio.create_task(version_of(running))
-        await running.until(lambda: running.service.queue.queue_images == 2)
+        await running.until(lambda: running.queue_images == 2)
         new.gate.set()
         old.gate.set()
         assert list(await asyncio.gather(runs, waits, joins)) == [before, before, after]
@@ -165,8 +165,8 @@ async def test_a_request_is_finished_by_the_model_that_it_began_with(model: Path
 
 async def test_the_old_model_is_released(running: Served, model: Path) -> None:
     await version_of(running)
-    assert running.service.engine is not None
-    old = weakref.ref(running.service.engine)
+    assert running.service.model.engine is not None
+    old = weakref.ref(running.service.model.engine)
     replace(model)
     await running.client.post("/model/reload", headers=KEY)
     await asyncio.sleep(0)
@@ -225,7 +225,7 @@ async def test_reloads_at_the_same_time_follow_each_other(running: Served, model
 
 async def test_while_draining_nothing_is_reloaded(model: Path) -> None:
     async with served(model, open_session=HeldSession, api_keys="secret") as running:
-        running.service.begin_drain()
+        running.service.model.begin_drain()
         response = await running.client.post("/model/reload", headers=KEY)
         assert (response.status_code, response.json()["code"]) == (503, "draining")
 
@@ -236,8 +236,7 @@ async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) 
         asked = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         assert (await running.client.get("/health/live")).status_code == 200
-        waited = threading.Event()
-        await asyncio.to_thread(waited.wait, 0.06)
+        await running.until(lambda: running.service.status == "hung")
         for path in ("/health/live", "/health/ready"):
             response = await running.client.get(path)
             assert response.status_code == 503

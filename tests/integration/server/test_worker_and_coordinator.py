@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import math
 import socket
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -25,15 +27,15 @@ from server.errors import (
 from server.http.auth import Keys
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
-from server.serving.body_budget import ByteBudget
-from server.serving.interface import create_metrics
+from server.observability.metrics import Metrics
+from server.serving.interface import QueueStatus
 from server.serving.local_model import Loader, LocalModel
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionDispatcher, _received, passing_sockets
 from server.workers.coordinator import Coordinator
 from server.workers.messages import Message, MetricsSnapshot, Release, Reserve, Submit
 from server.workers.remote_model import RemoteModel
-from server.workers.shared_memory import SharedFile, SlotLayout
+from server.workers.shared_memory import SharedFile, SlotLayout, SlotPool
 from server.workers.worker_connection import UNRESPONSIVE_HEARTBEATS, WorkerConnection
 from tests.support.artifacts import paint, tiny_artifact
 from tests.support.metrics import fresh
@@ -100,13 +102,7 @@ async def joined(
             sessions[-1].gate.set()
         return Engine(artifacts[0], "a test's", sessions[-1], max_batch_size=4)
 
-    metrics = create_metrics(
-        settings,
-        (),
-        queue=lambda: model.queue,
-        body_budget=ByteBudget(0),
-        state=lambda: model.status,
-    )
+    metrics = Metrics()
     model = LocalModel(settings, Loader(settings, open_engine), metrics)
     coordinator = Coordinator(settings, model, metrics, Keys(()))
     ours, theirs = socket.socketpair()
@@ -151,7 +147,7 @@ async def test_an_image_goes_there_and_its_candidates_come_back(artifact: Path) 
     async with joined(artifact) as both:
         assert await both.ask(3) == [1.0, 1.0, 1.0]
         await both.until(lambda: both.coordinator.slots.taken == 0)
-        assert both.model.queue.queue_images == 0
+        assert both.model.queue.status().queue_images == 0
 
 
 async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Path) -> None:
@@ -170,7 +166,7 @@ async def test_a_request_cut_off_at_any_await_leaves_nothing_behind(artifact: Pa
         assert (
             batcher.queue_images
             == batcher._waiting.weight
-            == both.coordinator.model.queue.active_inferences
+            == both.coordinator.model.queue.status().active_inferences
             == 0
         )
         assert not both.worker._images
@@ -207,9 +203,9 @@ async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
         engine = both.model.engine
         assert engine is not None
         async with both.model.queue.reserve(engine, 2) as (late, _):
-            await both.until(lambda: both.model.queue.queue_images == 2)
+            await both.until(lambda: both.model.queue.status().queue_images == 2)
             with pytest.raises(QueueFull, match="max_queue_images is 2"):
-                both.model.queue.refuse_when_full()
+                both.model.queue.status().refuse_when_full(2)
             with pytest.raises(QueueFull, match="2 images already wait and 1 more came"):
                 await both.ask()
             late.write(PIXELS)
@@ -272,7 +268,7 @@ async def test_a_worker_that_is_gone_leaves_no_model_no_slot_and_no_place(artifa
         await both.until(lambda: both.coordinator.slots.taken == 5)
         both.worker.channel.close()
         await both.until(lambda: both.coordinator.slots.taken == 3)  # the call reads them
-        assert both.coordinator.model.queue.queue_images == 0
+        assert both.coordinator.model.queue.status().queue_images == 0
         both.sessions[0].gate.set()
         await both.until(lambda: both.coordinator.slots.taken == 0)
         assert both.lost == ["the worker is killed", "the engine process is gone"]
@@ -291,7 +287,7 @@ async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
             submitted = asyncio.create_task(reservation.infer(float("inf")))
             await asyncio.sleep(0)  # both messages come in one read
         await both.until(lambda: both.coordinator.slots.taken == 0)
-        assert both.coordinator.model.queue.queue_images == 0
+        assert both.coordinator.model.queue.status().queue_images == 0
         submitted.cancel()
         assert await both.ask() == [1.0]
 
@@ -401,6 +397,32 @@ async def test_metrics_that_cannot_be_had_are_an_error_and_no_endless_wait(
                 await both.model.collect_metrics()
 
 
+async def test_a_reload_ends_when_the_engine_process_has_been_silent_for_long(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.workers.remote_model.LOOK_S", 0.01)
+    slots = SlotPool()
+    ours, theirs = socket.socketpair()  # nobody reads at the other end
+    theirs.setblocking(False)
+    remote = RemoteModel(
+        Settings.model_validate({"model": artifact, "inference_watchdog_s": 5}),
+        "n",
+        control=theirs,
+        rest=b"",
+        shared=SharedFile(slots.shared.file),
+        metrics=fresh(),
+        keys=Keys(()),
+        lost=lambda: None,
+    )
+    remote.state = "ready"
+    slots.shared.status.write(QueueStatus(0, 1, 1, 0, math.inf, time.monotonic() - 20))
+    with ours:
+        async with remote.running(), asyncio.timeout(LIMIT_S):
+            with pytest.raises(NotReady, match="for 20 s; inference_watchdog_s is 5"):
+                await remote.reload()
+    slots.close()
+
+
 async def test_metrics_that_come_too_late_are_told_and_do_no_harm(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,7 +465,7 @@ async def test_where_no_slot_is_free_a_request_is_refused_and_holds_no_place(
         leases = slots.take(slots.count)
         with pytest.raises(QueueFull, match="still being answered and 1 more came"):
             await both.ask()
-        assert both.coordinator.model.queue.queue_images == 0
+        assert both.coordinator.model.queue.status().queue_images == 0
         for lease in leases:
             lease.release()
         assert await both.ask() == [1.0]

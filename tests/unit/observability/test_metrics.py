@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api.schemas import Health
-from server.observability.metrics import REQUEST_SECONDS, STAGES, STATES, Metrics
+from server.observability.metrics import REQUEST_SECONDS, STAGES, STATES, Metrics, ServerStatus
 from tests.support.metrics import fresh
 
 LABELS = {
@@ -40,7 +40,7 @@ LABELS = {
 
 
 def used() -> Metrics:
-    metrics = fresh("queue_full", queue_images=lambda: 5)
+    metrics = fresh("queue_full", queue_images=5)
     metrics.requests.labels("/detect", "200").inc()
     metrics.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
     return metrics
@@ -66,18 +66,14 @@ def test_no_other_metric_of_ours_is_exposed() -> None:
     assert ours == set(LABELS)
 
 
-def test_gauges_are_asked_at_every_scrape() -> None:
-    waiting = [3]
-    metrics = fresh(
-        queue_images=lambda: waiting[0],
-        inflight_body_bytes=lambda: 10 * waiting[0],
-    )
-    for waiting[0] in (3, 4):
+def test_gauges_report_the_status_of_the_moment() -> None:
+    metrics = fresh()
+    for waiting in (3, 4):
+        status = ServerStatus("ready", waiting, 96, 10 * waiting, 2**20, 2, 1)
+        metrics.observe(lambda: status)  # noqa: B023  # collected before the next
         exposed = families(metrics)
-        assert exposed["detector_queue_images"] == {frozenset(): waiting[0]}
-        assert exposed["detector_inflight_body_bytes"] == {frozenset(): 10 * waiting[0]}
-    assert exposed["detector_instances"] == {frozenset(): 2}
-    assert exposed["detector_active_inferences"] == {frozenset(): 1}
+        for name in status._fields[1:]:
+            assert exposed[f"detector_{name}"] == {frozenset(): getattr(status, name)}
 
 
 def test_the_limits_stand_beside_what_they_limit() -> None:
@@ -87,17 +83,14 @@ def test_the_limits_stand_beside_what_they_limit() -> None:
 
 
 def test_one_state_is_1_and_it_is_the_one_of_now() -> None:
-    state = ["starting"]
-    metrics = fresh(state=lambda: state[0])
-    for state[0] in STATES:
-        exposed = families(metrics)["detector_state"]
+    for state in STATES:
+        exposed = families(fresh(state=state))["detector_state"]
         assert {dict(labels)["state"] for labels in exposed} == set(STATES)
-        assert [dict(labels)["state"] for labels, value in exposed.items() if value] == state
+        assert [dict(labels)["state"] for labels, value in exposed.items() if value] == [state]
 
 
-def test_the_metrics_know_every_state_that_health_tells() -> None:
-    told = get_args(Health.model_fields["status"].annotation)
-    assert set(STATES) == set(told)
+def test_the_metrics_know_every_state_that_health_reports() -> None:
+    assert set(STATES) == set(get_args(Health.model_fields["status"].annotation))
 
 
 def test_promtool_finds_nothing_wrong() -> None:

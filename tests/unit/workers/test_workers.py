@@ -19,6 +19,7 @@ from server.http.auth import Keys
 from server.inference.artifact import load_artifact
 from server.observability.metrics import Metrics
 from server.observability.metrics_merge import counted, exposition, merged, snapshot, worker_part
+from server.serving.interface import QueueStatus
 from server.settings import Settings
 from server.workers.connection_passing import _received, passing_sockets
 from server.workers.messages import (
@@ -153,18 +154,9 @@ def test_what_no_image_has_used_takes_no_memory(slots: SlotPool) -> None:
 
 
 def test_the_shared_status_reads_as_it_was_written(slots: SlotPool) -> None:
-    status = SharedFile(slots.shared.file).status
-    slots.shared.status.write(
-        queue_images=5, retry_after_s=3, instances=2, busy=1, oldest_inference=float("inf")
-    )
-    assert (status.queue_images, status.retry_after_s, status.instances, status.busy) == (
-        5,
-        3,
-        2,
-        1,
-    )
-    assert status.oldest_inference == float("inf")
-    assert status.written > 0
+    status = QueueStatus(5, 3, 2, 1, float("inf"), 12.5)
+    slots.shared.status.write(status)
+    assert SharedFile(slots.shared.file).status.read() == status
 
 
 # ---- messages
@@ -216,9 +208,7 @@ def test_every_message_has_a_number_of_its_own() -> None:
 
 
 def worker(requests: int) -> Metrics:
-    metrics = fresh(
-        "queue_full", inflight_body_bytes=lambda: 100 * requests, queue_images=lambda: 77
-    )
+    metrics = fresh("queue_full", inflight_body_bytes=100 * requests, queue_images=77)
     metrics.requests.labels("/detect", "200").inc(requests)
     for _ in range(requests):
         metrics.stage_seconds["decode"].observe(0.003)
@@ -235,7 +225,7 @@ def values(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 
 def test_what_workers_count_is_added_and_the_rest_is_the_engine_process_own() -> None:
-    own = fresh("queue_full", queue_images=lambda: 4)
+    own = fresh("queue_full", queue_images=4)
     own.batch_size.observe(3)
     own.set_model(name="n", version="v", precision="fp32", provider="P", device="cpu")
     parts = [worker_part(snapshot(worker(each).registry)) for each in (2, 5)]
