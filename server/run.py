@@ -6,10 +6,9 @@ import socket
 from server.api.app import create_app
 from server.errors import DeploymentError
 from server.http.server import Server, listen
+from server.http.state import state_of
 from server.observability.logs import get_logger
-from server.observability.tracing import Tracing
 from server.serving.local_model import Loader
-from server.serving.service import Service
 from server.settings import Settings
 from server.version import this_build
 
@@ -35,16 +34,15 @@ def serve(settings: Settings, loader: Loader, *, memory_bytes: int | None = None
     app = create_app(
         settings, loader=loader, memory_bytes=memory_bytes, on_failure=lambda: server.stop()
     )
-    service: Service = app.state.service
+    state = state_of(app)
     with listen(settings.host, settings.port) as listener:
         server = Server(app, settings)
         spare_the_collector()
         log_listening(listener, settings)
         server.run([listener])
-    tracing: Tracing | None = app.state.tracing
-    if tracing is not None:
-        tracing.close()
-    return exit_code(service.model.failure)
+    if state.tracing is not None:
+        state.tracing.close()
+    return exit_code(state.service.model.failure)
 
 
 def log_listening(listener: socket.socket, settings: Settings) -> None:

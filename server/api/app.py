@@ -7,20 +7,14 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from server.api import deepstack, detect, openapi, operations, ui
-from server.api.body import Limits
 from server.api.kserve import routes as kserve
 from server.api.ui import read_samples
 from server.host import available_bytes
 from server.http.auth import Keys, key_check, key_schemes
-from server.http.errors import (
-    install_error_handlers,
-    refuse_early,
-    rejection_reasons,
-    respond_in,
-    unexpected_error_response,
-)
+from server.http.errors import install_error_handlers, rejection_reasons
 from server.http.middleware import DETECTION, EarlyRefusal, RequestScope
 from server.http.security_headers import allow_origins
+from server.http.state import AppState
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
 from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
@@ -57,8 +51,8 @@ def create_app(
         keys: who may ask; by default those of the settings.
         memory_bytes: what the process may use; by default what its control groups, or else the
             machine, leave it.
-        on_failure: called once when the service can't go on; `app.state.service.model.failure` says
-            why, and the process should end.
+        on_failure: called once when the service can't go on, and the process should end;
+            `service.model.failure` says why.
 
     Raises:
         ArtifactInvalid: the model is not one that this server can serve.
@@ -90,6 +84,13 @@ def create_app(
         async with service.running():
             yield
 
+    async def reload() -> None:
+        await model.reload(read_keys)
+
+    def read_keys() -> None:
+        keys.reload()
+        logger.info("keys_read", keys=keys.count)
+
     app = FastAPI(
         title="yolov8-fla",
         summary="Images in, boxes out.",
@@ -104,57 +105,32 @@ def create_app(
         # `server.observability.tracing`.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.service = service
-    app.state.tracing = tracing  # to be closed when all is over
-    respond = respond_in(
-        {
-            kserve.PREFIX: kserve.error_body,
-            deepstack.PREFIX: deepstack.error_body,
-        }
-    )
-
-    async def reload() -> None:
-        """What SIGHUP and `POST /model/reload` do."""
-        await model.reload(read_keys)
-
-    def read_keys() -> None:
-        keys.reload()
-        logger.info("keys_read", keys=keys.count)
-
-    app.state.reload = reload
-    limits = Limits(settings.max_body_bytes, settings.max_images_per_request)
+    app.state.server = AppState(service, keys, reload, tracing)
     schemes = [Depends(scheme) for scheme in key_schemes()] if keys.configured else []
     guards = [*schemes, Depends(key_check(keys.check))]
     strict_guards = [*schemes, Depends(key_check(keys.require))]
     routers = [
-        detect.routes(service, limits, guards),
-        operations.routes(service, reload, guards, strict_guards),
+        detect.routes(guards),
+        operations.routes(guards, strict_guards),
         ui.routes(app.title, read_samples(settings.model), guards),
         openapi.routes(app.openapi, service.pipeline.on_thread),
-        kserve.routes(service, limits, guards),
-        deepstack.routes(service, limits, keys, schemes),
+        kserve.routes(model.name, guards),
+        deepstack.routes(schemes),
     ]
     for router in routers:
         app.include_router(router)
-    install_error_handlers(app, service, respond)
+    install_error_handlers(app, service)
     # From the inside out.
     app.add_middleware(
         EarlyRefusal,
+        service=service,
         routes={
             route.path_regex: route.path
             for router in routers
             for route in router.routes
             if isinstance(route, APIRoute) and DETECTION in route.tags
         },
-        refuse=refuse_early(service, respond),
     )
     allow_origins(app, settings.cors_origins)
-    app.add_middleware(
-        RequestScope,
-        metrics=metrics,
-        body_budget=body_budget,
-        unexpected=unexpected_error_response(respond),
-        ending=lambda: service.ending,
-        tracing=tracing,
-    )
+    app.add_middleware(RequestScope, service=service, tracing=tracing)
     return app

@@ -15,18 +15,18 @@ from fastapi.params import Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from server.api.body import MULTIPART, Form, Limits, read_form
+from server.api.body import MULTIPART, Form
+from server.api.detection import accepted_detection
 from server.api.openapi import problem_responses
 from server.api.parameters import number, truncate_repr
-from server.api.responses import first_found, placed_boxes, stage_ms
+from server.api.responses import first_found, placed_boxes
 from server.errors import BadInput, InvalidParameter, Unauthorized, UnsupportedImage
 from server.http.auth import Keys
-from server.http.disconnect import leaving_with_client
-from server.http.middleware import DETECTION, record_of
+from server.http.middleware import DETECTION
+from server.http.state import state_of
 from server.inference.detector import ImageDetections
 from server.serving.interface import LoadedModel
 from server.serving.pipeline import Found
-from server.serving.service import Service
 from server.vision.nms import DetectParameters
 
 PREFIX = "/v1"
@@ -77,66 +77,46 @@ class Failure(BaseModel):
     code: int = Field(description="The HTTP status.")
 
 
-def routes(
-    service: Service, limits: Limits, keys: Keys, schemes: Sequence[Depends] = ()
-) -> APIRouter:
+def routes(schemes: Sequence[Depends]) -> APIRouter:
     """The route.
 
     Args:
-        service: detects.
-        limits: of one request.
-        keys: asked before the body is read, or, where no header brings a key, for the form's.
-        schemes: where else a key may stand, for OpenAPI.
+        schemes: where a key may stand beside the form, for OpenAPI.
     """
-    router = APIRouter(prefix=PREFIX, dependencies=schemes)
-
-    @router.post(
+    router = APIRouter(prefix=PREFIX, dependencies=schemes, tags=[DETECTION])
+    router.add_api_route(
         "/vision/detection",
+        detection,
+        methods=["POST"],
         response_model=Predictions,
         responses=problem_responses(*STATUSES, body=Failure, media_type="application/json"),
         openapi_extra=_request(),
-        tags=[DETECTION],
     )
-    async def detection(request: Request) -> Response:
-        """Finds objects in one image."""
-        record = record_of(request.scope)
-        headers = request.headers
-        key_in_form = not brings_key(headers)
-        if not key_in_form:
-            keys.check(headers)
-        async with service.accept() as deadline:
-            engine = service.current()
-            _refuse_unless_multipart(headers.get("content-type", ""))
-            form = await read_form(
-                headers,
-                request.stream(),
-                limits,
-                record.body_reservation,
-                service.pipeline.response_threads,
-            )
-            if key_in_form:
-                check_form_key(form, keys)
-            record.version = engine.artifact.version
-            record.images = len(form.images)
-            parameters = read_min_confidence(form)
-            if len(form.images) > 1:
-                raise InvalidParameter(f"one image is taken, not {len(form.images)}")
-
-            def respond(outcomes: list[Found | BadInput]) -> bytes:
-                record.stage_ms = stage_ms(outcomes)
-                found = first_found(outcomes)
-                return orjson.dumps(
-                    predictions(engine, found.detections, record.stage_ms, record.elapsed_s())
-                )
-
-            async with leaving_with_client(request.receive) as left:
-                encoded = [upload.data for upload in form.images]
-                content = await service.pipeline.detect(
-                    engine, encoded, parameters, deadline, respond, left=left
-                )
-            return Response(content, media_type="application/json")
-
     return router
+
+
+async def detection(request: Request) -> Response:
+    """Finds objects in one image."""
+    keys = state_of(request.app).keys
+    key_in_form = not brings_key(request.headers)
+    if not key_in_form:
+        keys.check(request.headers)
+    async with accepted_detection(request) as accepted:
+        _refuse_unless_multipart(request.headers.get("content-type", ""))
+        form = await accepted.read_form()
+        if key_in_form:
+            check_form_key(form, keys)
+        parameters = read_min_confidence(form)
+        if len(form.images) > 1:
+            raise InvalidParameter(f"one image is taken, not {len(form.images)}")
+
+        def render(outcomes: list[Found | BadInput]) -> Response:
+            found = first_found(outcomes).detections
+            record = accepted.record
+            body = predictions(accepted.engine, found, record.stage_ms, record.elapsed_s())
+            return Response(orjson.dumps(body), media_type="application/json")
+
+        return await accepted.detect([form.images[0].data], parameters, render)
 
 
 def brings_key(headers: Mapping[str, str]) -> bool:
@@ -153,11 +133,6 @@ def check_form_key(form: Form, keys: Keys) -> None:
     sent = [value for name, value in form.fields if name == "api_key"] or [""]
     if not any(keys.allows(value) for value in sent if isinstance(value, str)):
         raise Unauthorized("this server asks for a key: the field api_key, or X-API-Key: KEY")
-
-
-def error_body(status: int, code: str, detail: str) -> Json:
-    """The form's body of an error answer."""
-    return {"success": False, "error": detail, "code": status}
 
 
 def read_min_confidence(form: Form) -> DetectParameters:

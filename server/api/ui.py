@@ -7,7 +7,7 @@ package fastapi-offline, because FastAPI's own page would load it from another h
 
 import hashlib
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import fastapi_offline
@@ -116,10 +116,19 @@ def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) 
         guards: stand before the samples, which tell what is looked for here.
     """
     router = APIRouter(include_in_schema=False)
-    for file in sorted(PAGE.iterdir()):
-        if file.suffix in PAGE_TYPES:
-            path = "/" if file.name == "index.html" else f"/page/{file.name}"
-            router.add_api_route(path, _page_file(file), methods=["GET", "HEAD"])
+    pages = {file.name: _PageFile(file) for file in PAGE.iterdir() if file.suffix in PAGE_TYPES}
+    assets = {name: (SWAGGER_UI / name).read_bytes() for name in ASSETS}
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        return pages["index.html"].response(request)
+
+    # One route for all files, and so one time series for them.
+    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    async def page_file(request: Request, name: str) -> Response:
+        if name not in pages or name == "index.html":
+            raise NotFound(f"the page has no file {name[:100]!r}")
+        return pages[name].response(request)
 
     @router.get("/samples", dependencies=guards)
     async def sample_names() -> list[str]:
@@ -151,44 +160,45 @@ def routes(title: str, samples: Mapping[str, bytes], guards: Sequence[Depends]) 
     async def documentation() -> HTMLResponse:
         return HTMLResponse(docs, headers={"Content-Security-Policy": docs_policy})
 
-    for name in ASSETS:
-        router.add_api_route(f"/docs/{name}", _asset(name), methods=["GET"])
+    @router.get("/docs/{name}")
+    async def asset(name: str) -> Response:
+        if name not in assets:
+            raise NotFound(f"the documentation has no file {name[:100]!r}")
+        # From memory: each client that reads slowly would keep a file open.
+        content = assets[name]
+        headers = {"Cache-Control": "max-age=3600", "Content-Length": str(len(content))}
+        media_type = mimetypes.guess_type(name)[0]
+        return StreamingResponse(_pieces(content), media_type=media_type, headers=headers)
+
     return router
 
 
-def _page_file(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    content = file.read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    # A browser asks each time whether its copy still counts: after an upgrade, no new page meets an
-    # old script.
-    headers = {"Cache-Control": "no-cache", "ETag": tag}
-    if file.suffix == ".html":
-        headers |= {"Content-Security-Policy": app_policy(), "Permissions-Policy": PERMISSIONS}
+class _PageFile:
+    """A file of the page, in memory."""
 
-    async def page_file(request: Request) -> Response:
+    def __init__(self, file: Path) -> None:
+        self._content = file.read_bytes()
+        self._tag = f'"{hashlib.sha256(self._content).hexdigest()[:32]}"'
+        self._media_type = PAGE_TYPES[file.suffix]
+        # A browser asks each time whether its copy still counts: after an upgrade, no new page
+        # meets an old script.
+        self._headers = {"Cache-Control": "no-cache", "ETag": self._tag}
+        if file.suffix == ".html":
+            self._headers |= {
+                "Content-Security-Policy": app_policy(),
+                "Permissions-Policy": PERMISSIONS,
+            }
+
+    def response(self, request: Request) -> Response:
+        """The file; 304 where the client has it."""
         known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
         # Proxies that compress mark the tag as weak.
-        if "*" in known or tag in (each.removeprefix("W/") for each in known):
-            return Response(status_code=304, headers=headers)
-        length = {"Content-Length": str(len(content))}
+        if "*" in known or self._tag in (each.removeprefix("W/") for each in known):
+            return Response(status_code=304, headers=self._headers)
+        headers = self._headers | {"Content-Length": str(len(self._content))}
         return StreamingResponse(
-            _pieces(content), headers=headers | length, media_type=PAGE_TYPES[file.suffix]
+            _pieces(self._content), headers=headers, media_type=self._media_type
         )
-
-    return page_file
-
-
-def _asset(name: str) -> Callable[[], Awaitable[StreamingResponse]]:
-    # From memory: each client that reads slowly would keep a file open.
-    content = (SWAGGER_UI / name).read_bytes()
-    headers = {"Cache-Control": "max-age=3600", "Content-Length": str(len(content))}
-
-    async def asset() -> StreamingResponse:
-        return StreamingResponse(
-            _pieces(content), media_type=mimetypes.guess_type(name)[0], headers=headers
-        )
-
-    return asset
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

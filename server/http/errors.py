@@ -1,9 +1,9 @@
-"""Errors as HTTP answers: the one table of statuses, and the body that an API's clients expect."""
+"""Errors as HTTP responses: the one table of statuses, and the body that clients expect."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict
@@ -30,7 +30,7 @@ from server.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from server.http.middleware import MAX_LOGGED_PATH, RequestRecord, record_of
+from server.http.state import RequestRecord, record_of
 from server.observability.logs import get_logger
 from server.serving.service import Service
 from server.serving.threads import ClientLeft
@@ -54,8 +54,12 @@ STATUS: tuple[tuple[type[ServerError], int], ...] = (
 INTERNAL_DETAIL = "the server failed; its log has the reason under this request id"
 CLIENT_LEFT = Response(status_code=499)  # for the log and the metrics: nobody reads it
 
-# (status, code, detail) -> the body of an error answer
-ErrorBody = Callable[[int, str, str], dict[str, Any]]
+MAX_SHOWN_PATH = 256  # characters; a path may have 64 KB, and be sent again and again
+# By path prefix, the bodies of APIs whose clients expect another one than RFC 9457's.
+ERROR_BODIES: dict[str, Callable[[int, str], dict[str, Any]]] = {
+    "/v1": lambda status, detail: {"success": False, "error": detail, "code": status},
+    "/v2": lambda _, detail: {"error": detail},
+}
 
 logger = get_logger(__name__)
 
@@ -73,89 +77,51 @@ class Problem(BaseModel):
     request_id: str
 
 
-class Respond(Protocol):
-    """Makes the answer to an error, in the form of the API that the path belongs to."""
-
-    def __call__(
-        self, scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]
-    ) -> Response:
-        """The whole answer; the request's record keeps the code."""
-
-
-def respond_in(bodies: Mapping[str, ErrorBody]) -> Respond:
-    """Makes error answers.
-
-    Args:
-        bodies: by path prefix, of APIs whose clients expect another body than RFC 9457's.
-    """
-
-    def respond(
-        scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]
-    ) -> Response:
-        record = record_of(scope)
-        for prefix, body in bodies.items():
-            if scope["path"] == prefix or scope["path"].startswith(prefix + "/"):
-                record.code = code
-                content = json.dumps(body(status, code, detail), ensure_ascii=False)
-                return Response(content, status, headers, "application/json")
-        return problem_response(record, status, code, detail, headers)
-
-    return respond
+def error_response(
+    scope: Scope, status: int, code: str, detail: str, headers: dict[str, str] | None = None
+) -> Response:
+    """An error in the form of the API that the path belongs to; the record keeps its code."""
+    record = record_of(scope)
+    for prefix, body in ERROR_BODIES.items():
+        if scope["path"] == prefix or scope["path"].startswith(prefix + "/"):
+            record.code = code
+            content = json.dumps(body(status, detail), ensure_ascii=False)
+            return Response(content, status, headers, "application/json")
+    return problem_response(record, status, code, detail, headers)
 
 
-def install_error_handlers(app: FastAPI, service: Service, respond: Respond) -> None:
-    """Turns every error of a request into an answer.
+def unavailable_response(scope: Scope, service: Service, error: Unavailable) -> Response:
+    """The refusal of a request that can't be served now, with the time after which to retry."""
+    headers = {"Retry-After": str(service.model.queue.status().retry_after_s)}
+    return error_response(scope, status_of(error), error.code, str(error), headers)
 
-    Args:
-        app: whose errors.
-        service: knows when to come again.
-        respond: makes the answers.
-    """
+
+def install_error_handlers(app: FastAPI, service: Service) -> None:
+    """Turns every error of a request into a response."""
 
     @app.exception_handler(ServerError)
     async def handle_server_error(request: Request, error: ServerError) -> Response:
+        if isinstance(error, Unavailable):
+            return unavailable_response(request.scope, service, error)
         status = status_of(error)
         if status == 500:
             logger.error("request_failed", code=error.code, exc_info=error)
-        headers = {}
-        if isinstance(error, Unavailable):
-            headers = retry_after(service)
-        if isinstance(error, Unauthorized):
-            headers["WWW-Authenticate"] = "Bearer"
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
         detail = INTERNAL_DETAIL if status == 500 else str(error)
-        return respond(request.scope, status, error.code, detail, headers)
+        return error_response(request.scope, status, error.code, detail, headers)
 
     @app.exception_handler(HTTPException)
     async def handle_http_exception(request: Request, error: HTTPException) -> Response:
         code = HTTPStatus(error.status_code).name.lower()
         path = request.url.path  # may have 64 KB
-        detail = f"{request.method} {path[:MAX_LOGGED_PATH]}: {error.detail}"
-        return respond(request.scope, error.status_code, code, detail, dict(error.headers or {}))
+        detail = f"{request.method} {path[:MAX_SHOWN_PATH]}: {error.detail}"
+        headers = dict(error.headers or {})
+        return error_response(request.scope, error.status_code, code, detail, headers)
 
     @app.exception_handler(ClientLeft)
     @app.exception_handler(ClientDisconnect)
     async def handle_client_left(_: Request, __: Exception) -> Response:
         return CLIENT_LEFT
-
-
-def refuse_early(service: Service, respond: Respond) -> Callable[[Scope], Response | None]:
-    """Makes what refuses a request that could not be taken now, before anything is done for it."""
-
-    def refuse(scope: Scope) -> Response | None:
-        try:
-            service.refuse_unless_ready()
-            service.model.queue.status().refuse_when_full(service.settings.max_queue_images)
-        except Unavailable as error:
-            headers = retry_after(service)
-            return respond(scope, status_of(error), error.code, str(error), headers)
-        return None
-
-    return refuse
-
-
-def retry_after(service: Service) -> dict[str, str]:
-    """The header that says when to come again."""
-    return {"Retry-After": str(service.model.queue.status().retry_after_s)}
 
 
 def status_of(error: ServerError) -> int:
@@ -177,7 +143,11 @@ def rejection_reasons(kind: type[ServerError] = ServerError) -> Iterator[str]:
 
 
 def problem_response(
-    record: RequestRecord, status: int, code: str, detail: str, headers: dict[str, str]
+    record: RequestRecord,
+    status: int,
+    code: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     """An error as RFC 9457 describes it."""
     record.code = code
@@ -191,8 +161,3 @@ def problem_response(
     )
     content = json.dumps(body.model_dump(), ensure_ascii=False)
     return Response(content, status, headers, "application/problem+json")
-
-
-def unexpected_error_response(respond: Respond) -> Callable[[Scope], Response]:
-    """Makes the answer to an exception that nobody caught."""
-    return lambda scope: respond(scope, 500, "internal_error", INTERNAL_DETAIL, {})

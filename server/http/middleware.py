@@ -1,11 +1,9 @@
 """What surrounds every HTTP request: its id, log line, metrics, trace, and its last resort."""
 
 import re
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,11 +11,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from server.errors import Unavailable
+from server.http.errors import (
+    INTERNAL_DETAIL,
+    MAX_SHOWN_PATH,
+    error_response,
+    problem_response,
+    unavailable_response,
+)
 from server.http.security_headers import completed
+from server.http.state import RequestRecord
 from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
 from server.observability.tracing import RequestSpan, Tracing
-from server.serving.body_budget import BodyReservation, ByteBudget, announced_bytes
+from server.serving.body_budget import ByteBudget, announced_bytes
+from server.serving.service import Service
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 # Asked every few seconds by machines; logged only when they fail.
@@ -38,71 +46,24 @@ DETECTION = "detection"
 # Where an answer is out before the body is in, a connection that lives on has to take the rest.
 MAX_UNREAD_BODY_BYTES = 1024 * 1024
 
-MAX_LOGGED_PATH = 256  # characters; a path may have 64 KB, and be sent again and again
-
 logger = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """What becomes known of one request on its way; kept in the scope's state.
-
-    Attributes:
-        body_reservation: of the memory for all bodies; released when the request is over.
-        stage_ms: finished stages, for the Server-Timing header.
-        code: the error code, when the answer is an error.
-        images: how many came.
-        version: of the model that answers.
-    """
-
-    request_id: str
-    body_reservation: BodyReservation
-    started: float = field(default_factory=time.perf_counter)
-    stage_ms: dict[str, float] = field(default_factory=dict)
-    code: str | None = None
-    images: int | None = None
-    version: str | None = None
-
-    def elapsed_s(self) -> float:
-        """Seconds since the request's headers were complete."""
-        return time.perf_counter() - self.started
-
-
-def record_of(scope: Scope) -> RequestRecord:
-    """The record of the request that is being answered."""
-    record = scope["state"]["record"]
-    assert isinstance(record, RequestRecord)
-    return record
 
 
 class RequestScope:
     """Outermost ASGI layer of the app.
 
     Args:
-        app: what answers.
-        metrics: where requests are counted.
-        body_budget: the memory that bodies may take.
-        unexpected: makes the answer to an exception that nobody caught.
-        ending: whether the process ends. Then each answer is its connection's last, and says so: a
-            busy client would go on being refused there, until the connection is reset.
+        app: what responds.
+        service: has the metrics, and the memory for bodies. While it ends, each response is its
+            connection's last, and says so: a busy client would go on being refused there, until
+            the connection is reset.
         tracing: where spans go, if anywhere.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        body_budget: ByteBudget,
-        unexpected: Callable[[Scope], Response],
-        ending: Callable[[], bool],
-        tracing: Tracing | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, service: Service, tracing: Tracing | None = None) -> None:
         self._app = app
-        self._metrics = metrics
-        self._body_budget = body_budget
-        self._unexpected = unexpected
-        self._ending = ending
+        self._service = service
+        self._metrics = service.metrics
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,9 +72,9 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = RequestRecord(_request_id(headers), self._body_budget.reserve())
+        record = RequestRecord(_request_id(headers), self._service.body_budget.reserve())
         scope.setdefault("state", {})["record"] = record
-        exchange = _Exchange(receive, send, record, self._ending)
+        exchange = _Exchange(receive, send, record, self._service)
         method = scope["method"]
         if method == "HEAD":  # as GET; the HTTP server leaves the body out
             scope = {**scope, "method": "GET"}
@@ -131,7 +92,8 @@ class RequestScope:
             except Exception:
                 logger.exception("unexpected_error")
                 if exchange.status is None:
-                    await self._unexpected(scope)(scope, exchange.receive, exchange.send)
+                    response = error_response(scope, 500, "internal_error", INTERNAL_DETAIL)
+                    await response(scope, exchange.receive, exchange.send)
             finally:
                 record.body_reservation.release()
                 route = _route_template(scope)
@@ -160,7 +122,7 @@ class RequestScope:
         logger.info(
             "request",
             method=method,
-            path=scope["path"][:MAX_LOGGED_PATH],
+            path=scope["path"][:MAX_SHOWN_PATH],
             status=status,
             duration_ms=round(record.elapsed_s() * 1000, 3),
             client=client[0] if client else None,
@@ -175,28 +137,32 @@ class EarlyRefusal:
 
     Args:
         app: what answers all others.
+        service: knows whether there is a reason to refuse.
         routes: pattern of a detection route's whole path, and the route's template.
-        refuse: the refusal, where there is a reason for one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
+        service: Service,
         routes: Mapping[re.Pattern[str], str],
-        refuse: Callable[[Scope], Response | None],
     ) -> None:
         self._app = app
+        self._service = service
         self._routes = routes
-        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or lets it pass."""
+        """Refuses one request, or lets it pass."""
+        app: ASGIApp = self._app
         template = self._template(scope)
-        refusal = self._refuse(scope) if template else None
-        if template and refusal is not None:
-            scope["route"] = _DetectionRoute(template, (DETECTION,))
-        await (refusal or self._app)(scope, receive, send)
+        if template:
+            try:
+                self._service.refuse_unless_accepting()
+            except Unavailable as error:
+                scope["route"] = _DetectionRoute(template, (DETECTION,))
+                app = unavailable_response(scope, self._service, error)
+        await app(scope, receive, send)
 
     def _template(self, scope: Scope) -> str | None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -220,13 +186,13 @@ class _Exchange:
         receive: Receive,
         send: Send,
         record: RequestRecord,
-        ending: Callable[[], bool],
+        service: Service,
     ) -> None:
         self.status: int | None = None
         self._receive = receive
         self._send = send
         self._record = record
-        self._ending = ending
+        self._service = service
         self._expects_continue = False
         self._unread_body_bytes = 0
 
@@ -251,39 +217,33 @@ class _Exchange:
                 f"{stage};dur={milliseconds:.3f}" for stage, milliseconds in stages.items()
             )
             much_to_come = self._unread_body_bytes > MAX_UNREAD_BODY_BYTES or self._expects_continue
-            if much_to_come or self._ending():
+            if much_to_come or self._service.ending:
                 headers["Connection"] = "close"
             message["headers"] = completed(headers, self._record.request_id)
         await self._send(message)
 
 
-def refusal(
-    metrics: Metrics,
-    problem: Callable[[RequestRecord, int, str, str, dict[str, str]], Response],
-) -> Callable[[str | None, int, str, str], Response]:
-    """Makes `server.http.protocol.Refuse`: the answer to what never became a request.
+def connection_refusal(
+    metrics: Metrics, client: str | None, status: int, code: str, detail: str
+) -> Response:
+    """The response to what never became a request; as `server.http.protocol.Refuse`.
 
     Args:
         metrics: where it is counted, and for 503 also as rejected.
-        problem: makes the body of an error, as for requests.
+        client: its address.
+        status: of HTTP.
+        code: of the error.
+        detail: in words.
     """
-    nothing = ByteBudget(0)
-
-    def refuse(client: str | None, status: int, code: str, detail: str) -> Response:
-        record = RequestRecord(uuid.uuid4().hex, nothing.reserve())
-        response = problem(
-            record, status, code, detail, {"Retry-After": "1"} if status == 503 else {}
-        )
-        response.raw_headers = completed(response.headers, record.request_id)
-        metrics.requests.labels("unmatched", str(status)).inc()
-        if status == 503:
-            metrics.rejected.labels(code).inc()
-        logger.info(
-            "refused", request_id=record.request_id, status=status, code=code, client=client
-        )
-        return response
-
-    return refuse
+    record = RequestRecord(uuid.uuid4().hex, ByteBudget(0).reserve())
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    response = problem_response(record, status, code, detail, headers)
+    response.raw_headers = completed(response.headers, record.request_id)
+    metrics.requests.labels("unmatched", str(status)).inc()
+    if status == 503:
+        metrics.rejected.labels(code).inc()
+    logger.info("refused", request_id=record.request_id, status=status, code=code, client=client)
+    return response
 
 
 def _rounded(stage_ms: dict[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -16,11 +17,10 @@ from fastapi import FastAPI
 
 from server.errors import DeploymentError, ServerError
 from server.http.connection import KEEP_ALIVE_S, ConnectionLimits
-from server.http.errors import problem_response
-from server.http.middleware import refusal
+from server.http.middleware import connection_refusal
 from server.http.protocol import bounded_protocol
+from server.http.state import state_of
 from server.observability.logs import get_logger
-from server.serving.service import Service
 from server.settings import Settings
 
 # Requests end by themselves when the drain time is over; this much later they are cut off.
@@ -125,7 +125,8 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: FastAPI, settings: Settings, *, max_connections: int = MAX_CONNECTIONS
     ) -> None:
-        service: Service = app.state.service
+        state = state_of(app)
+        service = state.service
         limits = ConnectionLimits(
             settings.header_timeout_s,
             connection_limit(max_connections),
@@ -134,7 +135,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(limits, refusal(service.metrics, problem_response)),
+                http=bounded_protocol(limits, partial(connection_refusal, service.metrics)),
                 ws="none",
                 log_config=None,  # its lines go through ours
                 access_log=False,  # the middleware writes one, with the request id
@@ -146,7 +147,7 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._reload: Callable[[], Awaitable[None]] = app.state.reload
+        self._reload = state.reload
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

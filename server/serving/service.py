@@ -81,8 +81,7 @@ class Service:
             Draining: the drain time passed inside the block.
             NotReady: the service failed inside the block.
         """
-        self.refuse_unless_ready()
-        self.model.queue.status().refuse_when_full(self.settings.max_queue_images)
+        self.refuse_unless_accepting()
         timeout_s = self.settings.request_timeout_s
         limit = asyncio.timeout(timeout_s)
         try:
@@ -124,6 +123,11 @@ class Service:
     def ending(self) -> bool:
         """Whether the process ends: it drains, or the service has failed."""
         return self.model.state in ("draining", "failed")
+
+    def refuse_unless_accepting(self) -> None:
+        """Raises `NotReady`, `Draining` or `QueueFull` unless a request would be accepted now."""
+        self.refuse_unless_ready()
+        self.model.queue.status().refuse_when_full(self.settings.max_queue_images)
 
     def refuse_unless_ready(self) -> None:
         """Raises `NotReady` or `Draining` unless requests are taken."""

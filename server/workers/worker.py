@@ -10,9 +10,9 @@ from server.api.app import create_app
 from server.errors import DeploymentError
 from server.http.auth import Keys
 from server.http.server import Server
+from server.http.state import state_of
 from server.observability.log_output import process_log
 from server.observability.metrics import Metrics
-from server.observability.tracing import Tracing
 from server.run import exit_code, spare_the_collector
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionReceiver
@@ -69,7 +69,7 @@ def serve_http(
     server = WorkerServer(app, settings, init.connections, model, socket.socket(fileno=receiver))
     spare_the_collector()
     server.run([])
-    tracing: Tracing | None = app.state.tracing
+    tracing = state_of(app).tracing
     if tracing is not None:
         tracing.close()
     try:

@@ -28,6 +28,7 @@ import httpx
 from server.__main__ import main as serve
 from server.api.app import create_app
 from server.errors import InferenceFailed, ServerError
+from server.http.state import state_of
 from server.inference.cuda.options import CudaOptions
 from server.inference.engine import Engine
 from server.inference.repository import load_model
@@ -110,7 +111,7 @@ METHODS = {"illegal-access": illegal_access, "reset": reset, "rehearse": rehears
 async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, object]:
     """What the app answers before and after, without a port and without an end of the process."""
     app = create_app(Settings.load(flags, os.environ))
-    service = app.state.service
+    service = state_of(app).service
     picture = (REPO / "samples" / "smear_1.jpg").read_bytes()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))

@@ -11,10 +11,12 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
+from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from server.api.app import create_app
 from server.errors import InferenceFailed
+from server.http.state import state_of
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine, OpenSession
 from server.inference.session import Session
@@ -33,7 +35,7 @@ class Served:
 
     client: httpx.AsyncClient
     service: Service
-    app: Callable[..., Any]
+    app: FastAPI
     failures: list[BaseException | None]
 
     @property
@@ -76,14 +78,14 @@ async def served(
         chosen,
         open_engine=one_instance if open_session else None,
         memory_bytes=memory_bytes,
-        on_failure=lambda: failures.append(app.state.service.model.failure),
+        on_failure=lambda: failures.append(state_of(app).service.model.failure),
     )
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test", timeout=LIMIT_S) as client,
     ):
-        running = Served(client, app.state.service, app, failures)
+        running = Served(client, state_of(app).service, app, failures)
         if wait_until_ready:
             await running.until(lambda: running.service.model.state == "ready")
         yield running

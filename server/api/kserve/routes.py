@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from server.api.body import Buffer, Limits, read_whole, refuse_by_headers
+from server.api.detection import accepted_detection
 from server.api.kserve.messages import (
     JSON_LENGTH_HEADER,
     InferRequest,
@@ -36,111 +36,32 @@ from server.api.kserve.openapi import (
 )
 from server.api.kserve.tensors import OutputTensor, TensorSpec, read_files, read_pixels
 from server.api.parameters import read_parameters, truncate_repr
-from server.api.responses import first_found, stage_ms
+from server.api.responses import first_found
 from server.errors import BadInput, InvalidParameter
-from server.http.disconnect import leaving_with_client
-from server.http.middleware import DETECTION, record_of
+from server.http.middleware import DETECTION
+from server.http.state import state_of
 from server.inference.artifact import Artifact, Metadata
 from server.serving.pipeline import Found
-from server.serving.service import Service
 from server.version import this_build
 from server.vision.nms import DetectParameters
 
 PREFIX = "/v2"
 
 
-def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRouter:
-    """The routes; `guards` stand before all but the probes."""
+def routes(model_name: str, guards: Sequence[Depends]) -> APIRouter:
+    """The routes.
+
+    Args:
+        model_name: for OpenAPI's examples of paths.
+        guards: stand before all but the probes.
+    """
     router = APIRouter(prefix=PREFIX)
-
-    @router.get("", responses=error_responses(401), dependencies=guards)
-    async def server_metadata() -> ServerMetadata:
-        """What serves, and which extensions of the protocol it has."""
-        return ServerMetadata(
-            name="yolov8-fla", version=this_build().version, extensions=["binary_tensor_data"]
-        )
-
-    @router.get("/health/live", responses=error_responses(503))
-    async def live() -> Live:
-        """Whether the process can do its work; if not, it should be restarted."""
-        service.refuse_unless_alive()
-        return Live(live=True)
-
-    @router.get("/health/ready", responses=error_responses(503))
-    async def ready() -> Ready:
-        """Whether requests are taken now."""
-        service.refuse_unless_ready()
-        return Ready(ready=True)
-
-    async def model_ready(request: Request) -> ModelReady:
-        """Whether requests for the model are taken now."""
-        service.refuse_unless_ready()
-        return ModelReady(
-            name=_requested_model(request, service.current().artifact).name, ready=True
-        )
-
-    async def model_metadata(request: Request) -> ModelMetadata:
-        """The tensors that a model takes and answers."""
-        model = _requested_model(request, service.current().artifact)
-        return ModelMetadata(
-            name=model.name,
-            versions=[model.version],
-            platform="onnx_onnxv1",
-            inputs=[_described(model.input)],
-            outputs=[_described(spec) for spec in model.outputs],
-            parameters=model.parameters,
-        )
-
-    async def infer(request: Request) -> Response:
-        """Detections in image files (NAME), or the network's candidates (NAME-raw)."""
-        record = record_of(request.scope)
-        async with service.accept() as deadline:
-            engine = service.current()
-            artifact = engine.artifact
-            model = _requested_model(request, artifact)
-            refuse_by_headers(request.headers, limits, record.body_reservation)
-            body = await read_whole(request.stream(), limits, record.body_reservation)
-            json_length = request.headers.get(JSON_LENGTH_HEADER)
-            record.body_reservation.take(
-                await service.pipeline.on_thread(parsed_bytes, body, json_length)
-            )
-            infer_request, images = await service.pipeline.on_thread(
-                _read, body, json_length, model, artifact, limits
-            )
-            record.version = model.version
-            record.images = len(images)
-            parameters = _parameters(infer_request, model, artifact.metadata)
-
-            def write(tensors: list[OutputTensor]) -> tuple[bytes, int | None]:
-                head = {"model_name": model.name, "model_version": model.version}
-                if infer_request.id is not None:
-                    head["id"] = infer_request.id
-                return write_infer_response(head, tensors, infer_request.outputs)
-
-            def respond(outcomes: list[Found | BadInput]) -> tuple[bytes, int | None]:
-                record.stage_ms = stage_ms(outcomes)
-                first_found(outcomes)
-                return write(detection_tensors(outcomes))
-
-            async with leaving_with_client(request.receive) as left:
-                if isinstance(images, np.ndarray):
-                    candidates, stage_s = await service.pipeline.infer(engine, images, deadline)
-                    record.stage_ms = {stage: 1000 * s for stage, s in stage_s.items()}
-                    content, binary_from = await service.pipeline.on_thread(
-                        write, [OutputTensor(model.outputs[0], candidates)]
-                    )
-                else:
-                    content, binary_from = await service.pipeline.detect(
-                        engine, images, parameters, deadline, respond, left=left
-                    )
-        if binary_from is None:
-            return Response(content, media_type="application/json")
-        headers = {JSON_LENGTH_HEADER: str(binary_from)}
-        return Response(content, headers=headers, media_type="application/octet-stream")
-
+    router.add_api_route("", server_metadata, responses=error_responses(401), dependencies=guards)
+    router.add_api_route("/health/live", live, responses=error_responses(503))
+    router.add_api_route("/health/ready", ready, responses=error_responses(503))
     for versioned in (False, True):
         path = "/models/{name}" + ("/versions/{version}" if versioned else "")
-        parts = path_parameters(service.model.name, versioned=versioned)
+        parts = path_parameters(model_name, versioned=versioned)
         described = infer_request()
         described["parameters"] = parts + described["parameters"]
         router.add_api_route(
@@ -169,9 +90,79 @@ def routes(service: Service, limits: Limits, guards: Sequence[Depends]) -> APIRo
     return router
 
 
-def error_body(status: int, code: str, detail: str) -> dict[str, Any]:
-    """The protocol's body of an error answer."""
-    return {"error": detail}
+async def server_metadata() -> ServerMetadata:
+    """What serves, and which extensions of the protocol it has."""
+    return ServerMetadata(
+        name="yolov8-fla", version=this_build().version, extensions=["binary_tensor_data"]
+    )
+
+
+async def live(request: Request) -> Live:
+    """Whether the process can do its work; if not, it should be restarted."""
+    state_of(request.app).service.refuse_unless_alive()
+    return Live(live=True)
+
+
+async def ready(request: Request) -> Ready:
+    """Whether requests are taken now."""
+    state_of(request.app).service.refuse_unless_ready()
+    return Ready(ready=True)
+
+
+async def model_ready(request: Request) -> ModelReady:
+    """Whether requests for the model are taken now."""
+    service = state_of(request.app).service
+    service.refuse_unless_ready()
+    return ModelReady(name=_requested_model(request, service.current().artifact).name, ready=True)
+
+
+async def model_metadata(request: Request) -> ModelMetadata:
+    """The tensors that a model takes and answers."""
+    model = _requested_model(request, state_of(request.app).service.current().artifact)
+    return ModelMetadata(
+        name=model.name,
+        versions=[model.version],
+        platform="onnx_onnxv1",
+        inputs=[_described(model.input)],
+        outputs=[_described(spec) for spec in model.outputs],
+        parameters=model.parameters,
+    )
+
+
+async def infer(request: Request) -> Response:
+    """Detections in image files (NAME), or the network's candidates (NAME-raw)."""
+    async with accepted_detection(request) as detection:
+        artifact = detection.engine.artifact
+        model = _requested_model(request, artifact)
+        limits, reservation = detection.limits, detection.record.body_reservation
+        refuse_by_headers(request.headers, limits, reservation)
+        body = await read_whole(request.stream(), limits, reservation)
+        json_length = request.headers.get(JSON_LENGTH_HEADER)
+        on_thread = detection.service.pipeline.on_thread
+        reservation.take(await on_thread(parsed_bytes, body, json_length))
+        message, images = await on_thread(_read, body, json_length, model, artifact, limits)
+        detection.record.images = len(images)
+        parameters = _parameters(message, model, artifact.metadata)
+
+        def write(tensors: list[OutputTensor]) -> Response:
+            head = {"model_name": model.name, "model_version": model.version}
+            if message.id is not None:
+                head["id"] = message.id
+            content, binary_from = write_infer_response(head, tensors, message.outputs)
+            if binary_from is None:
+                return Response(content, media_type="application/json")
+            headers = {JSON_LENGTH_HEADER: str(binary_from)}
+            return Response(content, headers=headers, media_type="application/octet-stream")
+
+        def render(outcomes: list[Found | BadInput]) -> Response:
+            first_found(outcomes)
+            return write(detection_tensors(outcomes))
+
+        if isinstance(images, np.ndarray):
+            return await detection.infer(
+                images, lambda found: write([OutputTensor(model.outputs[0], found)])
+            )
+        return await detection.detect(images, parameters, render)
 
 
 def _requested_model(request: Request, artifact: Artifact) -> InferModel:

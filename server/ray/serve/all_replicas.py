@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ReloadFailed
 from server.http.errors import problem_response
-from server.http.middleware import RequestRecord
+from server.http.state import record_of
 from server.observability.logs import get_logger
 from server.observability.metrics import CONTENT_TYPE
 
@@ -116,10 +116,8 @@ class _Collected(Collector):
 
 
 def _reload_failed(scope: Scope, faults: list[str]) -> Response:
-    record = scope["state"]["record"]
-    assert isinstance(record, RequestRecord)
     detail = f"some replicas still serve the model of before: {'; '.join(faults)}"
-    return problem_response(record, 409, ReloadFailed.code, detail, {})
+    return problem_response(record_of(scope), 409, ReloadFailed.code, detail)
 
 
 def _without_request_id(scope: Scope, send: Send) -> Send:

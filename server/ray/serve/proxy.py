@@ -12,10 +12,9 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api import deepstack
-from server.api.kserve import routes as kserve
-from server.http.errors import INTERNAL_DETAIL, respond_in
-from server.http.middleware import REQUEST_ID, RequestRecord
+from server.http.errors import INTERNAL_DETAIL, error_response
+from server.http.middleware import REQUEST_ID
+from server.http.state import RequestRecord
 from server.serving.body_budget import ByteBudget
 
 OWN_PATHS = "/-/"  # of Serve itself, asked by load balancers
@@ -40,12 +39,6 @@ class OurErrors:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._respond = respond_in(
-            {
-                kserve.PREFIX: kserve.error_body,
-                deepstack.PREFIX: deepstack.error_body,
-            }
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -86,7 +79,7 @@ class OurErrors:
         scope = {**scope, "state": {**scope.get("state", {}), "record": record}}
         code = "unavailable" if status in (429, 503) else HTTPStatus(status).name.lower()
         detail = DETAILS.get(status, INTERNAL_DETAIL)
-        response = self._respond(scope, status, code, detail, headers)
+        response = error_response(scope, status, code, detail, headers)
         await response(scope, receive, send)
 
 

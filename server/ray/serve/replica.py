@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.app import create_app
 from server.errors import ReloadFailed, ServerError, SettingsInvalid
+from server.http.state import state_of
 from server.observability.logs import configure_logging, get_logger
 from server.ray.memory_share import memory_share
 from server.ray.serve.all_replicas import AllReplicas
 from server.serving.local_model import open_onnx_engine
-from server.serving.service import Service
 from server.settings import Settings
 from server.vision.decode import quiet_codecs
 
@@ -55,7 +55,8 @@ class Replica:
             open_engine=partial(open_onnx_engine, cpus=cpus),
             memory_bytes=memory_bytes,
         )
-        self._service: Service = self._api.state.service
+        self._state = state_of(self._api)
+        self._service = self._state.service
         self._life: AbstractAsyncContextManager[Any] = self._api.router.lifespan_context(self._api)
         await self._life.__aenter__()
         # Serve sends requests to a replica when its constructor is done.
@@ -96,7 +97,7 @@ class Replica:
         if leader == self._all.own_name:
             return None
         try:
-            await self._api.state.reload()
+            await self._state.reload()
         except ReloadFailed as error:
             return f"replica {self._all.own_name}: {error}"
         except ServerError as error:  # not ready: it will load them by itself

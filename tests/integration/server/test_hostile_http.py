@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from structlog.testing import capture_logs
 from uvicorn.server import ServerState
 
 from server.http.connection import ConnectionLimits, LingeringProtocol
-from server.http.errors import problem_response
-from server.http.middleware import refusal
+from server.http.middleware import connection_refusal
 from server.http.protocol import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
@@ -116,7 +116,7 @@ async def listening(
     async with served(artifact, **settings) as running:
         config = uvicorn.Config(
             running.app,
-            http=bounded_protocol(limits, refusal(running.service.metrics, problem_response)),
+            http=bounded_protocol(limits, partial(connection_refusal, running.service.metrics)),
             ws="none",
             log_config=None,
             server_header=False,

@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from server.http.errors import respond_in, unexpected_error_response
-from server.http.middleware import MAX_LOGGED_PATH, RequestScope
+from server.http.errors import MAX_SHOWN_PATH
+from server.http.middleware import RequestScope
 from server.observability.tracing import Tracing
 from tests.support.serving import HeldSession, held, one_cell, served
 
@@ -84,7 +84,7 @@ async def test_a_line_holds_the_begin_of_a_long_path(artifact: Path) -> None:
     async with served(artifact) as running:
         with capture_logs() as lines:
             await running.client.get("/" + "a" * 60_000)
-    assert [line["path"] for line in lines] == ["/" + "a" * (MAX_LOGGED_PATH - 1)]
+    assert [line["path"] for line in lines] == ["/" + "a" * (MAX_SHOWN_PATH - 1)]
 
 
 async def test_a_key_is_in_no_line_no_metric_and_no_answer(artifact: Path) -> None:
@@ -163,10 +163,7 @@ async def test_a_fault_in_what_reads_the_headers_is_answered_and_counted(artifac
     async with served(artifact) as running:
         app = RequestScope(
             running.app,
-            metrics=running.service.metrics,
-            body_budget=running.service.body_budget,
-            unexpected=unexpected_error_response(respond_in({})),
-            ending=lambda: False,
+            service=running.service,
             tracing=Tracing(TracerProvider(sampler=FaultySampler())),
         )
         transport = httpx.ASGITransport(app)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import InferenceFailed
+from server.http.state import state_of
 from server.inference.artifact import Artifact, load_artifact
 from server.serving.decode_pool import MemoryReservation
 from server.settings import Settings
@@ -195,7 +196,7 @@ async def test_a_reload_changes_the_keys_of_the_file(model: Path, tmp_path: Path
 
         assert [await status("first"), await status("second")] == [200, 401]
         file.write_text("second\n")
-        await running.app.state.reload()  # type: ignore[attr-defined]  # as SIGHUP does
+        await state_of(running.app).reload()  # as SIGHUP does
         assert [await status("first"), await status("second")] == [401, 200]
 
 

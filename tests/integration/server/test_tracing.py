@@ -16,6 +16,7 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from server.errors import SettingsInvalid
+from server.http.state import state_of
 from server.observability.tracing import open_tracing
 from tests.support.serving import Served, one_cell, served
 
@@ -74,7 +75,9 @@ def collecting() -> Iterator[Collector]:
 
 
 def flush(running: Served) -> None:
-    running.app.state.tracing.close()  # type: ignore[attr-defined]
+    tracing = state_of(running.app).tracing
+    assert tracing is not None
+    tracing.close()
 
 
 async def test_a_request_is_a_span_with_its_stages(artifact: Path) -> None:
