@@ -16,7 +16,7 @@ from server.errors import TooLarge, UndecodableImage
 from server.host import LARGE_BLOCK_BYTES
 from server.vision.codec_output import codecs_muted
 from server.vision.header import ImageHeader, read_header
-from server.vision.jpeg import jpeg_orientation, refuse_costly_jpeg
+from server.vision.jpeg import refuse_costly_jpeg
 from server.vision.letterbox import Frame, resized_hw
 from server.vision.png import essential_png
 
@@ -101,7 +101,8 @@ def decode_dct_scaled(
         UnsupportedImage, TooLarge, UndecodableImage: as `decode` does.
     """
     header = _header_within(data, max_pixels)
-    if header.format == "JPEG" and (orientation := jpeg_orientation(data)) is not None:
+    orientation = header.jpeg.orientation if header.jpeg else None
+    if orientation is not None:
         stored_hw = header.height, header.width
         original_hw = stored_hw[::-1] if orientation >= 5 else stored_hw
         reduction = _reduction(original_hw, full_hw)

@@ -56,6 +56,8 @@ class JpegHeader:
             part of the spectrum counts for its part, and for an eighth at least. 0 where the file
             has Huffman codes.
         segments: that stand in the file.
+        orientation: how the image has to be turned: 1..8, the EXIF value; 1 where the file has
+            none. None where the block is odd in any way.
     """
 
     width: int
@@ -65,6 +67,7 @@ class JpegHeader:
     coefficient_bytes: int
     arithmetic_samples: int
     segments: int
+    orientation: int | None
 
 
 def read_jpeg(data: Buffer, max_segments: int = _MAX_SEGMENTS) -> JpegHeader:
@@ -80,6 +83,7 @@ def read_jpeg(data: Buffer, max_segments: int = _MAX_SEGMENTS) -> JpegHeader:
         IndexError, struct.error: the header is cut off or corrupt.
     """
     frame, scans, segments = None, [], 0
+    exif: list[bytes] = []
     for marker, position in jpeg_segments(data, max_segments):
         segments += 1
         if marker == START_OF_SCAN:
@@ -91,6 +95,11 @@ def read_jpeg(data: Buffer, max_segments: int = _MAX_SEGMENTS) -> JpegHeader:
             )
         elif marker in _SERVED_FRAMES and frame is None and not scans:
             frame = marker, position
+        elif marker == _APP1 and not scans and len(exif) < 2:
+            (length,) = struct.unpack_from(">H", data, position)
+            if data[position + 2 : position + 6] == _EXIF[:4]:
+                exif.append(bytes(data[position + 2 : position + length]))
+    orientation = _orientation_of(exif)
     if frame is None:
         raise IndexError("no frame header before the pixels")
     marker, position = frame
@@ -99,7 +108,7 @@ def read_jpeg(data: Buffer, max_segments: int = _MAX_SEGMENTS) -> JpegHeader:
         raise UnsupportedImage(f"the JPEG image has {bits}-bit samples, served are 8 bit")
     names, factors = _components(data, position)
     if not factors:  # its size is known all the same, and may be over a limit
-        return JpegHeader(width, height, len(scans), 0, 0, 0, segments)
+        return JpegHeader(width, height, len(scans), 0, 0, 0, segments, orientation)
     across, down = max(x for x, _ in factors), max(y for _, y in factors)
     samples = [-(-width * height * x * y // (across * down)) for x, y in factors]
     blocks = -(-width // (8 * across)) * -(-height // (8 * down))
@@ -121,6 +130,7 @@ def read_jpeg(data: Buffer, max_segments: int = _MAX_SEGMENTS) -> JpegHeader:
         coefficient_bytes=2 * 64 * blocks * sum(x * y for x, y in factors) if several else 0,
         arithmetic_samples=arithmetic_samples,
         segments=segments,
+        orientation=orientation,
     )
 
 
@@ -204,34 +214,16 @@ def _components(data: Buffer, frame: int) -> tuple[bytes, list[tuple[int, int]]]
     return (parts[::3], factors) if whole else (b"", [])
 
 
-def jpeg_orientation(data: bytes) -> int | None:
-    """Reads how an image has to be turned.
-
-    Args:
-        data: a whole JPEG file.
-
-    Returns:
-        1..8, the EXIF value; 1 where the file has none. None where the block is odd in any way,
-        so that two readers might see different values in it.
-    """
+def _orientation_of(blocks: list[bytes]) -> int | None:
+    """Of the first two EXIF blocks; None where two readers might see different values in them."""
+    if not blocks:
+        return 1
+    if len(blocks) > 1 or not blocks[0].startswith(_EXIF):
+        return None
     try:
-        blocks = list(_exif_blocks(data))
-        if not blocks:
-            return 1
-        if len(blocks) > 1 or not blocks[0].startswith(_EXIF):
-            return None
         return _orientation(blocks[0][len(_EXIF) :])
     except (struct.error, IndexError):
         return None
-
-
-def _exif_blocks(data: bytes) -> Iterator[bytes]:
-    for marker, position in jpeg_segments(data):
-        if marker == START_OF_SCAN:
-            return
-        (length,) = struct.unpack_from(">H", data, position)
-        if marker == _APP1 and data[position + 2 : position + 6] == _EXIF[:4]:
-            yield data[position + 2 : position + length]
 
 
 def _orientation(tiff: bytes) -> int | None:

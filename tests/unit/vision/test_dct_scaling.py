@@ -10,7 +10,7 @@ from PIL import Image
 
 from server.errors import TooLarge, UndecodableImage
 from server.vision.decode import decode, decode_dct_scaled
-from server.vision.jpeg import jpeg_orientation
+from server.vision.jpeg import read_jpeg
 from server.vision.letterbox import Frame, letterbox, resized_hw
 
 LIMIT = 100_000_000
@@ -146,7 +146,7 @@ def test_an_odd_exif_block_means_exact_decoding(change: Callable[[bytes], bytes]
     end = start + 2 + int.from_bytes(plain[start + 2 : start + 4], "big")
     data = plain[:start] + change(plain[start:end]) + plain[end:]
     assert data != plain
-    assert jpeg_orientation(data) is None
+    assert read_jpeg(data).orientation is None
     pixels, frame = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
     np.testing.assert_array_equal(pixels, decode(data, max_pixels=LIMIT))
     assert frame == Frame.whole(pixels)
@@ -162,7 +162,7 @@ def test_the_orientation_is_read_in_both_byte_orders(order: str, orientation: in
     buffer = io.BytesIO()
     Image.fromarray(rectangle(20, 30)).save(buffer, "JPEG", exif=b"Exif\0\0" + tiff)
     data = buffer.getvalue()
-    assert jpeg_orientation(data) == orientation
+    assert read_jpeg(data).orientation == orientation
     assert decode(data, max_pixels=LIMIT).shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
 
 
@@ -175,12 +175,12 @@ def test_a_file_that_ends_in_a_segment_before_its_pixels_is_refused(rest: bytes)
 
 
 def test_no_orientation_is_upright() -> None:
-    assert jpeg_orientation(jpeg(rectangle(9, 9))) == 1
+    assert read_jpeg(jpeg(rectangle(9, 9))).orientation == 1
     exif = Image.Exif()
     exif[270] = "a description"
     buffer = io.BytesIO()
     Image.fromarray(rectangle(9, 9)).save(buffer, "JPEG", exif=exif)
-    assert jpeg_orientation(buffer.getvalue()) == 1
+    assert read_jpeg(buffer.getvalue()).orientation == 1
 
 
 def test_grey_cmyk_and_progressive_files_are_reduced_to_rgb() -> None:
