@@ -5,7 +5,8 @@ bytes ─prepare_encoded─► Prepared ─session─► candidates ─finish─
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,8 +50,22 @@ class ImageDetections:
     truncated: bool
 
 
+# Where the canvas of a bucket, (height, width), is written, inside of the block.
+OpenCanvas = Callable[[tuple[int, int]], AbstractContextManager[NDArray[np.uint8]]]
+
+
+@contextmanager
+def new_canvas(bucket_hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    """Memory of its own for each canvas."""
+    yield np.empty((*bucket_hw, 3), np.uint8)
+
+
 def prepare_image(
-    image: NDArray[np.uint8], metadata: Metadata, *, frame: Frame | None = None
+    image: NDArray[np.uint8],
+    metadata: Metadata,
+    *,
+    frame: Frame | None = None,
+    open_canvas: OpenCanvas = new_canvas,
 ) -> Prepared:
     """Letterboxes an image into the smallest bucket that holds it.
 
@@ -58,10 +73,13 @@ def prepare_image(
         image: (H, W, 3) uint8, RGB, upright.
         metadata: of the model that it is prepared for.
         frame: where the image lies in the original, if it was decoded at reduced scale.
+        open_canvas: gives the memory; what it raises is raised.
     """
     frame = frame or Frame.whole(image)
     bucket_hw = choose_bucket(frame.original_hw, metadata.buckets)
-    canvas, placed = letterbox(image, bucket_hw, full_hw=full_size(metadata.buckets), frame=frame)
+    full_hw = full_size(metadata.buckets)
+    with open_canvas(bucket_hw) as canvas:
+        _, placed = letterbox(image, bucket_hw, full_hw=full_hw, frame=frame, canvas=canvas)
     return Prepared(canvas, placed, bucket_hw)
 
 
@@ -72,6 +90,7 @@ def prepare_encoded(
     max_pixels: int,
     dct_scaling: bool,
     require: Require = unlimited,
+    open_canvas: OpenCanvas = new_canvas,
 ) -> tuple[Prepared, dict[str, float]]:
     """Decodes and letterboxes an image file.
 
@@ -82,6 +101,7 @@ def prepare_encoded(
         dct_scaling: a large JPEG may be decoded at reduced scale, which is faster and changes the
             pixels that the model sees a little; boxes come in original pixels all the same.
         require: checks the memory; what it raises is raised.
+        open_canvas: gives the canvas' memory, as in `prepare_image`.
 
     Returns:
         The image, ready for a batch; and the seconds of the stages "decode" and "letterbox".
@@ -101,7 +121,7 @@ def prepare_encoded(
     else:
         image = decode(data, max_pixels=max_pixels, require=require)
     decoded = time.perf_counter()
-    prepared = prepare_image(image, metadata, frame=frame)
+    prepared = prepare_image(image, metadata, frame=frame, open_canvas=open_canvas)
     placed = time.perf_counter()
     return prepared, {"decode": decoded - started, "letterbox": placed - decoded}
 

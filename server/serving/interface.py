@@ -7,7 +7,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -98,17 +98,20 @@ class LoadedModel(Protocol):
 
 
 class ImageReservation(Protocol):
-    """One image's place in the queue: `write` and `infer`, or `release`; the latter only once."""
+    """One image's place in the queue."""
 
-    def write(self, canvas: NDArray[np.uint8]) -> None:
-        """Lays an image where the model finds it; on any thread.
+    def canvas(self, hw: tuple[int, int]) -> AbstractContextManager[NDArray[np.uint8]]:
+        """The memory that the model reads, to be written inside of the block; on any thread.
 
         Args:
-            canvas: (H, W, 3) uint8, RGB, letterboxed; (H, W) one of the model's buckets.
+            hw: (H, W), one of the model's buckets; the canvas is (H, W, 3) uint8, RGB.
+
+        Raises:
+            ClientLeft: the place was released, because nobody waits for the image any more.
         """
 
-    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
-        """Submits what was written and waits for its own (K, 6) candidates.
+    async def submit(self, deadline: float) -> InferenceResult[Candidates]:
+        """Submits the canvas and waits for its own (K, 6) candidates.
 
         Args:
             deadline: seconds of the event loop's clock; later it is not run any more.
@@ -119,18 +122,11 @@ class ImageReservation(Protocol):
         """
 
     def release(self) -> None:
-        """Frees a place whose image will not be submitted."""
+        """Frees the place, where its image was not submitted; safe to call again."""
 
 
 class Queue(Protocol):
-    """The one queue before the model.
-
-    Attributes:
-        copies: whether `ImageReservation.write` copies the pixels, and had better be called on a
-            thread.
-    """
-
-    copies: bool
+    """The one queue before the model."""
 
     def status(self) -> QueueStatus:
         """How it is now; on any thread."""

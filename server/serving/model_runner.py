@@ -3,9 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -63,8 +63,6 @@ class ModelRunner:
         batcher: the queue, to be served.
         on_change: called after each begin and end of a call, on the event loop.
     """
-
-    copies = False
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -146,21 +144,27 @@ class ModelRunner:
 
 
 class _LocalReservation:
-    """A place in the queue of this process."""
+    """A place in the queue of this process; a `server.serving.interface.ImageReservation`."""
 
     def __init__(self, engine: Engine, reservation: Reservation[Canvas, Candidates]) -> None:
         self._engine = engine
-        self._reservation = reservation
+        self._reservation: Reservation[Canvas, Candidates] | None = reservation
         self._canvas: NDArray[np.uint8] | None = None
 
-    def write(self, canvas: NDArray[np.uint8]) -> None:
-        self._canvas = canvas
+    @contextmanager
+    def canvas(self, hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+        self._canvas = np.empty((*hw, 3), np.uint8)
+        yield self._canvas
 
-    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+    async def submit(self, deadline: float) -> InferenceResult[Candidates]:
         assert self._canvas is not None
+        assert self._reservation is not None
         # A request of many images must not keep all their pixels to its end.
         canvas, self._canvas = Canvas(self._engine, self._canvas), None
-        return await self._reservation.submit(canvas, deadline)
+        reservation, self._reservation = self._reservation, None
+        return await reservation.submit(canvas, deadline)
 
     def release(self) -> None:
-        self._reservation.release()
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None

@@ -185,16 +185,14 @@ class Pipeline:
         async with self._queue.reserve(engine, images) as reservations:
 
             def write_all() -> None:
-                for reservation, canvas in zip(reservations, canvases, strict=True):
-                    reservation.write(canvas)
+                for reservation, pixels in zip(reservations, canvases, strict=True):
+                    with reservation.canvas(pixels.shape[:2]) as canvas:
+                        canvas[:] = pixels
 
             with self._counting_failures(images):
-                if self._queue.copies:
-                    await self.on_thread(write_all)
-                else:
-                    write_all()
+                await self.on_thread(write_all)
                 answers = await together(
-                    reservation.infer(deadline) for reservation in reservations
+                    reservation.submit(deadline) for reservation in reservations
                 )
         stages = [{"queue": each.queue_s, "inference": each.inference_s} for each in answers]
         for stage_s in stages:
@@ -224,7 +222,7 @@ class Pipeline:
         except BadInput as error:
             reservation.release()
             return error
-        answer = await reservation.infer(deadline)
+        answer = await reservation.submit(deadline)
         stage_s["queue"] = answer.queue_s
         stage_s["inference"] = answer.inference_s
         return Inferred(prepared, answer.result, stage_s)
@@ -268,8 +266,8 @@ class Pipeline:
                 max_pixels=self._settings.max_image_pixels,
                 dct_scaling=self._settings.jpeg_dct_scaling,
                 require=memory.require,
+                open_canvas=reservation.canvas,
             )
-            reservation.write(prepared.canvas)
             return replace(prepared, canvas=NO_PIXELS), stage_s
 
         return await self.decoding.run(prepare, left)

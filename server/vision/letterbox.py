@@ -87,6 +87,7 @@ def letterbox(
     *,
     full_hw: tuple[int, int] | None = None,
     frame: Frame | None = None,
+    canvas: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], Letterbox]:
     """Fits an image into the model's input, centred on grey.
 
@@ -96,9 +97,10 @@ def letterbox(
         full_hw: the size that the image is scaled for, (height, width) in pixels: the largest
             bucket, when `input_hw` was chosen with `choose_bucket`. By default `input_hw`.
         frame: of an image that was decoded at reduced scale.
+        canvas: (height, width, 3) uint8, contiguous: where it is written; new memory by default.
 
     Returns:
-        (height, width, 3) uint8, RGB, contiguous; and how to undo it.
+        The canvas, (height, width, 3) uint8, RGB; and how to undo it.
 
     Source:
         ultralytics 8.4.190 `LetterBox(full_hw, auto=True, scaleup=True, center=True)` where
@@ -109,7 +111,8 @@ def letterbox(
     height, width = resized_hw(frame.original_hw, full_hw or input_hw)
     top = round((input_hw[0] - height) / 2 - 0.1)
     left = round((input_hw[1] - width) / 2 - 0.1)
-    canvas = np.empty((*input_hw, 3), np.uint8)
+    if canvas is None:
+        canvas = np.empty((*input_hw, 3), np.uint8)
     for padding in (
         canvas[:top],
         canvas[top + height :],

@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from server.errors import DeadlineExceeded, InferenceFailed, QueueFull, ServerError
 from server.serving.fair_queue import InferenceResult
 from server.serving.interface import Candidates, ImageReservation, LoadedModel, QueueStatus
+from server.serving.threads import ClientLeft
 from server.workers.messages import (
     Failed,
     Inferred,
@@ -33,8 +34,6 @@ class RemoteQueue:
         shared: the memory that both have.
         send: sends a message to the engine process.
     """
-
-    copies = True
 
     def __init__(self, shared: SharedFile, send: Callable[[Message], None]) -> None:
         self.shared = shared
@@ -138,20 +137,31 @@ class RemoteReservation:
         self._slot = slot
         self._candidates = candidates
         self._hw: tuple[int, int] | None = None
-        self._released = False
+        self._loop = asyncio.get_running_loop()
+        self._released = self._writing = False
         # A request that is cut off leaves threads behind that still decode for it: they must not
         # write into what is another's by then.
         self._lock = threading.Lock()
 
-    def write(self, canvas: NDArray[np.uint8]) -> None:
-        """Copies an image into the slot; nothing when it was released meanwhile."""
-        height, width, _ = canvas.shape
+    @contextmanager
+    def canvas(self, hw: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+        """The slot's pixels; see `server.serving.interface.ImageReservation`."""
         with self._lock:
-            if not self._released:
-                self._queue.shared.pixels(self._slot, height, width)[:] = canvas
-                self._hw = height, width
+            if self._released:
+                raise ClientLeft
+            self._writing = True
+        try:
+            yield self._queue.shared.pixels(self._slot, *hw)
+            self._hw = hw
+        finally:
+            with self._lock:
+                self._writing = False
+                released = self._released
+            if released:
+                with suppress(RuntimeError):  # the process ends, and its event loop has
+                    self._loop.call_soon_threadsafe(self._queue._release, self._slot)
 
-    async def infer(self, deadline: float) -> InferenceResult[Candidates]:
+    async def submit(self, deadline: float) -> InferenceResult[Candidates]:
         """Submits it; see `server.serving.interface.ImageReservation`."""
         assert self._hw is not None
         return await self._queue._infer(self, self._slot, self._hw, deadline)
@@ -161,11 +171,17 @@ class RemoteReservation:
         return self._queue.shared.candidates(self._candidates, rows).copy()
 
     def release(self) -> None:
-        """Frees the slot; safe to call again. An inference that reads it is waited for there."""
+        """Frees the slot; safe to call again.
+
+        A thread that writes into it frees it when it has ended; an inference that reads it is
+        waited for in the engine process.
+        """
         with self._lock:
             if self._released:
                 return
             self._released = True
+            if self._writing:
+                return
         self._queue._release(self._slot)
 
 

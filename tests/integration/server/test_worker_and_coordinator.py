@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from server.errors import (
     DeadlineExceeded,
@@ -28,8 +29,9 @@ from server.http.auth import Keys
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
 from server.observability.metrics import Metrics
-from server.serving.interface import QueueStatus
+from server.serving.interface import ImageReservation, QueueStatus
 from server.serving.local_model import Loader, LocalModel
+from server.serving.threads import ClientLeft
 from server.settings import Settings
 from server.workers.connection_passing import ConnectionDispatcher, _received, passing_sockets
 from server.workers.coordinator import Coordinator
@@ -44,6 +46,12 @@ from tests.support.serving import LIMIT_S, RED, HeldSession
 pytestmark = pytest.mark.anyio
 PIXELS = paint((64, 64), {(0, 1): RED})
 STEPS = 40  # more than a request has awaits
+
+
+def write(reservation: ImageReservation, pixels: NDArray[np.uint8]) -> None:
+    height, width, _ = pixels.shape
+    with reservation.canvas((height, width)) as canvas:
+        canvas[:] = pixels
 
 
 @dataclass
@@ -77,9 +85,9 @@ class Joined:
         deadline = asyncio.get_running_loop().time() + LIMIT_S
         async with self.model.queue.reserve(engine, images) as reservations:
             for reservation in reservations:
-                reservation.write(PIXELS)
+                write(reservation, PIXELS)
             answers = await asyncio.gather(
-                *(reservation.infer(deadline) for reservation in reservations)
+                *(reservation.submit(deadline) for reservation in reservations)
             )
         return [float(answer.result[:, 4].max()) for answer in answers]
 
@@ -185,12 +193,25 @@ async def test_what_a_thread_writes_after_its_request_was_cut_off_reaches_nobody
             pass
         await both.until(lambda: both.coordinator.slots.taken == 0)
         async with queue.reserve(both.model.engine, 1) as (reservation,):
-            reservation.write(PIXELS)  # the same slot: it came back last
-            late.write(np.zeros_like(PIXELS))
-            infers = asyncio.create_task(reservation.infer(float("inf")))
+            write(reservation, PIXELS)  # the same slot: it came back last
+            with pytest.raises(ClientLeft):
+                write(late, np.zeros_like(PIXELS))
+            infers = asyncio.create_task(reservation.submit(float("inf")))
             await both.until(lambda: len(both.sessions[0].batch_sizes) == 1)
             both.sessions[0].gate.set()
             assert (await infers).result[:, 4].max() == 1.0
+
+
+async def test_a_slot_that_a_thread_still_writes_into_is_not_reused(artifact: Path) -> None:
+    async with joined(artifact) as both:
+        assert both.model.engine is not None
+        with ExitStack() as writing:
+            async with both.model.queue.reserve(both.model.engine, 1) as (reservation,):
+                writing.enter_context(reservation.canvas((64, 64)))
+            for _ in range(STEPS):
+                await asyncio.sleep(0)
+            assert both.coordinator.slots.taken == 1
+        await both.until(lambda: both.coordinator.slots.taken == 0)
 
 
 async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
@@ -208,8 +229,8 @@ async def test_a_full_queue_and_a_late_image_are_told_as_by_the_queue_itself(
                 both.model.queue.status().refuse_when_full(2)
             with pytest.raises(QueueFull, match="2 images already wait and 1 more came"):
                 await both.ask()
-            late.write(PIXELS)
-            waits = asyncio.create_task(late.infer(0.0))
+            write(late, PIXELS)
+            waits = asyncio.create_task(late.submit(0.0))
             both.sessions[0].gate.set()
             with pytest.raises(DeadlineExceeded):
                 await waits
@@ -283,8 +304,8 @@ async def test_an_image_that_is_released_before_its_turn_began_frees_its_place(
         queue = both.model.queue
         assert both.model.engine is not None
         async with queue.reserve(both.model.engine, 1) as (reservation,):
-            reservation.write(PIXELS)
-            submitted = asyncio.create_task(reservation.infer(float("inf")))
+            write(reservation, PIXELS)
+            submitted = asyncio.create_task(reservation.submit(float("inf")))
             await asyncio.sleep(0)  # both messages come in one read
         await both.until(lambda: both.coordinator.slots.taken == 0)
         assert both.coordinator.model.queue.status().queue_images == 0
