@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         "auto",
         description="Where the model runs: auto, cpu, cuda, cuda:N or tensorrt.",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="On a CUDA GPU: a session for each input shape, replayed as one CUDA graph; "
+        "not measured yet.",
+    )
     tensorrt_cache: Path | None = Field(
         None,
         description="Folder for what TensorRT builds, in minutes; unset: in the user's cache, "

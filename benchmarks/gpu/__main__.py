@@ -41,9 +41,7 @@ from benchmarks.gpu.record import (
     write_record,
 )
 from benchmarks.load.child import python, run_part
-from server.errors import SettingsInvalid
 from server.host import available_cpus
-from server.inference.cuda.options import CudaOptions
 
 MACHINE_S = 60.0
 RESERVE_S = 10.0  # of the whole, for the starts and ends of processes
@@ -152,15 +150,7 @@ def write(record: Record, folder: Path) -> None:
 
 
 def job_of(chosen: argparse.Namespace, folder: Path) -> Job:
-    """What all parts are told.
-
-    Raises:
-        ValueError: `--cuda` names no option of sessions, or options that don't go together.
-    """
-    try:
-        CudaOptions(**dict(chosen.cuda))
-    except (TypeError, SettingsInvalid) as error:
-        raise ValueError(f"--cuda: {error}") from None
+    """The job of all parts."""
     return Job(
         device=chosen.device,
         inputs=str(folder),
@@ -213,11 +203,12 @@ def numbers(text: str) -> tuple[int, ...]:
     return found
 
 
-def cuda_option(text: str) -> tuple[str, str | bool | int]:
-    """A field of `CudaOptions` and its value, from `tf32=true`."""
-    name, _, value = text.partition("=")
-    words: dict[str, str | bool] = {"true": True, "false": False}
-    return name, int(value) if value.isdecimal() else words.get(value.lower(), value)
+def cuda_option(text: str) -> tuple[str, str]:
+    """An option of the CUDA provider and its value, from `use_tf32=1`."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    return name, value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -236,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
     add("--batches", type=numbers, default=(1, 2, 4, 8, 16, 32), help="default 1,2,4,8,16,32")
     add("--cuda", type=cuda_option, action="append", default=[], metavar="NAME=VALUE",
-        help="what sessions are opened with, instead of a default of CudaOptions")  # fmt: skip
+        help="an option of the CUDA provider, such as use_tf32=1")  # fmt: skip
     add("--http-workers", type=numbers, default=(1,), help="of the server, such as 1,4")
     add("--server-flags", default=SERVER_FLAGS, help=f"default {SERVER_FLAGS!r}")
     add("--generators", type=int, default=max(1, cpus // 4), help="processes that make load")

@@ -15,7 +15,6 @@ from benchmarks.gpu.manifest import Inputs, read_inputs
 from benchmarks.gpu.rounds import Deadline
 from server.host import available_cpus
 from server.inference.artifact import Artifact, load_artifact
-from server.inference.cuda.options import CudaOptions
 from server.inference.detector import prepare_encoded, stacked
 from server.inference.session import Session
 from server.vision.nms import DetectParameters
@@ -34,7 +33,7 @@ class Job:
         inputs: folder.
         deadline_s: on `time.monotonic`: nothing new is begun later.
         batches: sizes that are measured, ascending.
-        cuda: of `CudaOptions`, what is not as by default.
+        cuda: options of the CUDA provider, in place of the server's.
         http_workers: arrangements of the server.
         server_flags: of every server.
         generators: processes that make load.
@@ -46,7 +45,7 @@ class Job:
     inputs: str
     deadline_s: float
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    cuda: Mapping[str, Any] = field(default_factory=dict)
+    cuda: Mapping[str, str] = field(default_factory=dict)
     http_workers: tuple[int, ...] = (1,)
     server_flags: tuple[str, ...] = ()
     generators: int = 1
@@ -100,10 +99,6 @@ class Bench:
         """All JPEG files."""
         return [path.read_bytes() for path in self.inputs.pictures]
 
-    def options(self, changes: Mapping[str, Any] | None = None) -> CudaOptions:
-        """Those of the job, with changes."""
-        return CudaOptions(**{**self.job.cuda, **(changes or {})})
-
     def artifact(self, name: str) -> Artifact:
         """A model as it is."""
         return _artifact(self.inputs.models[name])
@@ -131,8 +126,9 @@ class Bench:
         self,
         artifact: Artifact,
         max_batch_size: int,
-        changes: Mapping[str, Any] | None = None,
         *,
+        graphs: bool = False,
+        changes: Mapping[str, str] | None = None,
         device: str | None = None,
     ) -> Iterator[Session]:
         """A model that is loaded for as long as it is used.
@@ -140,6 +136,7 @@ class Bench:
         Args:
             artifact: which.
             max_batch_size: images of the largest call.
+            graphs: replays CUDA graphs.
             changes: of the job's CUDA options.
             device: another than the job's.
         """
@@ -148,7 +145,8 @@ class Bench:
             device=device or self.job.device,
             threads=None if self.on_gpu else available_cpus(),
             max_batch_size=max_batch_size,
-            cuda=self.options(changes) if self.on_gpu else None,
+            cuda_graphs=graphs,
+            cuda_options={**self.job.cuda, **(changes or {})},
         )
         try:
             yield session

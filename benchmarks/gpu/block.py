@@ -57,7 +57,7 @@ def opened(bench: Bench, block: BlockFile, *, graphs: bool) -> tuple[Callable[[]
         return (lambda: session.run(None, feeds)), bool(np.isfinite(y).all())
     gpu = int(bench.job.device.partition(":")[2] or 0)
     ort.preload_dlls(directory="")
-    providers = cuda_providers(bench.options(), gpu, graphs=graphs)
+    providers = cuda_providers(gpu, graphs=graphs, changes=bench.job.cuda)
     session = ort.InferenceSession(
         str(bench.inputs.path(block)), session_options(1), providers=providers
     )

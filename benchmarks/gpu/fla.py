@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.gpu.bench import Bench, Figures
-from benchmarks.gpu.raw import reason
+from benchmarks.gpu.raw import VARIANTS, reason
 from benchmarks.gpu.rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
 
@@ -23,13 +23,13 @@ def measure(bench: Bench) -> Generator[Figures]:
     batches = [each for each in BATCHES if each <= bench.job.batches[-1]]
     until_s = bench.deadline.left_s / 2
     with ExitStack() as sessions:
-        for variant, changes in (("as told", {}), ("captured", {"calls": "captured"})):
-            if changes and not bench.on_gpu:
+        for variant, graphs in VARIANTS.items():
+            if graphs and not bench.on_gpu:
                 continue
             for precision in ("fp16", "fp32"):
                 if any(f"{each}-{precision}" not in bench.inputs.models for each in NETWORKS):
                     continue
-                if changes and bench.deadline.left_s < until_s:
+                if graphs and bench.deadline.left_s < until_s:
                     figures["failed"][f"{variant}, {precision}"] = "no time to open it"
                     continue
                 try:
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> Generator[Figures]:
                         artifact = bench.square(f"{network}-{precision}")
                         canvases = bench.canvases(artifact, batches[-1])
                         session = sessions.enter_context(
-                            bench.session(artifact, batches[-1], changes)
+                            bench.session(artifact, batches[-1], graphs=graphs)
                         )
                         for batch in reversed(batches):
                             session.run(canvases[:batch])

@@ -54,7 +54,7 @@ def profiled(bench: Bench, precision: str, batch: int, *, fixed: bool) -> list[E
     if bench.on_gpu:
         ort.preload_dlls(directory="")
         gpu = int(bench.job.device.partition(":")[2] or 0)
-        providers = cuda_providers(bench.options(), gpu)
+        providers = cuda_providers(gpu, changes=bench.job.cuda)
     with TemporaryDirectory(prefix="gpu-profile-") as folder:
         options = session_options(1 if bench.on_gpu else available_cpus())
         if fixed:

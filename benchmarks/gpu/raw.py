@@ -1,17 +1,15 @@
 """(a) The raw limit: the session alone, images a second over batch sizes and precisions."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from benchmarks.gpu.bench import Bench, Figures
 from benchmarks.gpu.rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
 from server.inference.session import Session
 
-# Beside what the job was told, the last step of `CudaOptions.calls`: what a GPU can give.
-VARIANTS: dict[str, Mapping[str, Any]] = {"as told": {}, "captured": {"calls": "captured"}}
+VARIANTS = {"plain": False, "CUDA graphs": True}
 
 
 def measure(bench: Bench) -> Generator[Figures]:
@@ -30,20 +28,19 @@ def measure(bench: Bench) -> Generator[Figures]:
 def prepared(bench: Bench, sessions: ExitStack, figures: Figures) -> list[Contender]:
     """Opens every session and runs every batch once; what does not open is noted as failed."""
     contenders: list[Contender] = []
-    variants = VARIANTS if bench.on_gpu else {"as told": {}}
-    for variant, changes in variants.items():
-        if changes and bench.options(changes) == bench.options():
+    for variant, graphs in VARIANTS.items():
+        if graphs and not bench.on_gpu:
             continue
         for precision in bench.precisions:
             # Half of the time may go into opening; the first variant is opened whatever it takes.
-            if changes and bench.deadline.left_s < bench_half(bench, figures):
+            if graphs and bench.deadline.left_s < bench_half(bench, figures):
                 figures["failed"][f"{variant} {precision}"] = "no time to open it"
                 continue
             artifact = bench.square(f"fla-{precision}")
             canvases = bench.canvases(artifact, bench.job.batches[-1])
             try:
                 session = sessions.enter_context(
-                    bench.session(artifact, bench.job.batches[-1], changes)
+                    bench.session(artifact, bench.job.batches[-1], graphs=graphs)
                 )
                 for batch in reversed(bench.job.batches):
                     session.run(canvases[:batch])

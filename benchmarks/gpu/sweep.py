@@ -3,19 +3,14 @@
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
 
 from benchmarks.gpu.bench import Bench, Figures
 from benchmarks.gpu.raw import note_graphs, reason
 from benchmarks.gpu.rounds import AT_LEAST, Contender, Round, contest, rates, ratio, window_s
 from server.errors import ServerError
-from server.inference.session import Session
 
-DEFAULT = "as told"
+DEFAULT = "plain"
 BATCHES = (1, 16)
 OPENING = 0.6  # of the time may go into opening sessions
 
@@ -26,44 +21,39 @@ class Choice:
 
     Attributes:
         name: for the tables.
-        changes: of the job's CUDA options.
-        against: the choice that it is compared with.
+        changes: options of the CUDA provider.
+        graphs: replays CUDA graphs; such a choice is compared with these alone.
         precisions: that it can matter for.
-        sessions: side by side, each called by a thread of its own.
     """
 
     name: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    against: str = DEFAULT
+    changes: Mapping[str, str] = field(default_factory=dict)
+    graphs: bool = False
     precisions: tuple[str, ...] = ("fp16", "fp32")
-    sessions: int = 1
+
+    @property
+    def against(self) -> str:
+        """The choice that it is compared with."""
+        return GRAPHS if self.graphs and self.changes else DEFAULT
 
 
-ALL = {"calls": "captured", "conv_search": "EXHAUSTIVE", "prefer_nhwc": True}
+GRAPHS = "CUDA graphs"
 CHOICES = (
     Choice(DEFAULT),
-    Choice("IO binding", {"calls": "bound"}),
-    Choice("fixed shapes", {"calls": "fixed"}),
-    Choice("CUDA graphs", {"calls": "captured"}),
-    Choice("conv search EXHAUSTIVE", {"conv_search": "EXHAUSTIVE"}),
-    Choice("NHWC, fixed shapes", {"calls": "fixed", "prefer_nhwc": True}, "fixed shapes"),
-    Choice("all of these", ALL),
-    Choice("2 sessions", {}, sessions=2),
-    Choice("2 sessions, CUDA graphs", {"calls": "captured"}, "CUDA graphs", sessions=2),
-    Choice("TF32", {"tf32": True}, precisions=("fp32",)),
-    Choice("fused conv and bias", {"fuse_conv_bias": True}),
-    Choice("arena by powers of two", {"arena": "kNextPowerOfTwo"}),
-    Choice("little conv workspace", {"conv_max_workspace": False}),
+    Choice(GRAPHS, graphs=True),
+    Choice("NHWC, CUDA graphs", {"prefer_nhwc": "1"}, graphs=True),
+    Choice("conv search EXHAUSTIVE", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
+    Choice("TF32", {"use_tf32": "1"}, precisions=("fp32",)),
+    Choice("fused conv and bias", {"fuse_conv_bias": "1"}),
+    Choice("arena by powers of two", {"arena_extend_strategy": "kNextPowerOfTwo"}),
+    Choice("little conv workspace", {"cudnn_conv_use_max_workspace": "0"}),
 )
 
 
 def measure(bench: Bench) -> Generator[Figures]:
     """Every choice that opens, at the smallest and at a large batch, takes turns with the rest."""
     figures: Figures = {"failed": {}}
-    if not bench.on_gpu:  # whose options are others: two contenders try the script
-        choices: Sequence[Choice] = [Choice(DEFAULT), Choice("2 sessions", {}, sessions=2)]
-    else:
-        choices = CHOICES
+    choices = CHOICES if bench.on_gpu else CHOICES[:2]  # a CPU has no such options
     batches = sorted({each for each in BATCHES if each <= bench.job.batches[-1]})
     opened: dict[str, Choice] = {}
     contenders: list[Contender] = []
@@ -80,24 +70,21 @@ def measure(bench: Bench) -> Generator[Figures]:
                     figures["failed"][name] = "no time to open it"
                     continue
                 try:
-                    own = [
-                        sessions.enter_context(bench.session(artifact, batches[-1], choice.changes))
-                        for _ in range(choice.sessions)
-                    ]
-                    for session in own:
-                        for batch in reversed(batches):
-                            session.run(canvases[:batch])
-                        note_graphs(figures, name, session)
+                    session = sessions.enter_context(
+                        bench.session(
+                            artifact, batches[-1], graphs=choice.graphs, changes=choice.changes
+                        )
+                    )
+                    for batch in reversed(batches):
+                        session.run(canvases[:batch])
+                    note_graphs(figures, name, session)
                 except ServerError as error:
                     figures["failed"][name] = reason(error)
                     continue
                 opened |= {f"{name}, batch {batch}": choice for batch in batches}
                 contenders += [
                     Contender(
-                        f"{name}, batch {batch}",
-                        shared(own, canvases[:batch]),
-                        batch,
-                        callers=choice.sessions,
+                        f"{name}, batch {batch}", partial(session.run, canvases[:batch]), batch
                     )
                     for batch in batches
                 ]
@@ -106,24 +93,6 @@ def measure(bench: Bench) -> Generator[Figures]:
         for rounds in contest(contenders, seconds, bench.deadline):
             figures |= summary(rounds, opened)
             yield figures
-
-
-class shared:  # noqa: N801  # a function with a queue
-    """A call on whichever of some sessions is idle."""
-
-    def __init__(self, sessions: Sequence[Session], images: NDArray[np.uint8]) -> None:
-        self._idle: SimpleQueue[Session] = SimpleQueue()
-        self._images = images
-        for session in sessions:
-            self._idle.put(session)
-
-    def __call__(self) -> None:
-        """Runs the images."""
-        session = self._idle.get()
-        try:
-            session.run(self._images)
-        finally:
-            self._idle.put(session)
 
 
 def summary(rounds: Sequence[Round], opened: Mapping[str, Choice]) -> Figures:

@@ -74,6 +74,7 @@ def _open(settings: Settings, artifacts: Sequence[Artifact], device: str) -> Eng
             precision=settings.precision,
             intra_op_threads=settings.intra_op_threads,
             max_batch_size=settings.max_batch_size,
+            cuda_graphs=settings.cuda_graphs,
             tensorrt_cache=settings.tensorrt_cache,
         )
         engine.warm_up()
@@ -115,6 +116,7 @@ def _running(engine: Engine, load_s: float, settings: Settings) -> Iterator[Chec
         device=device,
         threads=1,
         max_batch_size=engine.max_batch_size,
+        cuda_graphs=settings.cuda_graphs,
         tensorrt_cache=settings.tensorrt_cache,
     ).nodes
     text = ", ".join(f"{len(each)} on {provider}" for provider, each in nodes.items())

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from server.errors import ArtifactInvalid, InferenceFailed, SessionLost
 from server.host import available_cpus
 from server.inference.artifact import Artifact
-from server.inference.cuda.options import GPU_BATCH_SIZE, CudaOptions
+from server.inference.cuda.options import GPU_BATCH_SIZE
 from server.inference.devices import open_on_first
 from server.inference.repository import select_variant
 from server.inference.session import Session
@@ -161,7 +161,7 @@ class Engine:
         intra_op_threads: int | None = None,
         max_batch_size: int | None = None,
         cpus: int | None = None,
-        cuda: CudaOptions | None = None,
+        cuda_graphs: bool = False,
         tensorrt_cache: Path | None = None,
     ) -> "Engine":
         """Loads the best of some files of one model on the first device that works.
@@ -174,8 +174,7 @@ class Engine:
                 one where several run.
             max_batch_size: images of one call, >= 1; by default 8 on a GPU and 1 on a CPU.
             cpus: that calls share, >= 1; by default those that affinity and quota leave.
-            cuda: how a GPU runs it, as `Session.open` takes it; in so many sessions as its
-                instances.
+            cuda_graphs: as `Session.open` takes it.
             tensorrt_cache: as `Session.open` takes it.
 
         Raises:
@@ -183,31 +182,21 @@ class Engine:
             ProviderUnavailable: the model does not run on the device that was asked for.
             SettingsInvalid: there is no such device name, or the cache cannot be written.
         """
-        options = cuda or CudaOptions()
         all_cpus = cpus or available_cpus()
 
         def open_on(one: str) -> Engine:
             artifact, reason = select_variant(artifacts, one, precision)
             if one != "cpu":
                 size = max_batch_size or GPU_BATCH_SIZE
-                on_gpu = [
-                    Session.open(
-                        artifact,
-                        device=one,
-                        threads=intra_op_threads or all_cpus,
-                        max_batch_size=size,
-                        cuda=options,
-                        tensorrt_cache=tensorrt_cache,
-                    )
-                    for _ in range(options.instances)
-                ]
-                return Engine(
+                on_gpu = Session.open(
                     artifact,
-                    reason,
-                    _pooled(on_gpu),
-                    instances=options.instances,
+                    device=one,
+                    threads=intra_op_threads or all_cpus,
                     max_batch_size=size,
+                    cuda_graphs=cuda_graphs,
+                    tensorrt_cache=tensorrt_cache,
                 )
+                return Engine(artifact, reason, on_gpu, max_batch_size=size)
             threads = intra_op_threads or 1
             instances = max(1, all_cpus // threads)
             sessions = [
@@ -220,7 +209,7 @@ class Engine:
             return Engine(
                 artifact,
                 reason,
-                _pooled(sessions),
+                sessions[0] if len(sessions) == 1 else SessionPool(sessions),
                 latency_session=latency,
                 instances=instances,
                 max_batch_size=max_batch_size or 1,
@@ -284,10 +273,6 @@ class Engine:
         self._latency_session.run(largest)  # threads, and memory for all shapes
         pace = min(_timed(self._session, smallest)[1] for _ in range(3))
         self._adaptive_threading.note(pace, all_threads=False)
-
-
-def _pooled(sessions: Sequence[OpenSession]) -> OpenSession:
-    return sessions[0] if len(sessions) == 1 else SessionPool(sessions)
 
 
 def _timed(session: OpenSession, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

@@ -1,6 +1,6 @@
 """One model on one device, and what it says of where it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -12,7 +12,7 @@ from server.host import available_cpus, integer_instructions
 from server.inference.artifact import Artifact
 from server.inference.cuda.graphs import GRAPH_CAPTURE, BoundRunner, Candidates, Images, Memory
 from server.inference.cuda.model import GpuModel, LoadedOnGpu
-from server.inference.cuda.options import GPU_BATCH_SIZE, CudaOptions, padded_size, padded_sizes
+from server.inference.cuda.options import GPU_BATCH_SIZE, padded_size, padded_sizes
 from server.inference.cuda.placement import Placement, nodes_by_provider
 from server.inference.devices import CPU, CUDA, TENSORRT, devices_to_try
 from server.inference.onnx_session import INPUT, OUTPUT, cpu_options, load
@@ -95,7 +95,7 @@ class Session:
 
     @property
     def captured(self) -> dict[tuple[int, int, int, int], bool]:
-        """Whether each input shape that came is replayed from a CUDA graph; only with "captured".
+        """Whether each input shape that came is replayed from a CUDA graph; empty without graphs.
 
         Where one is not, a warning in the log says why.
         """
@@ -110,7 +110,8 @@ class Session:
         threads: int | None = None,
         spinning: bool = False,
         max_batch_size: int = GPU_BATCH_SIZE,
-        cuda: CudaOptions | None = None,
+        cuda_graphs: bool = False,
+        cuda_options: Mapping[str, str] | None = None,
         tensorrt_cache: Path | None = None,
     ) -> Self:
         """Loads a model on exactly this device.
@@ -124,7 +125,10 @@ class Session:
                 wants the CPUs during a run, slower where something does. Only on a CPU.
             max_batch_size: images of one call, >= 1. Larger batches run as well, but a GPU is only
                 prepared for the sizes up to this one.
-            cuda: how a GPU runs it; by default the careful way.
+            cuda_graphs: a CUDA GPU has a session for each input shape, in which every node is on
+                the GPU, and replays its kernels as one graph. Each has weights and activations of
+                its own. Otherwise one session has all shapes, and copies each batch.
+            cuda_options: of the CUDA provider, in place of ours; for measurements.
             tensorrt_cache: the folder for what TensorRT builds, by default
                 `~/.cache/yolov8-fla/tensorrt`.
 
@@ -145,8 +149,9 @@ class Session:
                 provider=TENSORRT if device == "tensorrt" else CUDA,
                 gpu=int(device.partition(":")[2] or 0),
                 threads=threads,
-                options=cuda or CudaOptions(),
                 sizes=padded_sizes(max_batch_size),
+                graphs=cuda_graphs,
+                cuda_options=cuda_options,
                 tensorrt_cache=tensorrt_cache,
             )
             return cls._on_gpu(artifact, model)
@@ -177,9 +182,9 @@ class Session:
             return min(artifact.metadata.max_candidates, artifact.metadata.anchors(hw))
 
         runs: BatchRunner = (
-            PlainRunner(loaded[first].session, model.sizes)
-            if model.options.calls == "plain"
-            else BoundRunner(open_shape, candidates, Memory("cuda", model.gpu), model.sizes)
+            BoundRunner(open_shape, candidates, Memory("cuda", model.gpu), model.sizes)
+            if model.graphs
+            else PlainRunner(loaded[first].session, model.sizes)
         )
         placement = loaded[first].placement
         return cls(artifact, runs, f"cuda:{model.gpu}", model.provider, placement, model.sizes)

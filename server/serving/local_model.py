@@ -98,6 +98,7 @@ def open_onnx_engine(
         intra_op_threads=settings.intra_op_threads,
         max_batch_size=settings.max_batch_size,
         cpus=cpus,
+        cuda_graphs=settings.cuda_graphs,
         tensorrt_cache=settings.tensorrt_cache,
     )
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.inference.artifact import Artifact
-from server.inference.cuda.options import CudaOptions, cuda_providers
+from server.inference.cuda.options import cuda_providers
 from server.inference.session import Session
 from tests.support.gpu_sessions import RecordProperty
 from tests.support.hard_maps import CHANNELS, adversarial, ordinary
@@ -32,7 +32,7 @@ def block(name: str, precision: str, device: str) -> Any:
     options.log_severity_level = 3
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu":
-        providers = cuda_providers(CudaOptions(), 0)
+        providers = cuda_providers(0)
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     assert session.get_providers()[0] == (
         "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"

@@ -8,7 +8,7 @@ import pytest
 from server.inference.artifact import Artifact
 from tests.support.gpu_machine import Reading
 from tests.support.gpu_server import ready, run_to_the_end, samples
-from tests.support.gpu_sessions import Calls, RecordProperty, open_session
+from tests.support.gpu_sessions import CALLS, Calls, RecordProperty, open_session
 from tests.support.gpu_soak import grown
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -18,7 +18,7 @@ BATCHES = 10_000
 RELOADS = 6
 
 
-@pytest.mark.parametrize("calls", ["plain", "captured"])
+@pytest.mark.parametrize("calls", CALLS)
 def test_memory_is_flat_over_ten_thousand_varied_batches(
     device: str, rehearsal: bool, record_property: RecordProperty, calls: Calls
 ) -> None:
@@ -36,7 +36,7 @@ def test_memory_is_flat_over_ten_thousand_varied_batches(
         assert abs(grown(seen)) <= SHARE
 
 
-@pytest.mark.parametrize("calls", ["plain", "captured"])
+@pytest.mark.parametrize("calls", CALLS)
 def test_a_closed_session_gives_its_memory_back(
     artifacts: dict[str, Artifact], device: str, memory: Reading, rehearsal: bool, calls: Calls
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.inference.artifact import Artifact
-from server.inference.cuda.options import CudaOptions, cuda_providers
+from server.inference.cuda.options import cuda_providers
 from server.inference.session import Session
 from tests.support.executed import COPIES, Executed, executed
 from tests.support.gpu_sessions import CALLS, Calls, RecordProperty, open_session
@@ -27,7 +27,7 @@ HEAVY = frozenset(
 def run_once(artifact: Artifact, device: str, folder: Path, *, fixed: bool) -> Executed:
     """What runs of one batch, seen without the server's own session."""
     images = batch_of(artifact.metadata, artifact.metadata.input_hw, 2)
-    providers = [(CPU, {})] if device == "cpu" else cuda_providers(CudaOptions(), 0)
+    providers = [(CPU, {})] if device == "cpu" else cuda_providers(0)
     return executed(artifact.path, providers, {"images": images}, folder, fixed=fixed)
 
 
@@ -44,7 +44,7 @@ def test_the_session_says_that_the_gpu_has_the_heavy_nodes(
         if device == "cpu":
             return
         assert not HEAVY & on_cpu.keys()
-        fixed = calls in ("fixed", "captured")
+        fixed = calls == "graphs"
         assert not (fixed and on_cpu)
         assert session.copies == ({} if fixed else {"MemcpyFromHost": 1})
 

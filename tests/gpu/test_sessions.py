@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.errors import ProviderUnavailable, SettingsInvalid
+from server.errors import ProviderUnavailable
 from server.inference.artifact import Artifact
-from server.inference.cuda.options import CudaOptions, padded_sizes
+from server.inference.cuda.options import padded_sizes
 from server.inference.devices import open_on_first
 from server.inference.engine import Engine
 from server.inference.repository import load_model
@@ -64,7 +64,7 @@ def test_the_warm_up_records_every_shape(
 ) -> None:
     with (
         caplog.at_level(logging.WARNING),
-        open_session(artifacts["fp16"], device, "captured") as session,
+        open_session(artifacts["fp16"], device, "graphs") as session,
     ):
         captured = session.captured
         print(captured)
@@ -91,7 +91,7 @@ def test_threads_that_call_at_the_same_time_have_their_own_answers(
             assert ranked_scores_apart(given, right) <= LIMIT
 
 
-@pytest.mark.parametrize("calls", ["plain", "captured"])
+@pytest.mark.parametrize("calls", CALLS)
 def test_a_model_that_is_warmed_up_disturbs_none_that_serves(
     artifacts: dict[str, Artifact], device: str, batches: list[NDArray[np.uint8]], calls: Calls
 ) -> None:
@@ -119,30 +119,12 @@ def test_a_model_that_is_warmed_up_disturbs_none_that_serves(
         print(f"{answered} batches while {warm_ups} models were warmed up")
 
 
-@pytest.mark.parametrize("instances", [1, 2])
-def test_instances_side_by_side_answer_alike(
-    device: str, artifacts: dict[str, Artifact], batches: list[NDArray[np.uint8]], instances: int
-) -> None:
-    engine = Engine.open(
-        [artifacts["fp16"]],
-        device=device,
-        max_batch_size=BATCH_SIZE,
-        cuda=CudaOptions(instances=instances),
-    )
-    assert device == "cpu" or engine.instances == instances
-    engine.warm_up()
-    expected = [engine.run(images) for images in batches]
-    with ThreadPoolExecutor(instances) as callers:
-        for given, right in zip(callers.map(engine.run, batches), expected, strict=True):
-            assert ranked_scores_apart(given, right) <= LIMIT
-
-
 OTHER_OPTIONS = {
-    "exhaustive search": CudaOptions(conv_search="EXHAUSTIVE"),
-    "fused bias": CudaOptions(fuse_conv_bias=True),
-    "channels last": CudaOptions(calls="fixed", prefer_nhwc=True),
-    "powers of two": CudaOptions(arena="kNextPowerOfTwo"),
-    "TF32": CudaOptions(tf32=True),
+    "exhaustive search": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+    "fused bias": {"fuse_conv_bias": "1"},
+    "channels last": {"prefer_nhwc": "1"},
+    "powers of two": {"arena_extend_strategy": "kNextPowerOfTwo"},
+    "TF32": {"use_tf32": "1"},
 }
 
 
@@ -151,18 +133,16 @@ OTHER_OPTIONS = {
 def test_no_option_changes_the_answers(
     artifacts: dict[str, Artifact], cpu: Session, device: str, precision: str, name: str
 ) -> None:
-    if device == "cpu":
-        session = Session.open(artifacts[precision], device=device)
-    else:
-        session = Session.open(artifacts[precision], device=device, cuda=OTHER_OPTIONS[name])
+    session = Session.open(
+        artifacts[precision],
+        device=device,
+        # Of shapes of any size, channels last would copy shapes back in each call.
+        cuda_graphs=name == "channels last",
+        cuda_options=OTHER_OPTIONS[name],
+    )
     # One shape: an exhaustive search and a kernel built at run time take their time at each.
     images = batch_of(artifacts[precision].metadata, (480, 480), 2)
     difference = ranked_scores_apart(session.run(images), cpu.run(images))
     print(name, precision, difference)
     session.close()
     assert difference <= 0.03
-
-
-def test_channels_last_with_shapes_of_any_size_is_refused() -> None:
-    with pytest.raises(SettingsInvalid):
-        CudaOptions(prefer_nhwc=True)

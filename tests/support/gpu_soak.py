@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from server.inference.cuda.options import CudaOptions
 from server.inference.engine import Engine
 from server.inference.repository import load_model
 from tests.support.gpu_machine import reading
@@ -35,7 +34,7 @@ def soak(device: str, calls: Calls, batches: int) -> dict[str, Any]:
         load_model(REPO / "weights"),
         device=device,
         max_batch_size=BATCH_SIZE,
-        cuda=CudaOptions(calls=calls),
+        cuda_graphs=calls == "graphs",
     )
     engine.warm_up()
     metadata = engine.artifact.metadata

@@ -29,7 +29,6 @@ from server.__main__ import main as serve
 from server.api.app import create_app
 from server.errors import InferenceFailed, ServerError
 from server.http.state import state_of
-from server.inference.cuda.options import CudaOptions
 from server.inference.engine import Engine
 from server.inference.repository import load_model
 from server.inference.session import Session
@@ -154,7 +153,7 @@ def engine_answers(device: str, calls: Calls, lose: Callable[[], None]) -> dict[
         load_model(REPO / "weights"),
         device=device,
         max_batch_size=2,
-        cuda=CudaOptions(calls=calls),
+        cuda_graphs=calls == "graphs",
     )
     engine.warm_up()
     images = batch_of(engine.artifact.metadata, engine.artifact.metadata.input_hw, 2)

@@ -45,7 +45,6 @@ from benchmarks.load.generators import figures, split, together
 from benchmarks.load.generators import unpacked as unpacked_load
 from benchmarks.load.http_client import Answer
 from benchmarks.load.loops import Load, Outcome
-from server.inference.cuda.options import CudaOptions
 
 NEVER = Deadline(time.monotonic() + 1e6)
 PAST = Deadline(time.monotonic() - 1)
@@ -115,30 +114,23 @@ def test_batches_are_different_ascending_and_positive() -> None:
         numbers("0,1")
 
 
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [
-        ("tf32=true", ("tf32", True)),
-        ("instances=2", ("instances", 2)),
-        ("calls=captured", ("calls", "captured")),
-    ],
-)
-def test_options_of_sessions_are_read_as_what_they_are(text: str, read: tuple[str, Any]) -> None:
-    assert cuda_option(text) == read
-    options: dict[str, Any] = dict([read])
-    CudaOptions(**options)
+def test_an_option_of_the_cuda_provider_is_a_name_and_a_value() -> None:
+    assert cuda_option("use_tf32=1") == ("use_tf32", "1")
+    with pytest.raises(argparse.ArgumentTypeError, match="NAME=VALUE"):
+        cuda_option("use_tf32")
 
 
 def test_a_job_comes_through_json_as_it_was() -> None:
-    job = Job("cuda:1", "in", 5.0, (1, 2), {"tf32": True}, (1, 4), ("--a", "1"), 2, (8,), {"k": {}})
+    job = Job(
+        "cuda:1", "in", 5.0, (1, 2), {"use_tf32": "1"}, (1, 4), ("--a", "1"), 2, (8,), {"k": {}}
+    )
     assert Job.of(json.loads(json.dumps(job.as_values()))) == job
 
 
-def test_every_option_of_the_sweep_is_one_and_is_compared_with_another_that_is_there() -> None:
+def test_every_choice_of_the_sweep_is_compared_with_another_that_is_there() -> None:
     names = [each.name for each in CHOICES]
     assert len(set(names)) == len(names)
     for choice in CHOICES:
-        CudaOptions(**choice.changes)
         assert choice.against in names
         assert choice.name == DEFAULT or choice.against != choice.name
 

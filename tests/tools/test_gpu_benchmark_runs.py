@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -172,21 +171,13 @@ def test_without_a_gpu_nothing_is_measured(repo_dir: Path, inputs: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--inputs", "nowhere"), "nowhere: no folder"),
-        (("--cuda", "speed=1"), "--cuda: .*speed"),
-        (("--cuda", "prefer_nhwc=true"), "--cuda: prefer_nhwc needs"),
-    ],
-)
-def test_wrong_usage_is_told_in_a_line(
-    repo_dir: Path, inputs: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+def test_missing_inputs_are_reported_in_a_line(
+    repo_dir: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    done = on_cpu(repo_dir, inputs, tmp_path / "out", *arguments)
+    done = on_cpu(repo_dir, inputs, tmp_path / "out", "--inputs", "nowhere")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert re.search(said, line), line
+    assert "nowhere: no folder" in line
 
 
 def test_pictures_have_the_shapes_of_photographs_and_the_first_few_have_all(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.timeout(600)
 def test_the_gpu_tests_themselves_run(repo_dir: Path) -> None:
     # On a CPU all ways of making calls are one.
-    once = "plain or not (bound or fixed or captured)"
+    once = "plain or not graphs"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "tests/gpu", "--rehearse", "-k", once, "-q"],
         cwd=repo_dir,

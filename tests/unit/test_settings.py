@@ -31,6 +31,7 @@ OTHER_VALUES = {
     "decode_threads": "2",
     "intra_op_threads": "4",
     "http_workers": "4",
+    "cuda_graphs": "True",
     "tensorrt_cache": "engines",
 }
 OUT_OF_BOUNDS = [

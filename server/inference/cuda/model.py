@@ -1,7 +1,7 @@
 """A model that is loaded on a GPU, or refused: for all input shapes at once, or for each."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from server.errors import ProviderUnavailable, SettingsInvalid
 from server.inference.artifact import Artifact
 from server.inference.cuda.graphs import GRAPH_CAPTURE
-from server.inference.cuda.options import CudaOptions, Shape, cuda_providers, tensorrt_providers
+from server.inference.cuda.options import Shape, cuda_providers, tensorrt_providers
 from server.inference.cuda.placement import (
     Placement,
     copies_counted,
@@ -48,9 +48,9 @@ class GpuModel:
         provider: `CUDA` or `TENSORRT`.
         gpu: its number, >= 0.
         threads: CPU threads of a call, >= 1.
-        options: how it runs.
         sizes: the batch sizes that will come, ascending.
-        tensorrt_cache: as `Session.open` takes it.
+        graphs, cuda_options, tensorrt_cache: as `Session.open` takes them, `graphs` as
+            `cuda_graphs`.
 
     Raises:
         ProviderUnavailable: nothing can run on that provider here.
@@ -61,13 +61,14 @@ class GpuModel:
     provider: str
     gpu: int
     threads: int
-    options: CudaOptions
     sizes: Sequence[int]
+    graphs: bool = False
+    cuda_options: Mapping[str, str] | None = None
     tensorrt_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.provider == TENSORRT and self.options.calls == "captured":
-            raise SettingsInvalid("TensorRT takes calls 'plain', 'bound' or 'fixed'")
+        if self.provider == TENSORRT and self.graphs:
+            raise SettingsInvalid("cuda_graphs is for the CUDA provider; device is tensorrt")
         if self.provider not in onnxruntime().get_available_providers():
             raise ProviderUnavailable(
                 f"this onnxruntime is built without {self.provider}: {INSTALL_GPU}"
@@ -83,7 +84,7 @@ class GpuModel:
 
     def shape(self, images: int, height: int, width: int) -> Shape | None:
         """What `load` takes for inputs of a shape: None where one session has all shapes."""
-        return (images, height, width, 3) if self.options.fixed else None
+        return (images, height, width, 3) if self.graphs else None
 
     def load(self, shape: Shape | None) -> LoadedOnGpu:
         """A session for one input shape, or for all.
@@ -101,7 +102,7 @@ class GpuModel:
             raise ProviderUnavailable(f"{_none_visible(self.provider)}; {error}") from None
 
     def _load(self, shape: Shape | None) -> LoadedOnGpu:
-        if self.options.calls != "captured":
+        if not self.graphs:
             return self._proven(shape, graphs=False)
         try:
             return self._proven(shape, graphs=True)
@@ -121,7 +122,7 @@ class GpuModel:
             placement = Placement(nodes_by_provider(session), {})
         else:
             with copies_counted(options) as copies:
-                providers = cuda_providers(self.options, self.gpu, graphs=graphs)
+                providers = cuda_providers(self.gpu, graphs=graphs, changes=self.cuda_options)
                 session = load(self.artifact, options, providers)
             placement = Placement(nodes_by_provider(session), copies)
         refuse_unless_on_gpu(placement, self.provider, self.gpu, fixed=shape is not None)
@@ -131,7 +132,7 @@ class GpuModel:
     def _tensorrt(self) -> Providers:
         metadata = self.artifact.metadata
         cache = engine_folder(self.tensorrt_cache, self.artifact)
-        return tensorrt_providers(self.options, self.gpu, metadata, self.sizes, cache=cache)
+        return tensorrt_providers(self.gpu, metadata, self.sizes, cache=cache)
 
     @cached_property
     def _dimensions(self) -> Sequence[str | int]:

@@ -9,7 +9,6 @@ import pytest
 from server.errors import ProviderUnavailable, SettingsInvalid
 from server.inference.artifact import load_artifact
 from server.inference.cuda.model import GpuModel, fix_shape, input_dimensions
-from server.inference.cuda.options import CudaOptions
 from server.inference.cuda.placement import nodes_by_provider
 from server.inference.devices import CPU, TENSORRT
 from server.inference.onnx_session import load, session_options
@@ -49,8 +48,8 @@ def test_the_names_of_free_dimensions_are_the_files(tmp_path: Path, repo_dir: Pa
 
 def test_tensorrt_records_no_cuda_graphs(tmp_path: Path) -> None:
     tiny = load_artifact(tiny_artifact(tmp_path / "tiny.onnx"))
-    with pytest.raises(SettingsInvalid, match="TensorRT takes calls"):
-        GpuModel(tiny, TENSORRT, 0, 1, CudaOptions(calls="captured"), (1, 2))
+    with pytest.raises(SettingsInvalid, match="cuda_graphs is for the CUDA provider"):
+        GpuModel(tiny, TENSORRT, 0, 1, (1, 2), graphs=True)
 
 
 @pytest.mark.skipif(
@@ -59,4 +58,4 @@ def test_tensorrt_records_no_cuda_graphs(tmp_path: Path) -> None:
 def test_a_build_without_the_provider_is_refused(tmp_path: Path) -> None:
     tiny = load_artifact(tiny_artifact(tmp_path / "tiny.onnx"))
     with pytest.raises(ProviderUnavailable, match="built without Tensorrt"):
-        GpuModel(tiny, TENSORRT, 0, 1, CudaOptions(), (1, 2))
+        GpuModel(tiny, TENSORRT, 0, 1, (1, 2))
