@@ -1,6 +1,5 @@
 """What a user can call, by HTTP or on the command line, is on some page."""
 
-import argparse
 import re
 import subprocess
 import sys
@@ -64,9 +63,3 @@ def commands(program: str) -> list[str]:
     known += re.findall(rf"python -m {program} ([a-z]+) [A-Z]", text)
     assert known
     return known
-
-
-def test_the_helps_format_is_the_one_that_is_read() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_subparsers(required=True).add_parser("train")
-    assert re.search(r"\{([a-z,]+)\} \.\.\.", parser.format_help())

@@ -95,13 +95,6 @@ def test_the_pods_within_kserve_objects_fit_the_schema_of_pods(folder: str) -> N
             assert deployment["spec"]["strategy"] == strategy
 
 
-def test_the_schemas_refuse_a_field_that_is_unknown() -> None:
-    service = one(built("overlays/cpu"), "Service")
-    wrong = service | {"spec": service["spec"] | {"sessionAffinty": "None"}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, KUBERNETES[-1], strict=True)
-
-
 def test_every_setting_is_one_that_the_server_accepts(
     serving: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
