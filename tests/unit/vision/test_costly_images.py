@@ -33,7 +33,7 @@ def png(
     after: bytes = b"",
     interlaced: bool = False,
 ) -> bytes:
-    """A black RGB picture, with chunks before and after its pixels."""
+    """A black RGB image, with chunks before and after its pixels."""
     width, height = size
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
     pixels = zlib.compress(bytes((3 * width + 1) * height)) if data is None else data
@@ -85,7 +85,7 @@ def test_a_png_keeps_its_pixels_and_orientation(mode: str) -> None:
     np.testing.assert_array_equal(decode(data, max_pixels=LIMIT), expected)
 
 
-def test_of_an_animation_only_the_default_picture_is_left() -> None:
+def test_of_an_animation_only_the_default_image_is_left() -> None:
     first = noise()
     data = saved(first, "PNG", save_all=True, append_images=[noise(samples=1).convert("RGB")])
     assert b"fdAT" in data
@@ -284,7 +284,7 @@ def test_a_jpeg_of_one_pixel_may_have_odd_sampling_factors() -> None:
 
 
 def recoded(jpeg: bytes) -> Iterator[bytes]:
-    """The same picture in the forms that encoders write."""
+    """The same image in the forms that encoders write."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     for options in (
         {"progressive": True, "quality": 5},

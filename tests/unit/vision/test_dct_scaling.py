@@ -49,7 +49,7 @@ def edges(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_reduced_picture_lies_where_its_frame_says(
+def test_the_reduced_image_lies_where_its_frame_says(
     size: tuple[int, int], orientation: int | None
 ) -> None:
     data = jpeg(rectangle(*size), orientation)
@@ -184,10 +184,10 @@ def test_no_orientation_is_upright() -> None:
 
 
 def test_grey_cmyk_and_progressive_files_are_reduced_to_rgb() -> None:
-    picture = Image.fromarray(rectangle(600, 900))
+    image = Image.fromarray(rectangle(600, 900))
     for mode, options in (("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})):
         buffer = io.BytesIO()
-        picture.convert(mode).save(buffer, "JPEG", quality=95, **options)
+        image.convert(mode).save(buffer, "JPEG", quality=95, **options)
         pixels, _ = decode_dct_scaled(buffer.getvalue(), max_pixels=LIMIT, full_hw=INPUT)
         assert pixels.shape == (150, 225, 3)
         np.testing.assert_allclose(edges(pixels) * 4, edges(rectangle(600, 900)), atol=0.5)

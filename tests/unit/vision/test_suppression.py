@@ -79,12 +79,6 @@ def test_a_thousand_boxes_are_chosen_as_by_the_plain_rule(iou: float, offset: fl
         assert suppress(boxes, scores, iou=iou, most=most).tolist() == expected
 
 
-def test_of_equal_scores_the_earlier_box_comes_first() -> None:
-    boxes = np.arange(200, dtype=np.float32)[:, None] * 10 + np.array([0, 0, 9, 9], np.float32)
-    scores = np.full(200, 0.5, np.float32)
-    assert suppress(boxes, scores, iou=0.5, most=200).tolist() == list(range(200))
-
-
 def test_no_boxes_give_none() -> None:
     none = suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), iou=0.5, most=9)
     assert none.shape == (0,)
