@@ -140,6 +140,7 @@ async def test_a_refusal_before_routing_is_counted_and_told_as_one_after_it(
         for path, template in REFUSED_EARLY.items():
             early = await running.client.post(path, content=IMAGE, headers=origin)
             assert (early.status_code, "retry-after" in early.headers) == (503, True)
+            assert "max_queue_images is 1" in early.json()["error"]  # in the protocol's own form
             assert ("access-control-allow-origin" in early.headers) == bool(cors_origins)
             text = (await running.client.get("/metrics")).text
             assert f'detector_requests_total{{route="{template}",status="503"}} 1.0' in text

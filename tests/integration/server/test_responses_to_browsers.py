@@ -17,12 +17,6 @@ pytestmark = pytest.mark.anyio
 ORIGIN = "https://shop.example"
 
 
-@pytest.fixture
-async def running(artifact: Path) -> AsyncIterator[Served]:
-    async with served(artifact) as running:
-        yield running
-
-
 async def every_kind_of_answer(client: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
     yield await client.post("/detect", content=one_cell())
     yield await client.post("/detect", content=one_cell(), params={"format": "image"})
@@ -132,7 +126,7 @@ async def test_who_looks_whether_the_page_is_there_may_ask_for_its_headers(
 
 @pytest.fixture
 def beside_samples(tmp_path: Path) -> Path:
-    """A model beside a folder `samples`, and a picture that is none of them."""
+    """A model beside a folder `samples`, and a image that is none of them."""
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "b c.png").write_bytes(one_cell())
