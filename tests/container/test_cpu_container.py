@@ -140,17 +140,6 @@ def test_the_health_check_fails_where_nobody_is_ready(engine: Engine, cpu_image:
     assert "not ready at 127.0.0.1:8000: " in checked.stderr
 
 
-def test_limits_come_from_the_environment_and_are_named(engine: Engine, cpu_image: str) -> None:
-    flags = ("--env=YOLO_FLA_MAX_BODY_BYTES=1000", "--env=YOLO_FLA_MAX_IMAGE_PIXELS=4000")
-    with ready(engine, cpu_image, *flags) as (_, client):
-        large = client.post("/detect", content=bytes(1001))
-        assert (large.status_code, large.json()["code"]) == (413, "body_too_large")
-        assert "1000" in large.json()["detail"]
-        wide = client.post("/detect", content=one_cell((64, 64)))
-        assert (wide.status_code, wide.json()["code"]) == (413, "too_many_pixels")
-        assert "4000" in wide.json()["detail"]
-
-
 def encoded(
     extension: str,
     hw: tuple[int, int],
@@ -252,26 +241,6 @@ def test_a_mounted_model_is_changed_without_a_restart(
         container.signal("HUP")
         assert until(lambda: 'reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text)
         assert client.get("/health").json()["version"] == now
-
-
-def test_a_file_that_is_no_artifact_is_refused(
-    engine: Engine, cpu_image: str, models: Path
-) -> None:
-    (models / "bad.onnx").write_bytes(b"no model")
-    publish(models / "bad.onnx")
-    assert_refused(
-        ended(engine, cpu_image, *mounted(models, "bad.onnx")), r"/models/bad\.onnx: .*ONNX"
-    )
-
-
-def test_a_model_that_is_not_there_is_refused(engine: Engine, cpu_image: str) -> None:
-    run = ended(engine, cpu_image, "--env=YOLO_FLA_MODEL=/models/none.onnx")
-    assert_refused(run, r"/models/none\.onnx")
-
-
-def test_a_variable_that_it_does_not_know_is_refused(engine: Engine, cpu_image: str) -> None:
-    run = ended(engine, cpu_image, "--env=YOLO_FLA_DEVISE=cpu")
-    assert_refused(run, "unknown environment variable YOLO_FLA_DEVISE; did you mean .*_DEVICE")
 
 
 def test_a_gpu_that_is_asked_for_is_refused_with_what_is_missing(
