@@ -64,10 +64,10 @@ def test_every_class_of_error_is_a_code_of_the_page_or_has_such_below_it() -> No
 def test_the_gpus_metrics_are_those_that_the_driver_is_asked_for() -> None:
     registry = CollectorRegistry()
     registry.register(GpuCollector(Driver()))
-    told_by_driver = {family.name: family for family in registry.collect()}
+    driver_families = {family.name: family for family in registry.collect()}
     known = {name: each for name, each in all_metrics().items() if name.startswith("detector_gpu")}
-    assert set(told_by_driver) == set(known)
-    for name, family in told_by_driver.items():
+    assert set(driver_families) == set(known)
+    for name, family in driver_families.items():
         assert tuple(family.samples[0].labels) == known[name].labels
 
 

@@ -50,10 +50,10 @@ def overlay(request: pytest.FixtureRequest) -> list[Manifest]:
 
 
 def settings_of(container: Manifest, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    given = {k: v for k, v in variables(container).items() if k.startswith(ENV_PREFIX)}
-    for name, value in given.items():
+    values = {k: v for k, v in variables(container).items() if k.startswith(ENV_PREFIX)}
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
-    return Settings.load([], given)
+    return Settings.load([], values)
 
 
 def own(manifests: list[Manifest]) -> list[Manifest]:
@@ -245,15 +245,6 @@ def test_a_node_can_be_drained_whatever_the_replicas_are_and_however_they_are(
     assert budget["maxUnavailable"] == 1
     assert "minAvailable" not in budget
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-
-
-def test_the_service_has_the_port_that_the_guide_names(
-    overlay: list[Manifest], repo_dir: Path
-) -> None:
-    service = one(overlay, "Service")
-    (port,) = service["spec"]["ports"]
-    guide = (repo_dir / "docs/kubernetes.md").read_text(encoding="utf-8")
-    assert f"`{service['metadata']['name']}:{port['port']}`" in guide
 
 
 def test_images_are_those_that_a_release_builds(repo_dir: Path) -> None:

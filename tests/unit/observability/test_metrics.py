@@ -51,8 +51,8 @@ def test_one_state_is_1_and_it_is_the_one_of_now() -> None:
 
 
 def test_the_metrics_know_every_state_that_health_tells() -> None:
-    told = get_args(Health.model_fields["status"].annotation)
-    assert set(STATES) == set(told)
+    statuses = get_args(Health.model_fields["status"].annotation)
+    assert set(STATES) == set(statuses)
 
 
 def test_promtool_finds_nothing_wrong() -> None:
