@@ -57,11 +57,11 @@ def make(tmp_path: Path) -> Make:
         name = overrides.pop("file", f"{precision}.onnx")
         shown = verdict or ("equal" if precision == "fp32" else "within_gate")
         measured = overrides.pop("measured", True)
-        given: dict[str, Any] = {
+        values: dict[str, Any] = {
             "precision": precision,
             "certificate": certificate(shown, measured=measured),
         }
-        return load_artifact(tiny_artifact(tmp_path / name, **(given | overrides)))
+        return load_artifact(tiny_artifact(tmp_path / name, **(values | overrides)))
 
     return make
 
