@@ -98,13 +98,13 @@ def test_its_health_check_passes(
 
 def test_it_runs_as_nobody_with_no_rights(running: tuple[Container, httpx.Client]) -> None:
     status = running[0].execute("cat", "/proc/1/status").stdout
-    told = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    assert told["Uid"].split() == ["10001"] * 4
-    assert told["Gid"].split() == ["10001"] * 4
-    assert {name: int(told[name], 16) for name in told if name.startswith("Cap")} == dict.fromkeys(
+    proc = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert proc["Uid"].split() == ["10001"] * 4
+    assert proc["Gid"].split() == ["10001"] * 4
+    assert {name: int(proc[name], 16) for name in proc if name.startswith("Cap")} == dict.fromkeys(
         ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0
     )
-    assert told["NoNewPrivs"] == "1"
+    assert proc["NoNewPrivs"] == "1"
 
 
 def test_it_can_write_nowhere(running: tuple[Container, httpx.Client]) -> None:
@@ -267,9 +267,9 @@ def test_its_health_check_needs_no_key_and_no_proxy(engine: Engine, cpu_image: s
 
 
 def test_the_doctor_works_inside(engine: Engine, cpu_image: str) -> None:
-    told = ended(engine, cpu_image, command=["doctor"])
-    assert told.returncode == 0, told.stdout
-    assert "The server would start" in told.stdout
+    proc = ended(engine, cpu_image, command=["doctor"])
+    assert proc.returncode == 0, proc.stdout
+    assert "The server would start" in proc.stdout
 
 
 def until(condition: Callable[[], bool]) -> bool:

@@ -152,11 +152,11 @@ async def listener(artifact: Path) -> AsyncIterator[Listener]:
 
 def check_problem(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
     got, headers, body = answer
-    told = json.loads(body)
-    assert (got, told["code"]) == (status, code), (got, body)
+    problem = json.loads(body)
+    assert (got, problem["code"]) == (status, code), (got, body)
     assert headers["content-type"] == "application/problem+json"
-    assert set(told) == {"type", "title", "status", "detail", "code", "request_id"}
-    assert headers["x-request-id"] == told["request_id"]
+    assert set(problem) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert headers["x-request-id"] == problem["request_id"]
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["connection"] == "close"
     assert "server" not in headers

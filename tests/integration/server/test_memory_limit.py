@@ -154,8 +154,8 @@ def test_the_process_stays_within_its_memory_under_the_costliest_images(
     flags = ("--decode-threads", "8", "--jpeg-dct-scaling", "false")
     program = ("-c", WITH_LITTLE_MEMORY, str(LIMIT_MIB))
     with ready(repo_dir, artifact, *flags, program=program) as (server, client):
-        asked = server.wait_for("memory")
-        assert asked["limit_bytes"] == LIMIT_MIB * 2**20
+        event = server.wait_for("memory")
+        assert event["limit_bytes"] == LIMIT_MIB * 2**20
         with ThreadPoolExecutor(8) as clients:
             answers = clients.map(lambda each: client.post("/detect", content=each), images)
             statuses = [answer.status_code for answer in answers]

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,8 @@ from tests.support.artifacts import CELL, endless_artifact, tiny_artifact
 from tests.support.processes import LIMIT_S, environment, ready, run_to_the_end, started
 from tests.support.serving import one_cell
 
+LOSS_WAIVED = "this model was not shown to keep its accuracy (--accept-loss)"
+
 
 @pytest.fixture(scope="module")
 def slow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,6 +29,18 @@ def slow_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     side = 128 * CELL
     path = tmp_path_factory.mktemp("slow") / "slow.onnx"
     return tiny_artifact(path, input_hw=(side, side), buckets=[(side, side)])
+
+
+@contextmanager
+def slow_request(client: httpx.Client) -> Iterator[socket.socket]:
+    """A request under way whose body does not end."""
+    assert client.base_url.port is not None
+    address = ("127.0.0.1", client.base_url.port)
+    with socket.create_connection(address, timeout=LIMIT_S) as slow:
+        slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        while "detector_inflight_requests 2.0" not in client.get("/metrics").text:
+            pass
+        yield slow
 
 
 def test_start_ready_detect_and_stop(repo_dir: Path, artifact: Path) -> None:
@@ -39,6 +55,7 @@ def test_start_ready_detect_and_stop(repo_dir: Path, artifact: Path) -> None:
     (access,) = [event for event in server.events("request") if event["path"] == "/detect"]
     assert (access["request_id"], access["status"], access["images"]) == ("mine", 200, 1)
     assert all(line.startswith("{") for line in server.lines), server.lines
+    assert not server.events(LOSS_WAIVED)
 
 
 def test_a_request_that_runs_at_sigterm_is_answered(repo_dir: Path, slow_artifact: Path) -> None:
@@ -62,12 +79,7 @@ def test_a_request_that_runs_at_sigterm_is_answered(repo_dir: Path, slow_artifac
 
 def test_a_request_longer_than_the_drain_is_told_so(repo_dir: Path, artifact: Path) -> None:
     with ready(repo_dir, artifact, "--drain-timeout-s=0.1") as (server, client):
-        port = client.base_url.port
-        assert port is not None
-        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
-            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
-            while "detector_inflight_requests 2.0" not in client.get("/metrics").text:
-                pass
+        with slow_request(client) as slow:
             server.process.send_signal(signal.SIGTERM)
             answer = slow.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 503"), answer
@@ -144,22 +156,19 @@ def test_sighup_before_ready_is_ignored(repo_dir: Path, tmp_path: Path) -> None:
 def test_while_draining_sighup_and_another_sigterm_are_ignored_and_ctrl_c_ends_it(
     repo_dir: Path, artifact: Path
 ) -> None:
-    with ready(repo_dir, artifact, "--drain-timeout-s=3600") as (server, client):
-        port = client.base_url.port
-        assert port is not None
-        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
-            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
-            while "detector_inflight_requests 2.0" not in client.get("/metrics").text:
-                pass
-            server.process.send_signal(signal.SIGTERM)
-            server.wait_for("Shutting down")
-            server.process.send_signal(signal.SIGHUP)
-            assert server.wait_for("sighup_ignored")["code"] == "draining"
-            server.process.send_signal(signal.SIGTERM)  # as make hands on its own
-            server.wait_for("signal_while_draining")
-            assert server.process.poll() is None
-            server.process.send_signal(signal.SIGINT)
-            assert server.process.wait(LIMIT_S) == 0
+    with (
+        ready(repo_dir, artifact, "--drain-timeout-s=3600") as (server, client),
+        slow_request(client),
+    ):
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("Shutting down")
+        server.process.send_signal(signal.SIGHUP)
+        assert server.wait_for("sighup_ignored")["code"] == "draining"
+        server.process.send_signal(signal.SIGTERM)  # as make hands on its own
+        server.wait_for("signal_while_draining")
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(LIMIT_S) == 0
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -247,12 +256,8 @@ def test_a_model_that_was_not_shown_to_keep_its_accuracy_is_served_with_a_warnin
     certificate = load_artifact(artifact).metadata.certificate
     accepted = certificate.model_copy(update={"verdict": "loss_accepted"})
     lossy = tiny_artifact(tmp_path / "lossy.onnx", precision="int8", certificate=accepted)
-    words = "this model was not shown to keep its accuracy (--accept-loss)"
     with ready(repo_dir, lossy) as (server, _):
-        assert server.wait_for(words)["level"] == "warning"
-    with ready(repo_dir, artifact) as (server, _):
-        server.stop()
-    assert not server.events(words)
+        assert server.wait_for(LOSS_WAIVED)["level"] == "warning"
 
 
 def test_it_starts_without_training_or_conversion_libraries(repo_dir: Path, artifact: Path) -> None:
@@ -293,10 +298,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_lost_device_ends_the_process_with_the_reason(repo_dir: Path, artifact: Path) -> None:
     with ready(repo_dir, artifact, program=("-c", ON_A_LOST_DEVICE)) as (server, client):
-        port = client.base_url.port
-        assert port is not None
-        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as slow:
-            slow.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        with slow_request(client) as slow:
             assert client.post("/detect", content=one_cell()).status_code == 500
             assert slow.makefile("rb").read().startswith(b"HTTP/1.1 503")
         assert server.process.wait(LIMIT_S) == 1
@@ -306,7 +308,7 @@ def test_a_lost_device_ends_the_process_with_the_reason(repo_dir: Path, artifact
 
 
 def test_what_the_doctor_says_reaches_a_pipe(repo_dir: Path) -> None:
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "server", "doctor", "--device=cpu", "--port=0"],
         cwd=repo_dir,
         env=environment(PYTHONUNBUFFERED=""),  # many a container and shell sets it
@@ -315,8 +317,8 @@ def test_what_the_doctor_says_reaches_a_pipe(repo_dir: Path) -> None:
         timeout=LIMIT_S,
         check=False,
     )
-    assert told.returncode == 0, told.stdout
-    assert "The server would start" in told.stdout
+    assert done.returncode == 0, done.stdout
+    assert "The server would start" in done.stdout
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 
-from benchmarks.dashboard.__main__ import main, report
 from benchmarks.dashboard.prometheus import Series
 from benchmarks.dashboard.queries import ALERTS, Alert, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
@@ -123,25 +122,3 @@ def test_prometheus_counted_what_the_clients_saw(seen: Watched) -> None:
     (unsupported,) = seen.prometheus.ask('detector_rejected_total{reason="unsupported_image"}')
     assert ok.value == len(answered) + 1  # the first, which showed that it is ready
     assert unsupported.value == len(broken)
-
-
-@needs_prometheus
-@pytest.mark.slow
-def test_the_command_shows_an_answer_for_every_panel(
-    seen: Watched, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert report(seen) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert sum(line.count("**none**") for line in shown) == 0
-    rows = [line for line in shown if line.startswith("| ") and "`" in line]
-    assert any("| Latency of successful requests: p99 |" in row for row in rows)
-    assert len(rows) == len(panel_queries())
-    assert any("DetectorDown | silent" in line for line in shown)
-
-
-def test_without_prometheus_the_command_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["--seconds", "1"]) == 2
-    assert "there is no `prometheus` on the PATH" in capsys.readouterr().err

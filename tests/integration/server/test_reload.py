@@ -216,7 +216,7 @@ async def test_while_draining_nothing_is_reloaded(model: Path) -> None:
 async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) -> None:
     async with served(artifact, open_session=HeldSession, inference_watchdog_s=0.05) as running:
         session = held(running)
-        asked = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        request = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         assert (await running.client.get("/health/live")).status_code == 200
         waited = threading.Event()
@@ -229,7 +229,7 @@ async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) 
         assert (health.status_code, health.json()["status"]) == (503, "hung")
         session.gate.set()
         async with asyncio.timeout(LIMIT_S):
-            assert (await asked).status_code == 200
+            assert (await request).status_code == 200
         assert (await running.client.get("/health")).json()["status"] == "ready"
         assert (await running.client.get("/health/live")).status_code == 200
 

@@ -56,13 +56,13 @@ class Loads(HTMLParser):
         self.inline: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         # A handler or a style in an attribute has no hash, so the policy forbids it.
-        assert not [name for name in given if name == "style" or name.startswith("on")], tag
+        assert not [name for name in attributes if name == "style" or name.startswith("on")], tag
         if tag in ("script", "img", "iframe"):
-            self.urls.append(given.get("src") or "")
+            self.urls.append(attributes.get("src") or "")
         if tag == "link":
-            self.urls.append(given.get("href") or "")
+            self.urls.append(attributes.get("href") or "")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -170,10 +170,10 @@ async def test_another_origin_is_let_in_only_when_configured(artifact: Path) -> 
     ask = {"origin": ORIGIN, "access-control-request-method": "POST"}
     wants = {"access-control-request-headers": "authorization, content-type"}
     async with served(artifact, cors_origins=ORIGIN, api_keys="secret") as running:
-        asked = await running.client.options("/detect", headers=ask | wants)
-        assert asked.status_code == 200
-        assert asked.headers["access-control-allow-origin"] == ORIGIN
-        assert "x-request-id" in asked.headers
+        preflight = await running.client.options("/detect", headers=ask | wants)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        assert "x-request-id" in preflight.headers
         refused = await running.client.post("/detect", headers={"origin": ORIGIN})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == ORIGIN
