@@ -236,11 +236,7 @@ def test_a_rollout_takes_no_pod_away_before_its_successor_is_ready(
 ) -> None:
     strategy = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert strategy == {"maxUnavailable": 0, "maxSurge": 1}
-
-
-def test_a_node_can_be_drained_whatever_the_replicas_are_and_however_they_are(
-    overlay: list[Manifest],
-) -> None:
+    # A node can be drained, however many replicas there are and in whatever state.
     budget = one(overlay, "PodDisruptionBudget")["spec"]
     assert budget["maxUnavailable"] == 1
     assert "minAvailable" not in budget

@@ -21,6 +21,7 @@ from server.errors import BadInput, TooLarge, UndecodableImage, UnsupportedImage
 from server.vision.decode import decode, read_header
 from server.vision.jpeg import refuse_costly_jpeg
 from server.vision.png import essential_png
+from tests.support.image_files import saved
 
 LIMIT = 50_000_000
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -39,12 +40,6 @@ def png(
     pixels = zlib.compress(bytes((3 * width + 1) * height)) if data is None else data
     body = png_chunk(b"IHDR", header) + b"".join(before) + png_chunk(b"IDAT", pixels)
     return SIGNATURE + body + after + png_chunk(b"IEND", b"")
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def noise(height: int = 60, width: int = 80, samples: int = 3) -> Image.Image:

@@ -1,6 +1,5 @@
 """No image takes more memory to decode than its header made us expect."""
 
-import io
 import json
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from PIL import Image
 from benchmarks.fuzz.seeds import png_chunk
 from server.errors import UndecodableImage
 from server.vision.decode import decode, read_header
+from tests.support.image_files import saved
 
 HEIGHT, WIDTH = 1500, 2000
 FULL_HW = (480, 480)  # so that a JPEG is decoded at half its size
@@ -89,12 +89,6 @@ def pillow(kind: str, mode: str, *, turned: bool = False, **options: object) -> 
     if turned:
         exif[274] = 6
     return saved(Image.fromarray(noise(3)).convert(mode), kind, exif=exif, **options)
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def opencv(extension: str, samples: int, *options: int, bits: int = 8) -> bytes:
