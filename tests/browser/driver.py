@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, sync_playwright
 
 PROGRAM = "chromium"
-# As root and in containers Chromium's own sandbox does not start. The camera is a test picture.
+# As root and in containers Chromium's own sandbox does not start. The camera is a test image.
 ARGUMENTS = (
     "--no-sandbox",
     "--use-fake-device-for-media-stream",

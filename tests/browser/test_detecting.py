@@ -1,4 +1,4 @@
-"""Pictures in, boxes on the screen: what a visitor does first."""
+"""Images in, boxes on the screen: what a visitor does first."""
 
 import base64
 from pathlib import Path
@@ -45,7 +45,7 @@ def counted(client: httpx.Client, file: Path, **parameters: Any) -> int:
 
 
 def drawn_pixels(visit: Visit) -> int:
-    """How many pixels of the canvas over the picture are not transparent."""
+    """How many pixels of the canvas over the image are not transparent."""
     return int(
         visit.page.evaluate(
             """async () => {
@@ -62,7 +62,7 @@ def drawn_pixels(visit: Visit) -> int:
     )
 
 
-def test_two_dropped_pictures_are_detected_and_thresholds_send_nothing(
+def test_two_dropped_images_are_detected_and_thresholds_send_nothing(
     open_page: Open, url: str, server: tuple[ServerProcess, httpx.Client], samples: list[Path]
 ) -> None:
     visit = open_page(url)
@@ -121,7 +121,7 @@ def test_a_class_is_hidden_by_its_button(open_page: Open, url: str, samples: lis
     assert 0 < hidden < all_classes
 
 
-def test_pasted_pictures_and_samples_are_detected(
+def test_pasted_images_and_samples_are_detected(
     open_page: Open, url: str, samples: list[Path]
 ) -> None:
     visit = open_page(url)
@@ -138,9 +138,7 @@ def test_pasted_pictures_and_samples_are_detected(
     expect(visit.page.locator("#welcome")).to_be_visible()
 
 
-def test_list_and_picture_point_at_each_other(
-    open_page: Open, url: str, samples: list[Path]
-) -> None:
+def test_list_and_image_point_at_each_other(open_page: Open, url: str, samples: list[Path]) -> None:
     visit = open_page(url)
     visit.pick(samples[0])
     visit.done(1)
@@ -227,7 +225,7 @@ def test_a_turned_photo_is_upright_and_a_tiff_is_shown_by_the_server(
     visit.page.wait_for_function("() => !document.querySelector('#stage.plate')")
 
 
-def test_pictures_of_one_pixel_and_of_many_are_shown(
+def test_images_of_one_pixel_and_of_many_are_shown(
     open_page: Open, url: str, tmp_path: Path
 ) -> None:
     one, many = tmp_path / "one.png", tmp_path / "many.jpg"
@@ -240,12 +238,12 @@ def test_pictures_of_one_pixel_and_of_many_are_shown(
     expect(visit.page.locator("#size")).to_have_text("4,000 × 3,000")
 
 
-def test_many_large_pictures_leave_one_in_memory(open_page: Open, url: str, tmp_path: Path) -> None:
+def test_many_large_images_leave_one_in_memory(open_page: Open, url: str, tmp_path: Path) -> None:
     large = tmp_path / "large.jpg"
     cv2.imwrite(str(large), np.full((3000, 4000, 3), 200, np.uint8))
     visit = open_page(url)
     # Of all that is made in the page, the test keeps no count; the browser's own URLs are what it
-    # would keep pictures by.
+    # would keep images by.
     visit.page.evaluate(
         """() => {
           window.open_urls = new Set();

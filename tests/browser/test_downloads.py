@@ -97,7 +97,7 @@ def test_coco_is_read_by_pycocotools(
     assert len(evaluated.getAnnIds()) == sum(len(its["detections"]) for its in there)
 
 
-def test_yolo_labels_are_shares_of_the_picture(visit: Visit, there: list[dict[str, Any]]) -> None:
+def test_yolo_labels_are_shares_of_the_image(visit: Visit, there: list[dict[str, Any]]) -> None:
     name, content = download(visit, "[data-download=yolo]")
     assert name == "detections-yolo.zip"
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -115,7 +115,7 @@ def test_yolo_labels_are_shares_of_the_picture(visit: Visit, there: list[dict[st
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
-def test_the_annotated_picture_has_the_pictures_size_and_boxes(
+def test_the_annotated_image_has_the_images_size_and_boxes(
     visit: Visit, samples: list[Path], kind: str
 ) -> None:
     name, content = download(visit, f"[data-image='image/{kind}']")

@@ -21,12 +21,12 @@ HERE = """async ([result, all]) => {
   const {candidatesOf, detectionsOf, isTruncated, suppress} = await import("./page/suppression.js");
   const classNames = new Map(result.detections.map((each) => [each.class_id, each.class_name]));
   const candidates = candidatesOf(result);
-  const picture = {candidates, classNames, width: result.width, height: result.height};
+  const image = {candidates, classNames, width: result.width, height: result.height};
   return all.map((given) => {
     const thresholds = {...given, hidden: new Set(given.hidden)};
     return {
       truncated: isTruncated(candidates, thresholds),
-      detections: detectionsOf(picture, suppress(candidates, thresholds)),
+      detections: detectionsOf(image, suppress(candidates, thresholds)),
     };
   });
 }"""
@@ -96,7 +96,7 @@ def test_a_list_that_the_model_cut_off_is_told(
             assert truncated == (conf < 0.567)
 
 
-def test_classes_have_the_colours_of_annotated_pictures(open_page: Open, url: str) -> None:
+def test_classes_have_the_colours_of_annotated_images(open_page: Open, url: str) -> None:
     colours, texts = open_page(url).page.evaluate(
         """async () => {
           const {classRgb, textColour} = await import("./page/palette.js");

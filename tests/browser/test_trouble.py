@@ -114,7 +114,7 @@ def test_a_gpu_that_is_not_used_makes_a_red_banner(open_page: Open, artifact: Pa
         assert red > 2 * max(green, blue)
 
 
-def test_the_camera_takes_pictures_and_goes_live(open_page: Open, url: str) -> None:
+def test_the_camera_takes_images_and_goes_live(open_page: Open, url: str) -> None:
     visit = open_page(url, permissions=["camera"])
     page = visit.page
     page.get_by_role("button", name="Camera").click()
@@ -152,7 +152,7 @@ def test_every_error_of_the_server_has_words(open_page: Open, url: str) -> None:
 def test_without_scripts_there_is_a_form_that_works(
     open_page: Open, url: str, samples: list[Path]
 ) -> None:
-    # Chromium styles a lone picture by itself, which the answer's policy forbids.
+    # Chromium styles a lone image by itself, which the answer's policy forbids.
     visit = open_page(url, expected="inline style", java_script_enabled=False)
     page = visit.page
     expect(page.locator("#app")).to_be_hidden()
@@ -202,7 +202,7 @@ def test_what_a_proxy_answers_for_a_server_that_is_gone_is_sent_again(
         visit.page.context.close()
 
 
-def test_pictures_are_asked_about_again_when_another_model_answers(
+def test_images_are_asked_about_again_when_another_model_answers(
     open_page: Open, artifact: Path, tmp_path: Path
 ) -> None:
     names = ("<img src=x onerror=alert(1)>", "=1+1", "{n} $&")  # texts, whatever is in them
@@ -289,7 +289,7 @@ def test_an_empty_file_is_called_empty(open_page: Open, url: str) -> None:
     expect(visit.page.locator("#overlay")).to_have_attribute("aria-label", "nothing.jpg, failed")
 
 
-def test_two_clicks_on_the_camera_open_one_and_pictures_close_it(
+def test_two_clicks_on_the_camera_open_one_and_images_close_it(
     open_page: Open, url: str, samples: list[Path]
 ) -> None:
     visit = open_page(url, permissions=["camera"])
@@ -314,7 +314,7 @@ def test_two_clicks_on_the_camera_open_one_and_pictures_close_it(
     assert page.evaluate(live) == 0
 
 
-def test_a_hidden_page_sends_no_camera_pictures(open_page: Open, url: str) -> None:
+def test_a_hidden_page_sends_no_camera_images(open_page: Open, url: str) -> None:
     visit = open_page(url, permissions=["camera"])
     page = visit.page
     page.get_by_role("button", name="Camera").click()

@@ -81,7 +81,7 @@ def test_nothing_stands_in_the_way_of_assistive_technology(
     expect(visit.page.locator(".sample")).to_have_count(len(samples))
     empty = Axe().run(visit.page)
     assert empty.violations_count == 0, empty.generate_report()
-    visit.pick(samples[0], {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    visit.pick(samples[0], {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
     visit.done(1)
     visit.page.locator(".item[data-state=failed]").wait_for()
     visit.page.locator("#certificate summary").click()

@@ -167,6 +167,6 @@ def test_without_a_gpu_it_logs_nothing_but_json(running: tuple[Container, httpx.
 
 
 def test_the_doctor_says_that_no_gpu_is_there(engine: Engine, gpu_image: str) -> None:
-    told = ended(engine, gpu_image, command=["doctor"])
-    assert told.returncode == 0, told.stdout
-    assert "no NVIDIA GPU is visible" in told.stdout
+    run = ended(engine, gpu_image, command=["doctor"])
+    assert run.returncode == 0, run.stdout
+    assert "no NVIDIA GPU is visible" in run.stdout

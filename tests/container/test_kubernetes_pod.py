@@ -45,18 +45,18 @@ def test_the_pod_starts_hardened_answers_its_probes_and_ends_in_order(
 ) -> None:
     container, client = played
     spec = pod_spec(one(build(FOLDER / "overlays/cpu"), "Deployment"))
-    wanted = server({"kind": "Pod", "spec": spec})
-    startup = wanted["startupProbe"]
+    detector = server({"kind": "Pod", "spec": spec})
+    startup = detector["startupProbe"]
     deadline = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
     while not answers(client, startup["httpGet"]["path"]):
         assert time.monotonic() < deadline, container.logs()
         time.sleep(startup["periodSeconds"])  # as the kubelet does
-    assert {answers(client, probe["httpGet"]["path"]) for _, probe in probes(wanted)} == {True}
+    assert {answers(client, probe["httpGet"]["path"]) for _, probe in probes(detector)} == {True}
     picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
     headers = {"Content-Type": "image/jpeg"}
     answer = client.post("/detect", content=picture, headers=headers).json()
     assert answer["results"][0]["detections"]
-    assert client.get("/health").json()["instances"] == int(wanted["resources"]["limits"]["cpu"])
+    assert client.get("/health").json()["instances"] == int(detector["resources"]["limits"]["cpu"])
 
     status = inside(engine, container, "cat", "/proc/1/status")
     lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -70,7 +70,7 @@ def test_the_pod_starts_hardened_answers_its_probes_and_ends_in_order(
     inside(engine, container, "sh", "-c", "kill -HUP 1")
     while '"reloaded"' not in container.logs():
         assert time.monotonic() < deadline, container.logs()
-    inside(engine, container, *wanted["lifecycle"]["preStop"]["exec"]["command"])
+    inside(engine, container, *detector["lifecycle"]["preStop"]["exec"]["command"])
     assert answers(client, "/health/ready")
     drain_s = spec["terminationGracePeriodSeconds"] - 10
     engine.output("stop", f"--time={drain_s}", container.name)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import pytest
 
 from server.api.parameters import NAMES
@@ -249,11 +248,3 @@ def test_what_the_page_shows_as_answers_are_answers() -> None:
 def test_every_parameter_is_told() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert not [name for name in NAMES if f"| `{name}` |" not in text]
-
-
-@pytest.mark.slow
-def test_every_route_is_told(open_server: str) -> None:
-    routes = httpx.get(f"{open_server}/openapi.json", timeout=LIMIT_S).json()["paths"]
-    text = PAGE.read_text(encoding="utf-8")
-    untold = [route for route in routes if route not in text and not route.startswith("/v2/")]
-    assert not untold

@@ -1,9 +1,6 @@
 """What a user can call, by HTTP or on the command line, is on some page."""
 
-import argparse
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from tests.support.serving import served
 
 # Not for users: what the pages at / and /docs are made of.
 ASSETS = re.compile(r"/docs/.+|/assets?/.*|/page/.*|/samples?/.*")
-COMMANDS = ("client", "model", "export", "server")
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +38,7 @@ def _as_written(path: str) -> str:
     return re.sub(r"\\\{\w+\\\}", "[^/ `]+", re.escape(path)) + r"(?![\w/])"
 
 
-@pytest.mark.parametrize("program", COMMANDS)
-def test_every_command_is_on_a_page(program: str, pages: str) -> None:
-    for command in commands(program):
-        assert re.search(rf"(-m {program}|make {program}\b.*) {command}\b", pages), command
-
-
 def test_the_page_of_commands_has_those_of_the_script(repo_dir: Path) -> None:
     page = (repo_dir / "docs" / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `yolov8-fla ([a-z]+)` \| `python -m ([a-z ]+)` \|", page, re.MULTILINE)
     assert dict(rows) == {name: module for name, (module, _) in SCRIPT_COMMANDS.items()}
-
-
-def commands(program: str) -> list[str]:
-    """The sub-commands that the program's help names."""
-    asked = [sys.executable, "-m", program, "--help"]
-    text = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    known = {"server": ["doctor"]}.get(program, [])  # before its flags are read
-    if braces := re.search(r"\{([a-z,]+)\} \.\.\.", text):
-        known += braces[1].split(",")
-    known += re.findall(rf"python -m {program} ([a-z]+) [A-Z]", text)
-    assert known
-    return known
-
-
-def test_the_helps_format_is_the_one_that_is_read() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_subparsers(required=True).add_parser("train")
-    assert re.search(r"\{([a-z,]+)\} \.\.\.", parser.format_help())

@@ -13,7 +13,6 @@ from reference_settings import all_settings
 from server.errors import ServerError
 from server.http.errors import rejection_reasons
 from server.observability.gpu_metrics import GpuCollector
-from server.settings import Settings
 from tests.support.artifacts import tiny_artifact
 from tests.support.nvml import Driver
 from tests.support.serving import served
@@ -65,10 +64,10 @@ def test_every_class_of_error_is_a_code_of_the_page_or_has_such_below_it() -> No
 def test_the_gpus_metrics_are_those_that_the_driver_is_asked_for() -> None:
     registry = CollectorRegistry()
     registry.register(GpuCollector(Driver()))
-    told_by_driver = {family.name: family for family in registry.collect()}
+    driver_families = {family.name: family for family in registry.collect()}
     known = {name: each for name, each in all_metrics().items() if name.startswith("detector_gpu")}
-    assert set(told_by_driver) == set(known)
-    for name, family in told_by_driver.items():
+    assert set(driver_families) == set(known)
+    for name, family in driver_families.items():
         assert tuple(family.samples[0].labels) == known[name].labels
 
 
@@ -83,17 +82,3 @@ async def test_a_server_has_no_metric_that_the_page_lacks(tmp_path: Path) -> Non
             assert f"`{name}`" in page("metrics.md")
         else:
             assert known[name] == kind
-
-
-def test_every_table_row_has_as_many_cells_as_its_head() -> None:
-    for path in PAGES.glob("*.md"):
-        width = 0
-        for line in path.read_text(encoding="utf-8").splitlines():
-            cells = line.count("|") if line.startswith("|") else 0
-            assert cells in (0, width) or not width, f"{path.name}: {line}"
-            width = cells
-
-
-def test_a_setting_without_a_place_would_be_seen() -> None:
-    names = list(generated_names(page("settings.md").replace(" max_body_bytes", "", 1), "settings"))
-    assert set(Settings.model_fields) - set(names) == {"max_body_bytes"}

@@ -82,14 +82,6 @@ def pages(site: Path) -> list[Path]:
     return sorted(each for each in site.rglob("*.html") if each.name != "404.html")
 
 
-def test_it_builds_without_a_network(repo_dir: Path, tmp_path: Path) -> None:
-    command = without_network(build_command(tmp_path / "site"))
-    if command is None:
-        pytest.skip("needs root and `unshare`, to take the network away")
-    done = built(repo_dir, command)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_a_broken_link_or_anchor_fails_the_build(repo_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("docs", "weights", "samples"):

@@ -1,4 +1,4 @@
-"""A server of HTTP that behaves badly on purpose, and counts which pictures it took how often."""
+"""A server of HTTP that behaves badly on purpose, and counts which images it took how often."""
 
 import hashlib
 import json
@@ -35,12 +35,12 @@ class Reply:
     code: str = "queue_full"
 
 
-# The number of a request, from 0, and its pictures: None to take it.
+# The number of a request, from 0, and its images: None to take it.
 Decide = Callable[[int, list[bytes]], Reply | None]
 
 
-def digest(picture: bytes) -> str:
-    return hashlib.sha256(picture).hexdigest()
+def digest(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
 
 
 @dataclass
@@ -57,15 +57,15 @@ class Flaky:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def one_more(self, pictures: list[bytes]) -> Iterator[Reply | None]:
+    def one_more(self, images: list[bytes]) -> Iterator[Reply | None]:
         with self._lock:
-            reply = self.decide(self.requests, pictures)
+            reply = self.decide(self.requests, images)
             self.requests += 1
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
             if reply is None:
-                self.sizes.append(len(pictures))
-                self.taken.update(digest(each) for each in pictures)
+                self.sizes.append(len(images))
+                self.taken.update(digest(each) for each in images)
         try:
             yield reply
         finally:
@@ -87,15 +87,15 @@ def flaky(decide: Decide) -> Iterator[Flaky]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            pictures = pictures_of(self.headers["Content-Type"], body)
-            with state.one_more(pictures) as reply:
+            images = images_of(self.headers["Content-Type"], body)
+            with state.one_more(images) as reply:
                 if reply is not None and reply.hang_until is not None:
                     reply.hang_until.wait(LIMIT_S)
             # Not counted any more: once it has the answer, the client sends the next.
             if reply is None:
-                self.answer(200, found_in(pictures), {})
+                self.answer(200, found_in(images), {})
             elif reply.half_an_answer:
-                self.answer(200, found_in(pictures), {}, cut=True)
+                self.answer(200, found_in(images), {}, cut=True)
                 self.reset()
             elif reply.status == 0:
                 self.reset()
@@ -140,7 +140,7 @@ def flaky(decide: Decide) -> Iterator[Flaky]:
             thread.join()
 
 
-def pictures_of(content_type: str, body: bytes) -> list[bytes]:
+def images_of(content_type: str, body: bytes) -> list[bytes]:
     if not content_type.startswith("multipart/"):
         return [body]
     reader = MultipartReader(content_type, on_file=lambda _: None)
@@ -148,8 +148,8 @@ def pictures_of(content_type: str, body: bytes) -> list[bytes]:
     return [bytes(part.data) for part in reader.finish()]
 
 
-def found_in(pictures: list[bytes]) -> dict[str, object]:
-    """An answer that tells each picture by its width: its number, from 1."""
+def found_in(images: list[bytes]) -> dict[str, object]:
+    """An answer that tells each image by its width: its number, from 1."""
     result: dict[str, object] = {
         "filename": None,
         "height": 1,
@@ -157,5 +157,5 @@ def found_in(pictures: list[bytes]) -> dict[str, object]:
         "error": None,
         "detections": [],
     }
-    results = [result | {"width": int(each.decode().split()[-1])} for each in pictures]
+    results = [result | {"width": int(each.decode().split()[-1])} for each in images]
     return {"model": {"name": "m", "version": "v"}, "results": results, "timings_ms": TIMINGS}

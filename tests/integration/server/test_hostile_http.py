@@ -152,11 +152,11 @@ async def listener(artifact: Path) -> AsyncIterator[Listener]:
 
 def check_problem(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
     got, headers, body = answer
-    told = json.loads(body)
-    assert (got, told["code"]) == (status, code), (got, body)
+    problem = json.loads(body)
+    assert (got, problem["code"]) == (status, code), (got, body)
     assert headers["content-type"] == "application/problem+json"
-    assert set(told) == {"type", "title", "status", "detail", "code", "request_id"}
-    assert headers["x-request-id"] == told["request_id"]
+    assert set(problem) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert headers["x-request-id"] == problem["request_id"]
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["connection"] == "close"
     assert "server" not in headers
@@ -186,7 +186,9 @@ BAD_HTTP: dict[str, bytes] = {
     "no host": b"GET / HTTP/1.1\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "length and chunks": post(
-        b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"
+        b"Content-Length: 4",
+        b"Transfer-Encoding: chunked",
+        body=b"0\r\n\r\n" + OK,  # smuggled
     ),
     "two lengths": post(b"Content-Length: 3", b"Content-Length: 30", body=b"abc"),
     "the same length twice": post(b"Content-Length: 3", b"Content-Length: 3", body=b"abc"),
@@ -343,15 +345,6 @@ async def test_garbage_behind_a_request_does_not_take_its_answer(artifact: Path)
         status, headers, _ = await client.answer()
         assert (status, headers["connection"]) == (200, "close")
         assert await client.rest() == b""
-
-
-async def test_a_smuggled_request_is_not_answered(listener: Listener) -> None:
-    smuggled = b"0\r\n\r\nGET /model HTTP/1.1\r\nHost: x\r\n\r\n"
-    client = await listener.connect(
-        post(b"Content-Length: 4", b"Transfer-Encoding: chunked", body=smuggled)
-    )
-    check_problem(await client.answer(), 400, "bad_http")
-    assert await client.rest() == b""
 
 
 async def test_a_trailer_is_no_header(artifact: Path) -> None:

@@ -61,8 +61,8 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def build(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     command = "import importlib.metadata as m; print(m.version('yolov8-fla'))"
-    told = subprocess.run([str(python), "-c", command], check=True, capture_output=True, text=True)
-    return Build(told.stdout.strip(), REVISION)
+    done = subprocess.run([str(python), "-c", command], check=True, capture_output=True, text=True)
+    return Build(done.stdout.strip(), REVISION)
 
 
 def test_the_installed_server_tells_its_build_wherever_it_is_asked(
@@ -130,8 +130,8 @@ def test_the_installed_client_asks_the_installed_server(
     assert found.returncode == 0, found.stderr
     (detection,) = json.loads(found.stdout)["detections"]
     assert detection["class_name"] == "RBC"
-    told = run(python, tmp_path, "client", "--version")
-    assert told.stdout == f"yolov8-fla {build.version}\n"
+    done = run(python, tmp_path, "client", "--version")
+    assert done.stdout == f"yolov8-fla {build.version}\n"
     command = "import client; print(client.__file__)"
     where = subprocess.run([str(python), "-c", command], cwd=tmp_path, capture_output=True)
     folder = Path(where.stdout.decode().strip()).parent

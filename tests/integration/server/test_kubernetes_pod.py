@@ -44,17 +44,17 @@ async def test_probes_and_scrapes_are_answered_though_keys_are_asked_for(artifac
 
 @pytest.mark.anyio
 async def test_the_adapter_asks_for_metrics_that_the_server_has(artifact: Path) -> None:
-    asked = {
+    queried = {
         name for rule in adapter_rules() for name in re.findall(r"detector_\w+", expanded(rule))
     }
-    assert asked == {
+    assert queried == {
         "detector_queue_images",
         "detector_inference_busy_seconds_total",
         "detector_instances",
     }
     async with served(artifact) as running:
         exposed = (await running.client.get("/metrics")).text
-    assert asked <= set(re.findall(r"^(detector_\w+)", exposed, re.M))
+    assert queried <= set(re.findall(r"^(detector_\w+)", exposed, re.M))
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
@@ -109,8 +109,8 @@ def test_a_pod_that_ends_serves_through_its_pause_and_then_drains(
     """As the kubelet does it: the hook, then SIGTERM, and all of it within the grace period."""
     deployment = one(build(FOLDER / "overlays/cpu"), "Deployment")
     container = server(deployment)
-    given = variables(container) | {"YOLO_FLA_HOST": "127.0.0.1"}
-    with ready(repo_dir, artifact, **given) as (process, client):
+    environment = variables(container) | {"YOLO_FLA_HOST": "127.0.0.1"}
+    with ready(repo_dir, artifact, **environment) as (process, client):
         url = client.base_url
         began = time.monotonic()
         hook = subprocess.Popen(container["lifecycle"]["preStop"]["exec"]["command"])

@@ -165,5 +165,6 @@ def test_the_reason_of_a_failed_start_is_the_last_line_after_those_of_the_log(
     ended = run_to_the_end(repo_dir, "--model", str(artifact), YOLO_FLA_DEVICE="cuda:99")
     *log, last = ended.stderr.splitlines()
     assert last.startswith("error: ")
+    assert "yolov8-fla[gpu]" in last
     assert log
     assert all(line.startswith("{") for line in log)

@@ -23,7 +23,7 @@ REQUESTS: dict[str, tuple[int, dict[str, Any]]] = {
     "raw": (200, {"content": IMAGE}),
     "multipart": (200, {"files": [("a", IMAGE), ("b", b"no image")]}),
     "json": (200, {"json": {"images": [base64.b64encode(IMAGE).decode()]}}),
-    "picture": (200, {"content": IMAGE, "params": {"format": "image"}}),
+    "image": (200, {"content": IMAGE, "params": {"format": "image"}}),
     "no image": (415, {"files": {"a": b"no image"}}),
     "wrong parameter": (422, {"files": {"a": IMAGE}, "params": {"conf": "x"}}),
     "too many": (413, {"files": [("a", IMAGE)] * 65}),

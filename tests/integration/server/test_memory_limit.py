@@ -1,4 +1,4 @@
-"""A server with little memory: pictures wait for it, or are refused; the process stays within."""
+"""A server with little memory: images wait for it, or are refused; the process stays within."""
 
 import asyncio
 import io
@@ -39,7 +39,7 @@ async def post(running: Served, content: bytes, **params: str) -> int:
     return response.status_code
 
 
-async def test_a_picture_that_never_fits_is_refused_and_others_are_served(artifact: Path) -> None:
+async def test_a_image_that_never_fits_is_refused_and_others_are_served(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE) as running:
         assert running.service.pipeline.decoding.memory.max_bytes == LEAST_BYTES
         assert await post(running, NEVER) == 413
@@ -52,7 +52,7 @@ async def test_a_picture_that_never_fits_is_refused_and_others_are_served(artifa
         ]
 
 
-async def test_a_picture_that_can_be_decoded_but_not_drawn_into_is_refused(artifact: Path) -> None:
+async def test_a_image_that_can_be_decoded_but_not_drawn_into_is_refused(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE) as running:
         assert await post(running, DECODED_ONLY) == 200
         assert await post(running, DECODED_ONLY, format="image") == 413
@@ -60,11 +60,11 @@ async def test_a_picture_that_can_be_decoded_but_not_drawn_into_is_refused(artif
         assert running.service.pipeline.decoding.memory.taken == 0
 
 
-async def test_pictures_that_do_not_fit_together_wait_for_each_other(artifact: Path) -> None:
+async def test_images_that_do_not_fit_together_wait_for_each_other(artifact: Path) -> None:
     async with served(artifact, memory_bytes=LITTLE, decode_threads=4) as running:
         memory = running.service.pipeline.decoding.memory
-        pictures = [ONE_AT_A_TIME, SMALL] * 8
-        assert await asyncio.gather(*(post(running, each) for each in pictures)) == [200] * 16
+        images = [ONE_AT_A_TIME, SMALL] * 8
+        assert await asyncio.gather(*(post(running, each) for each in images)) == [200] * 16
         assert memory.taken == 0
 
 
@@ -129,7 +129,7 @@ os._exit(code)
 LIMIT_MIB = 512
 
 
-def costly_pictures() -> list[bytes]:
+def costly_images() -> list[bytes]:
     """One of each kind that takes the most memory a pixel; 10 million pixels each."""
     deep = np.zeros((2500, 4000, 4), np.uint16)
     tiff = cv2.imencode(".tiff", deep)[1].tobytes()
@@ -147,20 +147,20 @@ def costly_pictures() -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_the_process_stays_within_its_memory_under_the_costliest_pictures(
+def test_the_process_stays_within_its_memory_under_the_costliest_images(
     repo_dir: Path, artifact: Path
 ) -> None:
-    pictures = costly_pictures() * 6
+    images = costly_images() * 6
     flags = ("--decode-threads", "8", "--jpeg-dct-scaling", "false")
     program = ("-c", WITH_LITTLE_MEMORY, str(LIMIT_MIB))
     with ready(repo_dir, artifact, *flags, program=program) as (server, client):
-        asked = server.wait_for("memory")
-        assert asked["limit_bytes"] == LIMIT_MIB * 2**20
+        event = server.wait_for("memory")
+        assert event["limit_bytes"] == LIMIT_MIB * 2**20
         with ThreadPoolExecutor(8) as clients:
-            answers = clients.map(lambda each: client.post("/detect", content=each), pictures)
+            answers = clients.map(lambda each: client.post("/detect", content=each), images)
             statuses = [answer.status_code for answer in answers]
         status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
-    assert statuses == [200] * len(pictures)
+    assert statuses == [200] * len(images)
     peak_kib = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     assert peak_kib < LIMIT_MIB * 1024
     # All of them at once would have taken far more than there is.

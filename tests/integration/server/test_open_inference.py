@@ -1,10 +1,9 @@
 """The Open Inference Protocol: NVIDIA's client against a real process, then what it can't send."""
 
-import asyncio
 import base64
 import json
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,9 @@ from tests.support.processes import ready
 from tests.support.serving import (
     LIMIT_S,
     RED,
-    HeldSession,
     NotANumber,
     Served,
     encode,
-    held,
     one_cell,
     served,
 )
@@ -239,12 +236,6 @@ def test_the_client_is_told_what_is_wrong(client: InferenceServerClient) -> None
 # What follows is sent by hand, in this process.
 
 
-@pytest.fixture
-async def running(artifact: Path) -> AsyncIterator[Served]:
-    async with served(artifact) as running:
-        yield running
-
-
 def message(*images: bytes, **head: Any) -> tuple[bytes, dict[str, str]]:
     """A request with binary files, and its headers."""
     content = b"".join(struct.pack("<I", len(image)) + image for image in images)
@@ -322,14 +313,6 @@ async def test_refusals_are_counted_and_errors_have_the_protocols_form(running: 
 
 
 @pytest.mark.anyio
-async def test_pixels_over_the_limit_are_refused_by_the_header_of_the_image(artifact: Path) -> None:
-    async with served(artifact, max_image_pixels=1000) as running:
-        response = await infer(running, TWO_CELLS)
-        assert response.status_code == 413
-        assert "max_image_pixels is 1000" in error_of(response)
-
-
-@pytest.mark.anyio
 async def test_the_pixels_of_all_images_are_counted_before_one_is_decoded(artifact: Path) -> None:
     async with served(artifact, max_image_pixels=8191, max_request_pixels=8191) as running:
         response = await infer(running, TWO_CELLS, TWO_CELLS)
@@ -352,28 +335,6 @@ async def test_a_key_is_asked_for_by_all_but_the_probes(artifact: Path) -> None:
             assert (await running.client.get(path, headers=keyed)).status_code == 200
         assert (await infer(running, NOTHING)).status_code == 401
         assert (await infer(running, NOTHING, headers={"X-API-Key": KEY})).status_code == 200
-
-
-@pytest.mark.anyio
-async def test_a_full_queue_says_when_to_come_again(artifact: Path) -> None:
-    limits: dict[str, Any] = {
-        "max_queue_images": 1,
-        "max_images_per_request": 1,
-        "max_batch_size": 1,
-    }
-    async with served(artifact, open_session=HeldSession, **limits) as running:
-        session = held(running)
-        async with asyncio.TaskGroup() as group:
-            first = group.create_task(infer(running, TWO_CELLS))
-            await running.until(lambda: len(session.batch_sizes) == 1)
-            second = group.create_task(infer(running, TWO_CELLS))
-            await running.until(lambda: running.queue_images == 1)
-            refused = await infer(running, TWO_CELLS)
-            session.gate.set()
-        assert (first.result().status_code, second.result().status_code) == (200, 200)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) >= 1
-        assert "max_queue_images is 1" in error_of(refused)
 
 
 @pytest.mark.anyio

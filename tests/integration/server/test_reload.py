@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from server.errors import InferenceFailed
-from server.http.state import state_of
 from server.inference.artifact import Artifact, load_artifact
 from server.serving.decode_pool import MemoryReservation
 from server.settings import Settings
@@ -183,23 +182,6 @@ async def test_a_reload_needs_a_key(running: Served, artifact: Path) -> None:
         assert response.json()["code"] == "keys_not_configured"
 
 
-async def test_a_reload_changes_the_keys_of_the_file(model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "keys"
-    file.write_text("first\n")
-    async with served(model, api_keys_file=file) as running:
-
-        async def status(key: str) -> int:
-            headers = {"X-API-Key": key}
-            return (
-                await running.client.post("/detect", content=IMAGE, headers=headers)
-            ).status_code
-
-        assert [await status("first"), await status("second")] == [200, 401]
-        file.write_text("second\n")
-        await state_of(running.app).reload()  # as SIGHUP does
-        assert [await status("first"), await status("second")] == [401, 200]
-
-
 async def test_while_a_reload_reads_the_keys_requests_are_answered(running: Served) -> None:
     answered = threading.Event()
 
@@ -234,7 +216,7 @@ async def test_while_draining_nothing_is_reloaded(model: Path) -> None:
 async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) -> None:
     async with served(artifact, open_session=HeldSession, inference_watchdog_s=0.05) as running:
         session = held(running)
-        asked = asyncio.create_task(running.client.post("/detect", content=IMAGE))
+        request = asyncio.create_task(running.client.post("/detect", content=IMAGE))
         await running.until(lambda: session.batch_sizes == [1])
         assert (await running.client.get("/health/live")).status_code == 200
         await running.until(lambda: running.service.status == "hung")
@@ -246,7 +228,7 @@ async def test_an_inference_that_does_not_return_fails_liveness(artifact: Path) 
         assert (health.status_code, health.json()["status"]) == (503, "hung")
         session.gate.set()
         async with asyncio.timeout(LIMIT_S):
-            assert (await asked).status_code == 200
+            assert (await request).status_code == 200
         assert (await running.client.get("/health")).json()["status"] == "ready"
         assert (await running.client.get("/health/live")).status_code == 200
 

@@ -17,12 +17,6 @@ pytestmark = pytest.mark.anyio
 ORIGIN = "https://shop.example"
 
 
-@pytest.fixture
-async def running(artifact: Path) -> AsyncIterator[Served]:
-    async with served(artifact) as running:
-        yield running
-
-
 async def every_kind_of_answer(client: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
     yield await client.post("/detect", content=one_cell())
     yield await client.post("/detect", content=one_cell(), params={"format": "image"})
@@ -62,13 +56,13 @@ class Loads(HTMLParser):
         self.inline: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         # A handler or a style in an attribute has no hash, so the policy forbids it.
-        assert not [name for name in given if name == "style" or name.startswith("on")], tag
+        assert not [name for name in attributes if name == "style" or name.startswith("on")], tag
         if tag in ("script", "img", "iframe"):
-            self.urls.append(given.get("src") or "")
+            self.urls.append(attributes.get("src") or "")
         if tag == "link":
-            self.urls.append(given.get("href") or "")
+            self.urls.append(attributes.get("href") or "")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -132,7 +126,7 @@ async def test_who_looks_whether_the_page_is_there_may_ask_for_its_headers(
 
 @pytest.fixture
 def beside_samples(tmp_path: Path) -> Path:
-    """A model beside a folder `samples`, and a picture that is none of them."""
+    """A model beside a folder `samples`, and a image that is none of them."""
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "b c.png").write_bytes(one_cell())
@@ -176,10 +170,10 @@ async def test_another_origin_is_let_in_only_when_configured(artifact: Path) -> 
     ask = {"origin": ORIGIN, "access-control-request-method": "POST"}
     wants = {"access-control-request-headers": "authorization, content-type"}
     async with served(artifact, cors_origins=ORIGIN, api_keys="secret") as running:
-        asked = await running.client.options("/detect", headers=ask | wants)
-        assert asked.status_code == 200
-        assert asked.headers["access-control-allow-origin"] == ORIGIN
-        assert "x-request-id" in asked.headers
+        preflight = await running.client.options("/detect", headers=ask | wants)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        assert "x-request-id" in preflight.headers
         refused = await running.client.post("/detect", headers={"origin": ORIGIN})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == ORIGIN

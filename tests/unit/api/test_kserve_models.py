@@ -6,12 +6,11 @@ import pytest
 from server.api.kserve.models import (
     InferModel,
     detection_tensors,
-    find_model,
     images_in,
     infer_models,
 )
 from server.api.kserve.tensors import InputTensor
-from server.errors import MalformedRequest, NoImage, NotFound, UndecodableImage
+from server.errors import MalformedRequest, NoImage, UndecodableImage
 from server.inference.artifact import Artifact, load_artifact
 from server.inference.detector import ImageDetections
 from server.serving.pipeline import Found
@@ -31,33 +30,11 @@ def found(count: int) -> Found:
     return Found(ImageDetections(detections, 64, 64, False), {})
 
 
-def test_an_artifact_is_two_models(artifact: Artifact) -> None:
-    whole, raw = infer_models(artifact)
-    assert (whole.name, raw.name) == ("tiny", "tiny-raw")
-    assert [spec.name for spec in whole.outputs] == [
-        "boxes", "scores", "class_ids", "counts", "errors",
-    ]  # fmt: skip
-    assert whole.parameters == {"class_names": ["RBC", "WBC", "Platelets"]}
-    # Its buckets have 4, 2 and 2 cells.
-    assert raw.input.shape == (-1, -1, -1, 3)
-    assert raw.outputs[0].shape == (-1, -1, 6)
-    assert raw.parameters["buckets_hw"] == [[64, 64], [32, 64], [64, 32]]
-
-
 def test_a_shape_that_never_changes_is_told(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path / "one.onnx", buckets=[(64, 64)], max_candidates=3)
     _, raw = infer_models(load_artifact(path))
     assert raw.input.shape == (-1, 64, 64, 3)
     assert raw.outputs[0].shape == (-1, 3, 6)
-
-
-def test_models_are_found_by_name_and_version(artifact: Artifact) -> None:
-    assert not find_model(artifact, "tiny", None).raw
-    assert find_model(artifact, "tiny-raw", artifact.version).raw
-    with pytest.raises(NotFound, match="no model 'tin'; served are tiny and tiny-raw"):
-        find_model(artifact, "tin", None)
-    with pytest.raises(NotFound, match=f"no version '1' of tiny; served is {artifact.version}"):
-        find_model(artifact, "tiny", "1")
 
 
 def test_images_are_counted_before_their_content_is_looked_at(artifact: Artifact) -> None:

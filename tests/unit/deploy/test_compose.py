@@ -30,10 +30,6 @@ def load(name: str) -> dict[str, Any]:
 COMPOSE = load("compose.yaml")
 
 
-def test_there_are_the_server_and_what_watches_it() -> None:
-    assert list(COMPOSE["services"]) == SERVICES
-
-
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_has_no_privileges_and_its_resources_are_bounded(name: str) -> None:
     service = COMPOSE["services"][name]

@@ -13,8 +13,6 @@ from server.vision.decode import decode
 from server.vision.nms import DetectParameters
 from tests.support.artifacts import paint, tiny_artifact, tiny_candidates
 
-ARTIFACT_HW = (64, 64)
-
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
@@ -66,20 +64,10 @@ def test_no_images_have_no_detections(detector: Detector) -> None:
     assert detector.detect([], DetectParameters()) == []
 
 
-def test_an_answer_cut_off_at_the_last_candidate_is_truncated(tmp_path: Path) -> None:
-    metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx", max_candidates=2)).metadata
-    bright, two_bright = [(0, 0), (0, 1), (1, 0)], [(0, 0), (1, 1)]
-    for cells, truncated in ((bright, True), (two_bright, True), (two_bright[:1], False)):
-        prepared = prepare_image(paint(ARTIFACT_HW, dict.fromkeys(cells, (255, 0, 0))), metadata)
-        (candidates,) = tiny_candidates(prepared.canvas[None], metadata.max_candidates)
-        found = finish(candidates, prepared, metadata, DetectParameters())
-        assert found.truncated is truncated
-
-
 def test_bytes_are_prepared_as_their_pixels_are(tmp_path: Path) -> None:
     metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
-    picture = cv2.resize(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3, (600, 400))
-    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    image = cv2.resize(np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3, (600, 400))
+    data = cv2.imencode(".jpg", image)[1].tobytes()
     exact, stage_s = prepare_encoded(data, metadata, max_pixels=240_000, dct_scaling=False)
     expected = prepare_image(decode(data, max_pixels=240_000), metadata)
     np.testing.assert_array_equal(exact.canvas, expected.canvas)

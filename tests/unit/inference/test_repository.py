@@ -57,11 +57,11 @@ def make(tmp_path: Path) -> Make:
         name = overrides.pop("file", f"{precision}.onnx")
         shown = verdict or ("equal" if precision == "fp32" else "within_gate")
         measured = overrides.pop("measured", True)
-        given: dict[str, Any] = {
+        values: dict[str, Any] = {
             "precision": precision,
             "certificate": certificate(shown, measured=measured),
         }
-        return load_artifact(tiny_artifact(tmp_path / name, **(given | overrides)))
+        return load_artifact(tiny_artifact(tmp_path / name, **(values | overrides)))
 
     return make
 
@@ -143,19 +143,6 @@ def test_the_best_for_the_device_is_taken_then_the_next(
         artifacts.remove(chosen)
 
 
-def test_the_reason_says_what_speaks_for_it_and_what_it_costs(make: Make) -> None:
-    _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=vnni)
-    assert reason == (
-        "int8: this CPU has AVX512-VNNI; within its tolerance (mAP50-95 0.6191 against 0.6181 of "
-        "its source)"
-    )
-    _, reason = select_variant([make("int8"), make("fp32")], "cpu", instructions=none)
-    assert reason == (
-        "fp32: this CPU is not known to have instructions for int8 (VNNI); its detections are its "
-        "source's"
-    )
-
-
 def test_a_file_that_was_not_shown_to_keep_its_accuracy_is_left_out_and_that_is_said(
     make: Make,
 ) -> None:
@@ -187,25 +174,6 @@ def test_a_precision_that_is_not_there_is_refused_with_what_there_is(
     artifacts = [make(precision) for precision in precisions]
     with pytest.raises(ArtifactInvalid, match=r"fp16 was asked for.*fp32 \(.*fp32\.onnx\)"):
         select_variant(artifacts, "cpu", "fp16", instructions=vnni)
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "remark"),
-    [
-        ("fp32", "cpu", ", what a CPU computes best after int8"),
-        ("fp16", "cpu", ", a CPU runs it in float32, which it loads slower"),
-        ("int8", "cpu", ""),
-        ("int8", "cuda:0", ", CUDA gains nothing by int8"),
-        ("fp16", "cuda:0", ""),
-    ],
-)
-def test_the_only_file_is_taken_with_a_word_where_it_is_not_the_best(
-    make: Make, precision: str, device: str, remark: str
-) -> None:
-    artifact = make(precision)
-    chosen, reason = select_variant([artifact], device, instructions=vnni)
-    assert chosen is artifact
-    assert reason.startswith(f"{precision}: the only file{remark}; ")
 
 
 def test_the_only_file_is_taken_though_its_loss_was_accepted(make: Make) -> None:

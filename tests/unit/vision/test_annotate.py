@@ -52,7 +52,7 @@ def test_no_box_crosses_a_label() -> None:
     assert not (whole[0] == BASE_RGB[1]).all(axis=2).any()
 
 
-def test_lines_and_text_grow_with_the_picture() -> None:
+def test_lines_and_text_grow_with_the_image() -> None:
     small, large = (
         annotate(
             grey(side, side), detections((0.3 * side, 0.3 * side, 0.7 * side, 0.7 * side)), ["x"]
@@ -65,7 +65,7 @@ def test_lines_and_text_grow_with_the_picture() -> None:
         return int((middle != 128).any(axis=1).sum())
 
     assert widths(large) >= 2 * widths(small)
-    # The share of the picture that is drawn stays about the same.
+    # The share of the image that is drawn stays about the same.
     shares = [(drawn != 128).any(axis=2).mean() for drawn in (small, large)]
     assert shares[0] == pytest.approx(shares[1], rel=0.6)
 
@@ -102,7 +102,7 @@ def test_a_box_far_outside_is_drawn_as_far_as_it_is_inside(edge: float) -> None:
     assert (drawn[:, :] == BASE_RGB[0]).all(axis=2).any()
 
 
-def test_without_detections_the_picture_stays_as_it_is() -> None:
+def test_without_detections_the_image_stays_as_it_is() -> None:
     assert (annotate(grey(), detections(), ["RBC"]) == 128).all()
 
 

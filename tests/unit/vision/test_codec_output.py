@@ -1,12 +1,11 @@
 import ctypes
-import struct
 import threading
-import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
+from benchmarks.fuzz.seeds import png_chunk
 from server.errors import UndecodableImage
 from server.vision.codec_output import codecs_muted
 from server.vision.decode import decode
@@ -17,14 +16,9 @@ PNG, JPEG = encode(PIXELS), encode(PIXELS, ".jpg")
 PNG_HEAD_BYTES = 33
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
-
-
 NOISY = {
     "a broken transparency": (
-        PNG[:PNG_HEAD_BYTES] + _chunk(b"tRNS", b"x") + PNG[PNG_HEAD_BYTES:]
+        PNG[:PNG_HEAD_BYTES] + png_chunk(b"tRNS", b"x") + PNG[PNG_HEAD_BYTES:]
     ),
     "pixels that fail their sum": PNG[:-20] + bytes([PNG[-20] ^ 255]) + PNG[-19:],
     "pixels that are missing": JPEG[:700] + bytes(20) + JPEG[-2:],

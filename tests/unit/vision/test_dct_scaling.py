@@ -1,4 +1,3 @@
-import io
 import struct
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from server.errors import TooLarge, UndecodableImage
 from server.vision.decode import decode, decode_dct_scaled
 from server.vision.jpeg import read_jpeg
 from server.vision.letterbox import Frame, letterbox, resized_hw
+from tests.support.image_files import saved
 
 LIMIT = 100_000_000
 INPUT = (64, 64)
@@ -22,10 +22,8 @@ def jpeg(pixels: NDArray[np.uint8], orientation: int | None = None, **options: o
     exif = Image.Exif()
     if orientation is not None:
         exif[274] = orientation
-    buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    image.save(buffer, "JPEG", quality=95, subsampling=0, exif=exif, **options)
-    return buffer.getvalue()
+    return saved(image, "JPEG", quality=95, subsampling=0, exif=exif, **options)
 
 
 def rectangle(height: int, width: int) -> NDArray[np.uint8]:
@@ -49,7 +47,7 @@ def edges(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_reduced_picture_lies_where_its_frame_says(
+def test_the_reduced_image_lies_where_its_frame_says(
     size: tuple[int, int], orientation: int | None
 ) -> None:
     data = jpeg(rectangle(*size), orientation)
@@ -159,9 +157,7 @@ def test_the_orientation_is_read_in_both_byte_orders(order: str, orientation: in
     entries = struct.pack(f"{order}HHIHH", 256, 3, 1, 9, 0)
     entries += struct.pack(f"{order}HHIHH", 274, 3, 1, orientation, 0)
     tiff = mark + struct.pack(f"{order}HIH", 42, 8, 2) + entries + bytes(4)
-    buffer = io.BytesIO()
-    Image.fromarray(rectangle(20, 30)).save(buffer, "JPEG", exif=b"Exif\0\0" + tiff)
-    data = buffer.getvalue()
+    data = saved(Image.fromarray(rectangle(20, 30)), "JPEG", exif=b"Exif\0\0" + tiff)
     assert read_jpeg(data).orientation == orientation
     assert decode(data, max_pixels=LIMIT).shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
 
@@ -178,17 +174,15 @@ def test_no_orientation_is_upright() -> None:
     assert read_jpeg(jpeg(rectangle(9, 9))).orientation == 1
     exif = Image.Exif()
     exif[270] = "a description"
-    buffer = io.BytesIO()
-    Image.fromarray(rectangle(9, 9)).save(buffer, "JPEG", exif=exif)
-    assert read_jpeg(buffer.getvalue()).orientation == 1
+    data = saved(Image.fromarray(rectangle(9, 9)), "JPEG", exif=exif)
+    assert read_jpeg(data).orientation == 1
 
 
 def test_grey_cmyk_and_progressive_files_are_reduced_to_rgb() -> None:
-    picture = Image.fromarray(rectangle(600, 900))
+    image = Image.fromarray(rectangle(600, 900))
     for mode, options in (("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})):
-        buffer = io.BytesIO()
-        picture.convert(mode).save(buffer, "JPEG", quality=95, **options)
-        pixels, _ = decode_dct_scaled(buffer.getvalue(), max_pixels=LIMIT, full_hw=INPUT)
+        data = saved(image.convert(mode), "JPEG", quality=95, **options)
+        pixels, _ = decode_dct_scaled(data, max_pixels=LIMIT, full_hw=INPUT)
         assert pixels.shape == (150, 225, 3)
         np.testing.assert_allclose(edges(pixels) * 4, edges(rectangle(600, 900)), atol=0.5)
 

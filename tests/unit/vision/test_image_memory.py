@@ -1,6 +1,5 @@
-"""No picture takes more memory to decode than its header made us expect."""
+"""No image takes more memory to decode than its header made us expect."""
 
-import io
 import json
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from PIL import Image
 from benchmarks.fuzz.seeds import png_chunk
 from server.errors import UndecodableImage
 from server.vision.decode import decode, read_header
+from tests.support.image_files import saved
 
 HEIGHT, WIDTH = 1500, 2000
 FULL_HW = (480, 480)  # so that a JPEG is decoded at half its size
@@ -91,12 +91,6 @@ def pillow(kind: str, mode: str, *, turned: bool = False, **options: object) -> 
     return saved(Image.fromarray(noise(3)).convert(mode), kind, exif=exif, **options)
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def opencv(extension: str, samples: int, *options: int, bits: int = 8) -> bytes:
     pixels = noise(samples, np.uint8 if bits == 8 else np.uint16)
     return cv2.imencode(extension, pixels, options)[1].tobytes()
@@ -150,7 +144,7 @@ def tiff_of_one_tile() -> bytes:
 
 
 ONE_STRIP = (cv2.IMWRITE_TIFF_COMPRESSION, 1, cv2.IMWRITE_TIFF_ROWSPERSTRIP, HEIGHT)
-PICTURES: dict[str, Callable[[], bytes]] = {
+IMAGES: dict[str, Callable[[], bytes]] = {
     "baseline": lambda: pillow("JPEG", "RGB"),
     "baseline turned": lambda: pillow("JPEG", "RGB", turned=True),
     "baseline grey": lambda: pillow("JPEG", "L"),
@@ -197,18 +191,18 @@ DRAWN = {
 
 
 @pytest.mark.slow
-def test_no_picture_takes_more_memory_than_was_expected(repo_dir: Path, tmp_path: Path) -> None:
-    for name, make in PICTURES.items():
+def test_no_image_takes_more_memory_than_was_expected(repo_dir: Path, tmp_path: Path) -> None:
+    for name, make in IMAGES.items():
         data = make()
         for way in ("exact", "reduced", "drawn") if name in DRAWN else ("exact", "reduced"):
             (tmp_path / f"{name}.{way}").write_bytes(data)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(FULL_HW)]
     done = subprocess.run(command, cwd=repo_dir, capture_output=True, text=True, check=True)
     results: dict[str, tuple[int, int]] = json.loads(done.stdout)
-    assert len(results) == 2 * len(PICTURES) + len(DRAWN)
+    assert len(results) == 2 * len(IMAGES) + len(DRAWN)
     over = {name: pair for name, pair in results.items() if pair[1] > pair[0]}
     assert not over
-    # An estimate that is far too high would keep pictures out that could be served.
+    # An estimate that is far too high would keep images out that could be served.
     ratios = sorted(expected / took for expected, took in results.values())
     # (Files of noise are large, so what counts them counts much here.)
     assert ratios[len(ratios) // 2] < 1.7

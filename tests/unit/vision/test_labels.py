@@ -43,7 +43,7 @@ def test_a_lone_surrogate_does_not_end_the_process() -> None:
     assert image.any()
 
 
-def test_a_picture_that_can_not_be_written_on_fails_alone() -> None:
+def test_a_image_that_can_not_be_written_on_fails_alone() -> None:
     broken = np.zeros((100, 100, 3), np.uint8)
     broken.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
