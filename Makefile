@@ -121,24 +121,24 @@ release: $(READY) ## make dist/ and the images of this commit, publish nothing; 
 pins: $(READY) ## write constraints.txt again, with the newest versions
 	@mkdir -p build
 	@$(VENV)/bin/python -m pip install --quiet --dry-run --ignore-installed --use-feature=fast-deps --report build/pins.json \
-	    pip '.[cpu,gpu,client,export,otel,ray]' --group dev --group docs --group release
+	    pip '.[cpu,gpu,export,otel,ray]' ./client --group dev --group docs --group release
 	@grep '^#' constraints.txt >build/constraints.txt
 	@$(VENV)/bin/python -c 'import json, packaging.utils as u; found = json.load(open("build/pins.json"))["install"]; \
 	    pins = {u.canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in found}; \
-	    del pins["yolov8-fla"]; print("\n".join(map("==".join, sorted(pins.items()))))' >>build/constraints.txt
+	    [pins.pop(name) for name in ("yolov8-fla", "yolov8-fla-client")]; print("\n".join(map("==".join, sorted(pins.items()))))' >>build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
 clean: ## remove both environments, dist/, what tools left, and build/ with the images that make image keeps there
 	rm -rf $(VENV) $(SERVE_VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find server model export benchmarks docs samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find server client model export benchmarks docs samples tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Small, so made anew whenever a requirement changes; nothing left over can hide a missing one.
-$(SERVE_READY): pyproject.toml constraints.txt
+$(SERVE_READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(need_python); $(choose_extra); \
 	echo "Making $(SERVE_VENV) (extra $$extra): once, about a minute"; \
 	set -e; \
 	$(PYTHON) -m venv --clear $(SERVE_VENV); \
-	$(SERVE_VENV)/bin/python $(INSTALL) -e ".[$$extra,client]"; \
+	$(SERVE_VENV)/bin/python $(INSTALL) -e ".[$$extra]" -e ./client; \
 	touch $@
 
 # Large (torch), so brought up to date in place.
@@ -146,7 +146,7 @@ $(SERVE_READY): pyproject.toml constraints.txt
 # - onnxruntime and onnxruntime-gpu share their files: none may be there when the other is put in.
 # - So do opencv-python, which ultralytics asks for, and opencv-python-headless. Put in last, headless wins;
 #   the other needs libGL, which a fresh machine lacks.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(need_python); $(choose_extra); \
 	echo "Making $(VENV) (extra $$extra): once, several minutes and 7.1 GB"; \
 	set -e; \
@@ -154,6 +154,6 @@ $(READY): pyproject.toml constraints.txt
 	rm -f $(VENV)/.ready-*; \
 	$(VENV)/bin/python $(INSTALL) --upgrade pip; \
 	$(VENV)/bin/python -m pip uninstall -qq --yes onnxruntime onnxruntime-gpu; \
-	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,client,export,otel,ray]" --group dev --group docs --group release; \
+	$(VENV)/bin/python $(INSTALL) -e ".[$$extra,export,otel,ray]" -e ./client --group dev --group docs --group release; \
 	$(VENV)/bin/python $(INSTALL) --force-reinstall --no-deps opencv-python-headless; \
 	touch $@

@@ -115,18 +115,19 @@ def cloned(repo: Path, commit: str, folder: Path) -> Path:
 
 
 def build_distributions(release: Release, source: Path, out: Path) -> None:
-    """Writes the source archive, the wheel made of it, its pins, and a bill for each extra.
+    """Writes source archives and wheels of server and client, the pins, and a bill for each extra.
 
     Raises:
         Refused: the wheel is not of that version and commit.
     """
     epoch = output("git", "-C", source, "show", "--no-patch", "--format=%ct", release.commit)
-    output(
-        *(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source),
-        SOURCE_DATE_EPOCH=epoch,  # so that the files come out the same each time
-        REVISION=release.commit,
-    )
-    (wheel,) = out.glob("*.whl")
+    for project in (source, source / "client"):
+        output(
+            *(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, project),
+            SOURCE_DATE_EPOCH=epoch,  # so that the files come out the same each time
+            REVISION=release.commit,
+        )
+    (wheel,) = out.glob("yolov8_fla-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         revision = archive.read("server/revision.txt").decode().strip()
     if wheel.name.split("-")[1] != release.version or revision != release.commit:

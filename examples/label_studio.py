@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from client import Client, DetectClientError, ImageResult
+from yolov8_fla_client import Client, DetectClientError, ImageResult
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

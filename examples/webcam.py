@@ -19,8 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from client import Client, DetectClientError, Detection, Retry, Unavailable, Unreachable
+from yolov8_fla_client import Client, DetectClientError, Detection, Retry, Unavailable, Unreachable
 
 Frame = NDArray[np.uint8]
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from yolov8_fla_client.command import parser
+from yolov8_fla_client.sync_client import Client
 
-from client.command import parser
-from client.sync_client import Client
 from tests.support.processes import ready
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/client.md"
@@ -36,7 +36,6 @@ def url(repo_dir: Path) -> Iterator[str]:
 def folder(repo_dir: Path, tmp_path: Path) -> Path:
     """What the page says that its examples run in."""
     (tmp_path / "samples").symlink_to(repo_dir / "samples")
-    (tmp_path / "client").symlink_to(repo_dir / "client")
     return tmp_path
 
 
@@ -57,19 +56,19 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", of("python", "from client"))
+@pytest.mark.parametrize("code", of("python", "from yolov8_fla_client"))
 def test_every_python_example_runs(code: str, url: str, folder: Path) -> None:
     assert ADDRESS in code
     run([sys.executable, "-W", "error", "-c", code.replace(ADDRESS, url)], folder)
 
 
 def test_no_python_example_is_left_out() -> None:
-    assert len(of("python", "")) == len(of("python", "from client"))
+    assert len(of("python", "")) == len(of("python", "from yolov8_fla_client"))
 
 
 @pytest.mark.slow
 def test_the_commands_leave_what_the_page_says(url: str, folder: Path) -> None:
-    (code,) = of("sh", "python -m client")
+    (code,) = of("sh", "yolov8-fla-client")
     printed = run(["bash", "-eu", "-c", code.replace(ADDRESS, url)], folder)
     assert '"status": "ready"' in printed
     assert len((folder / "found.jsonl").read_text().splitlines()) == 3

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-PACKAGES = ("client", "export", "model", "server")
+PACKAGES = ("export", "model", "server")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,19 @@ def pins(repo_dir: Path) -> dict[str, Version]:
     return {canonicalize_name(pin[1]): Version(pin[2]) for pin in found if pin}
 
 
+@pytest.fixture(scope="module")
+def client(repo_dir: Path) -> dict[str, Any]:
+    return tomllib.loads((repo_dir / "client" / "pyproject.toml").read_text())
+
+
+def test_the_client_has_the_version_and_the_licence_of_the_server(
+    repo_dir: Path, project: dict[str, Any], client: dict[str, Any]
+) -> None:
+    assert client["project"]["version"] == project["project"]["version"]
+    assert client["build-system"]["requires"] == project["build-system"]["requires"]
+    assert (repo_dir / "client/LICENSE").read_bytes() == (repo_dir / "LICENSE").read_bytes()
+
+
 def requirements(project: dict[str, Any]) -> list[Requirement]:
     table = project["project"]
     groups = [
@@ -42,9 +55,10 @@ def requirements(project: dict[str, Any]) -> list[Requirement]:
 
 
 def test_constraints_pin_every_named_requirement_to_a_version_it_accepts(
-    project: dict[str, Any], pins: dict[str, Version]
+    project: dict[str, Any], client: dict[str, Any], pins: dict[str, Version]
 ) -> None:
-    for requirement in requirements(project):
+    own = map(Requirement, client["project"]["dependencies"])
+    for requirement in [*requirements(project), *own]:
         version = pins.get(canonicalize_name(requirement.name))
         assert version is not None, f"constraints.txt does not pin {requirement.name}"
         assert version in requirement.specifier, f"{requirement} refuses the pinned {version}"

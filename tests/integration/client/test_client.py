@@ -14,10 +14,9 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-
-import client.results as results
-import client.settings as settings
-from client import (
+import yolov8_fla_client.results as results
+import yolov8_fla_client.settings as settings
+from yolov8_fla_client import (
     AsyncClient,
     Client,
     ImageRefused,
@@ -30,8 +29,9 @@ from client import (
     UnexpectedResponse,
     Unreachable,
 )
-from client.images import Image
-from client.results import Box, Detection
+from yolov8_fla_client.images import Image
+from yolov8_fla_client.results import Box, Detection
+
 from tests.support.artifacts import paint
 from tests.support.processes import LIMIT_S, ready
 from tests.support.serving import RED, HeldSession, Served, encode, held, one_cell, served

@@ -1,4 +1,4 @@
-"""`python -m client` as a person or a script runs it."""
+"""`yolov8-fla-client` as a person or a script runs it."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KEY = "a-key"
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "client", *map(str, arguments)]
+    return [sys.executable, "-m", "yolov8_fla_client", *map(str, arguments)]
 
 
 def run(
@@ -200,7 +200,7 @@ def test_health_is_for_scripts(tree: Path, url: str) -> None:
 
 
 def test_the_version_is_the_packages(tree: Path) -> None:
-    assert run(tree, "--version").stdout.startswith("yolov8-fla 0.")
+    assert run(tree, "--version").stdout.startswith("yolov8-fla-client 0.")
 
 
 def test_a_reader_that_leaves_early_is_no_error(tree: Path, url: str) -> None:

@@ -10,9 +10,9 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+from yolov8_fla_client import AsyncClient, Client, Retry, ServerFailed, Unavailable, Unreachable
+from yolov8_fla_client.results import ImageResult
 
-from client import AsyncClient, Client, Retry, ServerFailed, Unavailable, Unreachable
-from client.results import ImageResult
 from tests.support.flaky import Decide, Flaky, Reply, digest, flaky
 
 # Short waits: nothing here depends on how long they are.

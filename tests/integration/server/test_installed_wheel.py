@@ -28,18 +28,19 @@ def python(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment that the wheel is installed in."""
     folder = tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
-    subprocess.run(
-        [*build, "--directory", str(folder)],
-        cwd=repo_dir,
-        env=os.environ | {"REVISION": REVISION},
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = folder.glob("*.whl")
+    for project in (repo_dir, repo_dir / "client"):
+        subprocess.run(
+            [*build, "--directory", str(folder)],
+            cwd=project,
+            env=os.environ | {"REVISION": REVISION},
+            check=True,
+            capture_output=True,
+        )
+    wheels = map(str, folder.glob("*.whl"))
     venv.create(folder / "venv", with_pip=False)
     made = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+    subprocess.run([*pip, "--no-deps", "--no-index", *wheels], check=True)
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
     # A path in a .pth file: what is installed here comes first, and no .pth file there is read, so
     # that an editable install of this checkout has no say.
@@ -126,13 +127,14 @@ def test_the_installed_client_asks_the_installed_server(
     with following([str(python), "-m", "server", *flags], tmp_path, environment()) as server:
         url = server.wait_for("listening")["url"]
         server.wait_for("ready")
-        found = run(python, tmp_path, "client", "detect", "cell.png", "--url", url)
+        found = run(python, tmp_path, "yolov8_fla_client", "detect", "cell.png", "--url", url)
     assert found.returncode == 0, found.stderr
     (detection,) = json.loads(found.stdout)["detections"]
     assert detection["class_name"] == "RBC"
-    done = run(python, tmp_path, "client", "--version")
-    assert done.stdout == f"yolov8-fla {build.version}\n"
-    command = "import client; print(client.__file__)"
+    script = str(python.with_name("yolov8-fla-client"))
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"yolov8-fla-client {build.version}\n"
+    command = "import yolov8_fla_client as c; print(c.__file__)"
     where = subprocess.run([str(python), "-c", command], cwd=tmp_path, capture_output=True)
     folder = Path(where.stdout.decode().strip()).parent
     assert folder.is_relative_to(python.parents[1]), "not the checkout's"

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-
-from client.bitmap import bmp_of
-from client.images import (
+from yolov8_fla_client.bitmap import bmp_of
+from yolov8_fla_client.images import (
     MAX_IMAGE_BYTES,
     ImageFile,
     NamedImage,
@@ -19,7 +18,8 @@ from client.images import (
     read_image,
     read_or_tell,
 )
-from client.results import ImageResult
+from yolov8_fla_client.results import ImageResult
+
 from server.vision.decode import decode
 
 

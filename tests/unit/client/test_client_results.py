@@ -5,13 +5,13 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import supervision
+import yolov8_fla_client.results as results
+from yolov8_fla_client.errors import Unavailable, UnexpectedResponse
+from yolov8_fla_client.exchange import Response
+from yolov8_fla_client.parameters import Parameters
+from yolov8_fla_client.responses import error_of, read_health, read_model, read_results
+from yolov8_fla_client.results import Box, Detection, ImageResult
 
-import client.results as results
-from client.errors import Unavailable, UnexpectedResponse
-from client.exchange import Response
-from client.parameters import Parameters
-from client.responses import error_of, read_health, read_model, read_results
-from client.results import Box, Detection, ImageResult
 from server.api import schemas
 
 FOUND = ImageResult(
@@ -75,9 +75,9 @@ def test_results_do_not_change() -> None:
 
 def test_only_what_is_asked_for_is_loaded() -> None:
     code = (
-        "import client, sys\n"
+        "import yolov8_fla_client, sys\n"
         "heavy = {'numpy', 'tqdm', 'supervision', 'cv2', 'server', 'onnxruntime', 'torch'}\n"
-        "client.Client('http://x').close()\n"
+        "yolov8_fla_client.Client('http://x').close()\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -86,12 +86,16 @@ def test_only_what_is_asked_for_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("missing", "code", "told"),
     [
-        ("httpx", "import client", "pip install 'yolov8-fla[client]'"),
-        ("supervision", "from client import *; r.to_supervision()", "pip install supervision"),
+        ("httpx", "import yolov8_fla_client", "pip install httpx"),
+        (
+            "supervision",
+            "from yolov8_fla_client import *; r.to_supervision()",
+            "pip install supervision",
+        ),
     ],
 )
 def test_a_library_that_is_not_there_is_named(missing: str, code: str, told: str) -> None:
-    make = "import client.results as m; r = m.ImageResult('a', 1, 1, False, None, ())\n"
+    make = "import yolov8_fla_client.results as m; r = m.ImageResult('a', 1, 1, False, None, ())\n"
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n{'' if missing == 'httpx' else make}{code}"
     )

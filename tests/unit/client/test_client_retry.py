@@ -7,8 +7,7 @@ from itertools import repeat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from client.errors import (
+from yolov8_fla_client.errors import (
     ImageRefused,
     Refused,
     ServerFailed,
@@ -17,9 +16,9 @@ from client.errors import (
     UnexpectedResponse,
     Unreachable,
 )
-from client.exchange import NoResponse, Outcome, Request, Response, Send, Wait
-from client.responses import error_of
-from client.retry import LONGEST_S, Retry, asking, retry_after_s
+from yolov8_fla_client.exchange import NoResponse, Outcome, Request, Response, Send, Wait
+from yolov8_fla_client.responses import error_of
+from yolov8_fla_client.retry import LONGEST_S, Retry, asking, retry_after_s
 
 GOOD = Response(200, {}, b"{}")
 BUSY = Response(503, {}, b"")

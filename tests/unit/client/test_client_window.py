@@ -3,8 +3,7 @@ from concurrent.futures import Future
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from client.window import WAITING_FOR_A_LATE_ONE, Window, groups_of
+from yolov8_fla_client.window import WAITING_FOR_A_LATE_ONE, Window, groups_of
 
 Numbers = Future[list[int]]
 

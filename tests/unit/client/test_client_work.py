@@ -3,12 +3,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from yolov8_fla_client import AsyncClient
+from yolov8_fla_client.parameters import Parameters
+from yolov8_fla_client.progress import Silent
+from yolov8_fla_client.work import Images, Job, ModelChanged, run
+from yolov8_fla_client.writers.files import OutputRefused
 
-from client import AsyncClient
-from client.parameters import Parameters
-from client.progress import Silent
-from client.work import Images, Job, ModelChanged, run
-from client.writers.files import OutputRefused
 from tests.support.flaky import found_in
 
 pytestmark = pytest.mark.anyio

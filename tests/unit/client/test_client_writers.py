@@ -10,9 +10,8 @@ import pytest
 import yaml
 from pycocotools.coco import COCO
 from ultralytics.data.utils import verify_image_label
-
-from client.images import failed
-from client.results import (
+from yolov8_fla_client.images import failed
+from yolov8_fla_client.results import (
     AnnotatedImage,
     Box,
     Detection,
@@ -20,11 +19,11 @@ from client.results import (
     ModelDescription,
     ModelName,
 )
-from client.writers.annotated import AnnotatedImages, output_name
-from client.writers.coco import Coco
-from client.writers.files import NameTaken, OutputRefused, write_whole
-from client.writers.jsonl import JsonLines, row_of
-from client.writers.yolo import YoloLabels
+from yolov8_fla_client.writers.annotated import AnnotatedImages, output_name
+from yolov8_fla_client.writers.coco import Coco
+from yolov8_fla_client.writers.files import NameTaken, OutputRefused, write_whole
+from yolov8_fla_client.writers.jsonl import JsonLines, row_of
+from yolov8_fla_client.writers.yolo import YoloLabels
 
 NAMES = ["RBC", 'a "quoted" name', "血小板 😀\u2028\x7f"]
 MODEL = ModelDescription("v1", {"name": "m", "class_names": NAMES})

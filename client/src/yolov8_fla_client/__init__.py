@@ -13,12 +13,10 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "httpx":
         raise
-    raise ModuleNotFoundError(
-        "the client needs httpx: pip install 'yolov8-fla[client]'", name="httpx"
-    ) from None
+    raise ModuleNotFoundError("the client needs httpx: pip install httpx", name="httpx") from None
 
-from client.async_client import AsyncClient
-from client.errors import (
+from yolov8_fla_client.async_client import AsyncClient
+from yolov8_fla_client.errors import (
     DetectClientError,
     ImageRefused,
     Refused,
@@ -28,8 +26,8 @@ from client.errors import (
     UnexpectedResponse,
     Unreachable,
 )
-from client.images import NamedImage
-from client.results import (
+from yolov8_fla_client.images import NamedImage
+from yolov8_fla_client.results import (
     AnnotatedImage,
     Box,
     Detection,
@@ -40,8 +38,8 @@ from client.results import (
     ModelName,
     Timings,
 )
-from client.retry import Retry
-from client.sync_client import Client
+from yolov8_fla_client.retry import Retry
+from yolov8_fla_client.sync_client import Client
 
 __all__ = [
     "AnnotatedImage",

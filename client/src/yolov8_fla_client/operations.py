@@ -3,12 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from client.errors import ImageRefused, Refused, ServerFailed, UnexpectedResponse
-from client.exchange import Operation, Request, Response
-from client.images import ImageFile, failed
-from client.parameters import Parameters
-from client.responses import IMAGE_CODES, error_of, read_health, read_model, read_results
-from client.results import AnnotatedImage, Health, ImageError, ImageResult, ModelDescription
+from yolov8_fla_client.errors import ImageRefused, Refused, ServerFailed, UnexpectedResponse
+from yolov8_fla_client.exchange import Operation, Request, Response
+from yolov8_fla_client.images import ImageFile, failed
+from yolov8_fla_client.parameters import Parameters
+from yolov8_fla_client.responses import IMAGE_CODES, error_of, read_health, read_model, read_results
+from yolov8_fla_client.results import (
+    AnnotatedImage,
+    Health,
+    ImageError,
+    ImageResult,
+    ModelDescription,
+)
 
 # Sends a request, again where that may help, and returns the final answer.
 Ask = Callable[[Request], Operation[Response]]

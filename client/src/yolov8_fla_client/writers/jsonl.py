@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from client.results import ImageResult, ModelDescription
-from client.writers.files import OutputRefused, refuse_what_is_there, synced
+from yolov8_fla_client.results import ImageResult, ModelDescription
+from yolov8_fla_client.writers.files import OutputRefused, refuse_what_is_there, synced
 
 PARTIAL = ".partial"
 

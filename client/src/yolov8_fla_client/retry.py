@@ -4,13 +4,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from itertools import count
 
-from client.errors import Unreachable
-from client.exchange import NoResponse, Operation, Outcome, Request, Response, Send, Wait
-from client.responses import AGAIN, error_of
+from yolov8_fla_client.errors import Unreachable
+from yolov8_fla_client.exchange import NoResponse, Operation, Outcome, Request, Response, Send, Wait
+from yolov8_fla_client.responses import AGAIN, error_of
 
 # 31 years; of more, clocks and waits overflow.
 LONGEST_S = 1e9
@@ -132,7 +132,7 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
     until = _date(text)
     if until is None:
         return None
-    since = _date(headers.get("date", "")) or now or datetime.now(UTC)
+    since = _date(headers.get("date", "")) or now or datetime.now(timezone.utc)
     return min(LONGEST_S, max(0.0, (until - since).total_seconds()))
 
 
@@ -141,7 +141,7 @@ def _date(text: str) -> datetime | None:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):  # of a year or a time zone with many digits
         return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
+    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
 
 
 def _given_up(

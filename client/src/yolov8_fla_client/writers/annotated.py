@@ -2,8 +2,8 @@
 
 from pathlib import Path, PurePosixPath
 
-from client.results import AnnotatedImage
-from client.writers.files import Claims, refuse_full_folder, write_whole
+from yolov8_fla_client.results import AnnotatedImage
+from yolov8_fla_client.writers.files import Claims, refuse_full_folder, write_whole
 
 SUFFIXES = {"image/jpeg": (".jpg", ".jpeg"), "image/png": (".png",)}
 

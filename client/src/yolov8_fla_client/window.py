@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
-from client.images import Image
+from yolov8_fla_client.images import Image
 
 Task = TypeVar("Task", bound=Hashable)
 Item = TypeVar("Item")

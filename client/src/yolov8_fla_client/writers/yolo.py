@@ -3,8 +3,8 @@
 import json
 from pathlib import Path, PurePosixPath
 
-from client.results import ImageResult, ModelDescription
-from client.writers.files import Claims, refuse_full_folder, write_whole
+from yolov8_fla_client.results import ImageResult, ModelDescription
+from yolov8_fla_client.writers.files import Claims, refuse_full_folder, write_whole
 
 DATA_YAML = """\
 # The labels are in labels/; put the images into images/ beside it, in the same folders.

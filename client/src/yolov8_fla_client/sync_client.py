@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from client import operations
-from client.exchange import NoResponse, Operation, Outcome, Send, Wait
-from client.images import (
+from yolov8_fla_client import operations
+from yolov8_fla_client.exchange import NoResponse, Operation, Outcome, Send, Wait
+from yolov8_fla_client.images import (
     Image,
     as_sequence,
     count_below,
@@ -22,12 +22,21 @@ from client.images import (
     read_image,
     read_or_tell,
 )
-from client.parameters import Chosen, Flow, Parameters
-from client.progress import showing
-from client.results import AnnotatedImage, Health, ImageResult, ModelDescription
-from client.retry import Retry
-from client.settings import Connection, given_up, http_arguments, no_response, response_of
-from client.window import Window, groups_of
+from yolov8_fla_client.parameters import Chosen, Flow, Parameters
+from yolov8_fla_client.progress import showing
+from yolov8_fla_client.results import AnnotatedImage, Health, ImageResult, ModelDescription
+from yolov8_fla_client.retry import Retry
+from yolov8_fla_client.settings import (
+    Connection,
+    given_up,
+    http_arguments,
+    no_response,
+    response_of,
+)
+from yolov8_fla_client.window import Window, groups_of
+
+if TYPE_CHECKING:  # Python 3.10 has neither
+    from typing import Self, Unpack
 
 Result = TypeVar("Result")
 Item = TypeVar("Item", ImageResult, AnnotatedImage)

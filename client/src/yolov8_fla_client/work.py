@@ -1,4 +1,4 @@
-"""One run of `python -m client detect`: look at the images, ask, write, say what came of it."""
+"""One run of `yolov8-fla-client detect`: look at the images, ask, write, say what came of it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from client.async_client import AsyncClient
-from client.errors import DetectClientError
-from client.images import NamedImage, images_below, shown_name
-from client.parameters import Parameters
-from client.progress import Progress
-from client.results import AnnotatedImage, ImageResult, ModelDescription
-from client.writers.annotated import AnnotatedImages
-from client.writers.coco import Coco
-from client.writers.files import NameTaken, OutputRefused
-from client.writers.jsonl import PARTIAL, JsonLines
-from client.writers.yolo import YoloLabels
+from yolov8_fla_client.async_client import AsyncClient
+from yolov8_fla_client.errors import DetectClientError
+from yolov8_fla_client.images import NamedImage, images_below, shown_name
+from yolov8_fla_client.parameters import Parameters
+from yolov8_fla_client.progress import Progress
+from yolov8_fla_client.results import AnnotatedImage, ImageResult, ModelDescription
+from yolov8_fla_client.writers.annotated import AnnotatedImages
+from yolov8_fla_client.writers.coco import Coco
+from yolov8_fla_client.writers.files import NameTaken, OutputRefused
+from yolov8_fla_client.writers.jsonl import PARTIAL, JsonLines
+from yolov8_fla_client.writers.yolo import YoloLabels
 
 
 class NothingToDo(DetectClientError):

@@ -4,7 +4,7 @@ import os
 import uuid
 from pathlib import Path
 
-from client.errors import DetectClientError
+from yolov8_fla_client.errors import DetectClientError
 
 
 class OutputRefused(DetectClientError):

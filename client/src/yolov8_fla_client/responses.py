@@ -7,7 +7,7 @@ from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
-from client.errors import (
+from yolov8_fla_client.errors import (
     ImageRefused,
     Refused,
     ServerFailed,
@@ -15,8 +15,8 @@ from client.errors import (
     Unavailable,
     UnexpectedResponse,
 )
-from client.exchange import Response
-from client.results import (
+from yolov8_fla_client.exchange import Response
+from yolov8_fla_client.results import (
     Box,
     Detection,
     Health,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from client.results import AnnotatedImage, ImageResult
+from yolov8_fla_client.results import AnnotatedImage, ImageResult
 
 
 class Progress(Protocol):

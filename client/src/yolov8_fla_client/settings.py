@@ -10,11 +10,11 @@ from typing import Any, TypedDict
 
 import httpx
 
-from client.exchange import NoResponse, Response, Send
-from client.operations import Ask, Limits
-from client.retry import LONGEST_S, Retry, asking, asking_once
+from yolov8_fla_client.exchange import NoResponse, Response, Send
+from yolov8_fla_client.operations import Ask, Limits
+from yolov8_fla_client.retry import LONGEST_S, Retry, asking, asking_once
 
-DISTRIBUTION = "yolov8-fla"
+DISTRIBUTION = "yolov8-fla-client"
 MAX_ANSWER_BYTES = 256 * 2**20  # unpacked; over what any image or its detections take
 
 
@@ -67,7 +67,7 @@ class Connection:
             raise ValueError(f"{url!r} is no address of HTTP, such as http://127.0.0.1:8000")
         if not 0 < timeout_s <= LONGEST_S:
             raise ValueError(f"timeout_s must be over 0, at most {LONGEST_S:.0f}, not {timeout_s}")
-        headers = {"User-Agent": f"{DISTRIBUTION}-client/{this_version()}"}
+        headers = {"User-Agent": f"{DISTRIBUTION}/{this_version()}"}
         if api_key is not None:
             # httpx would tell the whole key in its own error.
             if not (api_key.isascii() and api_key.isprintable() and api_key.strip()):

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from client.results import Detection, ImageResult, ModelDescription
-from client.writers.files import OutputRefused, refuse_what_is_there, synced
+from yolov8_fla_client.results import Detection, ImageResult, ModelDescription
+from yolov8_fla_client.writers.files import OutputRefused, refuse_what_is_there, synced
 
 PARTIAL = ".partial"
 FIRST_CATEGORY_ID = 1  # as in COCO itself; 0 is "no category" to some tools

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from client.async_client import AsyncClient
-from client.errors import DetectClientError, Unauthorized
-from client.parameters import Parameters
-from client.progress import Bar, Progress, Silent
-from client.retry import Retry
-from client.settings import this_version
-from client.sync_client import Client
-from client.work import Images, Job, Tally, run
+from yolov8_fla_client.async_client import AsyncClient
+from yolov8_fla_client.errors import DetectClientError, Unauthorized
+from yolov8_fla_client.parameters import Parameters
+from yolov8_fla_client.progress import Bar, Progress, Silent
+from yolov8_fla_client.retry import Retry
+from yolov8_fla_client.settings import DISTRIBUTION, this_version
+from yolov8_fla_client.sync_client import Client
+from yolov8_fla_client.work import Images, Job, Tally, run
 
 EXIT_ALL, EXIT_SOME_FAILED, EXIT_ENDED, EXIT_SIGNAL = 0, 1, 2, 130
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -129,13 +129,13 @@ def summary(tally: Tally, out: Path | None) -> str:
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command line."""
     program = argparse.ArgumentParser(
-        prog="python -m client",
+        prog="yolov8-fla-client",
         description="Sends images to a detection server.",
         epilog="Exit codes: 0 all done, 1 some images failed (health: not ready), 2 the arguments "
         "are wrong or the server ended it, 130 stopped by a signal.",
         allow_abbrev=False,
     )
-    program.add_argument("--version", action="version", version=f"yolov8-fla {this_version()}")
+    program.add_argument("--version", action="version", version=f"{DISTRIBUTION} {this_version()}")
     commands = program.add_subparsers(dest="command", required=True)
     found = commands.add_parser("detect", help="detect in folders and files", allow_abbrev=False)
     state = commands.add_parser("health", help="the server's state as JSON", allow_abbrev=False)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard, cast
 
-from client.bitmap import bmp_of
-from client.results import ImageError, ImageResult
+from yolov8_fla_client.bitmap import bmp_of
+from yolov8_fla_client.results import ImageError, ImageResult
 
 # What the server can read; an image of another format has to be asked for by its path.
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

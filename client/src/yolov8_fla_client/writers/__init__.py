@@ -1,0 +1,1 @@
+"""Results as files: what `yolov8-fla-client detect` writes."""

@@ -1,1 +1,0 @@
-"""Results as files: what `python -m client detect` writes."""
