@@ -35,6 +35,8 @@ class Part:
             raise MalformedRequest(f"field {self.name!r} is not UTF-8 text") from None
 
 
+# Not Starlette's MultiPartParser: it writes files of over 1 MB to disk, which no limit of ours
+# counts, and takes a body without its last boundary, though its last image may be cut off.
 class MultipartReader:
     """Collects parts from a body that comes in pieces.
 
