@@ -36,7 +36,7 @@ class Part:
 
 
 # Not Starlette's MultiPartParser: it writes files of over 1 MB to disk, which no limit of ours
-# counts, and takes a body without its last boundary, though its last image may be cut off.
+# counts, and takes a body that is cut off as if it were whole, without the part that was cut.
 class MultipartReader:
     """Collects parts from a body that comes in pieces.
 
