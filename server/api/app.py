@@ -5,16 +5,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from server.api import deepstack, detect, openapi, operations, ui
 from server.api.kserve import routes as kserve
 from server.api.ui import read_samples
 from server.host import available_bytes
-from server.http.auth import Keys, key_check, key_schemes
+from server.http.auth import Keys, key_schemes
 from server.http.errors import install_error_handlers, rejection_reasons
 from server.http.middleware import DETECTION, EarlyRefusal, RequestScope
-from server.http.security_headers import allow_origins
-from server.http.state import AppState
+from server.http.state import AppState, check_key, require_key
 from server.inference.artifact import Artifact
 from server.inference.engine import Engine
 from server.observability.gpu_metrics import open_nvml, register_gpu_metrics
@@ -107,8 +107,8 @@ def create_app(
     )
     app.state.server = AppState(service, keys, reload, tracing)
     schemes = [Depends(scheme) for scheme in key_schemes()] if keys.configured else []
-    guards = [*schemes, Depends(key_check(keys.check))]
-    strict_guards = [*schemes, Depends(key_check(keys.require))]
+    guards = [*schemes, Depends(check_key)]
+    strict_guards = [*schemes, Depends(require_key)]
     routers = [
         detect.routes(guards),
         operations.routes(guards, strict_guards),
@@ -131,6 +131,13 @@ def create_app(
             if isinstance(route, APIRoute) and DETECTION in route.tags
         },
     )
-    allow_origins(app, settings.cors_origins)
+    if settings.cors_origins:  # pages of other origins may call the server
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-ID", "traceparent"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     app.add_middleware(RequestScope, service=service, tracing=tracing)
     return app

@@ -3,11 +3,37 @@
 import binascii
 import io
 
+from server.api.parameters import truncate_repr
+from server.errors import MalformedRequest
+
 PIECE_CHARACTERS = 64 * 1024
 _PLAIN = {ord("\r"): None, ord("\n"): None, ord("-"): "+", ord("_"): "/"}
 
 
-def read_base64(text: str) -> bytes:
+def read_base64(value: object, where: str) -> bytes:
+    """The bytes that a value of a JSON document is the base64 of; as `decode_base64`.
+
+    Args:
+        value: of any type.
+        where: names it in the error.
+
+    Raises:
+        MalformedRequest: it is not a text, a URL, or not base64.
+    """
+    if not isinstance(value, str):
+        raise MalformedRequest(f"{where} must be a base64 text, not {truncate_repr(value)}")
+    try:
+        return decode_base64(value)
+    except ValueError:
+        if "://" in value[:16]:
+            raise MalformedRequest(
+                f"{where} is a URL; URLs are not fetched: send the file as base64, or to /detect "
+                "as multipart/form-data"
+            ) from None
+        raise MalformedRequest(f"{where} is not valid base64") from None
+
+
+def decode_base64(text: str) -> bytes:
     """The bytes that a text is the base64 of.
 
     CR and LF count for nothing, `-` and `_` for `+` and `/`; the padding may be missing as a whole.

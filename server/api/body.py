@@ -110,7 +110,7 @@ async def read_form(
         case "application/json":
             body = await read_whole(stream, limits, reservation)
             reservation.take(len(body) * await run(pool, json_copies, body))
-            form = await run(pool, parse_json, body, limits)
+            form = await run(pool, parse_json, body, limits) if body else Form([])
         case "application/octet-stream":
             form = await run(pool, _raw, await read_whole(stream, limits, reservation))
         case _ if media_type.startswith("image/"):
@@ -192,27 +192,21 @@ def parse_json(body: Buffer, limits: Limits) -> Form:
         raise MalformedRequest(f"the JSON body has {commas} commas, over {MAX_JSON_COMMAS}")
     try:
         document = load_json(body)
-    except ValueError:  # also of depth, of UTF-8, and of numbers that no float can hold
-        raise MalformedRequest("the body is not valid JSON") from None
+    except orjson.JSONDecodeError as error:  # has the position, and nothing of the document
+        raise MalformedRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise MalformedRequest('the JSON body must be an object like {"images": ["<base64>"]}')
     texts = document.pop("images", [])
     if not isinstance(texts, list):
         raise MalformedRequest("images must be a list of base64 texts")
     limits.check_images(len(texts))
-    images = [Upload(None, _from_base64(text, index)) for index, text in enumerate(texts)]
+    for index, text in enumerate(texts):
+        if isinstance(text, str) and text.startswith("data:"):
+            texts[index] = text.partition(",")[2]
+    images = [
+        Upload(None, read_base64(text, f"images[{index}]")) for index, text in enumerate(texts)
+    ]
     return Form(images, list(document.items()))
-
-
-def _from_base64(text: object, index: int) -> bytes:
-    if not isinstance(text, str):
-        raise MalformedRequest(f"images[{index}] must be a base64 text")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return read_base64(text)
-    except ValueError:
-        raise MalformedRequest(f"images[{index}] is not valid base64") from None
 
 
 async def _read_multipart(
@@ -225,7 +219,7 @@ async def _read_multipart(
         limits.check_bytes(body_bytes)
         reservation.take(len(chunk))
         reader.feed(chunk)
-    return reader.finish()
+    return reader.finish() if body_bytes else []  # as an empty body of another type: no image
 
 
 def _form_of(parts: list[Part]) -> Form:

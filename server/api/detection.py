@@ -4,6 +4,8 @@
 what they read and in what they write.
 """
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,16 +14,21 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 from starlette.responses import Response
+from starlette.types import Receive
 
 from server.api.body import Form, Limits, read_form
 from server.api.responses import stage_ms
 from server.errors import BadInput
-from server.http.disconnect import leaving_with_client
 from server.http.state import RequestRecord, record_of, state_of
 from server.serving.interface import Candidates, LoadedModel
 from server.serving.pipeline import Found
 from server.serving.service import Service
+from server.serving.threads import ClientLeft
 from server.vision.nms import DetectParameters
+
+# Of the event loop: it reads the end of the connection, the protocol notes it, the watcher is woken
+# and ends the request. One more, as their order within a turn is not ours.
+TURNS_TO_LEAVE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +119,40 @@ async def accepted_detection(request: Request) -> AsyncIterator[Detection]:
         engine = service.current()
         record.version = engine.artifact.version
         yield Detection(request, service, record, limits, engine, deadline)
+
+
+@asynccontextmanager
+async def leaving_with_client(receive: Receive) -> AsyncIterator[threading.Event]:
+    """Ends the block when the client disconnects; the request's body must be read already.
+
+    Not even begins it when the client closed the connection right behind its request.
+
+    Yields:
+        Is set as soon as the client has left; for threads, which a cancellation reaches late.
+
+    Raises:
+        ClientLeft: it did.
+    """
+    parent = asyncio.current_task()
+    assert parent is not None
+    left = threading.Event()
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        parent.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        # What was read so far came before the end of the connection, which may be there to be read.
+        for _ in range(TURNS_TO_LEAVE):
+            await asyncio.sleep(0)
+        yield left
+    except (asyncio.CancelledError, ClientLeft):
+        # Our own cancellation is ours to take back; one from outside goes on.
+        if left.is_set() and parent.uncancel() == 0:
+            raise ClientLeft from None
+        raise
+    finally:
+        watcher.cancel()

@@ -35,6 +35,8 @@ class Part:
             raise MalformedRequest(f"field {self.name!r} is not UTF-8 text") from None
 
 
+# Not Starlette's MultiPartParser: it writes files of over 1 MB to disk, which no limit of ours
+# counts, and takes a body that is cut off as if it were whole, without the part that was cut.
 class MultipartReader:
     """Collects parts from a body that comes in pieces.
 

@@ -5,8 +5,10 @@ offers as a first try are those of the folder `samples` beside a model. Swagger 
 package fastapi-offline, because FastAPI's own page would load it from another host.
 """
 
+import base64
 import hashlib
 import mimetypes
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from fastapi.params import Depends
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from server.errors import NotFound
-from server.http.security_headers import PERMISSIONS, app_policy, page_policy
 from server.observability.logs import get_logger
 
 FOLDER = "samples"
@@ -43,6 +44,9 @@ PAGE_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# What a page's script may ask the browser for: the camera, and nothing else.
+PERMISSIONS = "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
+INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 logger = get_logger(__name__)
 
@@ -204,3 +208,49 @@ class _PageFile:
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(content), PIECE_BYTES):
         yield content[start : start + PIECE_BYTES]
+
+
+def app_policy() -> str:
+    """The Content-Security-Policy of the page at `/`: files of this server, and nothing inline.
+
+    Images that a person drops are blobs, and texts never become HTML.
+    """
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' blob:",
+            "connect-src 'self'",
+            "form-action 'self'",
+            "base-uri 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )
+
+
+def page_policy(html: str) -> str:
+    """The Content-Security-Policy of a page: what is written in it, and what this server serves.
+
+    Args:
+        html: the page; its inline scripts and styles are allowed by their hashes, so they must
+            stand in `<script>` and `<style>` without attributes.
+    """
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for element, content in INLINE.findall(html):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[element].append(f"'sha256-{digest}'")
+    return "; ".join(
+        (
+            "default-src 'none'",
+            " ".join(("script-src", "'self'", *hashes["script"])),
+            " ".join(("style-src", "'self'", *hashes["style"])),
+            "img-src 'self' blob: data:",
+            "connect-src 'self'",
+            "form-action 'self'",
+            "base-uri 'none'",
+            "frame-ancestors 'none'",
+        )
+    )

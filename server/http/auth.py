@@ -4,10 +4,9 @@ import hashlib
 import hmac
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fastapi import Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import SecretStr
 
@@ -106,17 +105,6 @@ class Keys:
 def key_schemes() -> list[HTTPBearer | APIKeyHeader]:
     """Where a key may stand, for OpenAPI; `Keys` is what decides."""
     return [HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)]
-
-
-def key_check(
-    check: Callable[[Mapping[str, str]], None],
-) -> Callable[[Request], Awaitable[None]]:
-    """A FastAPI dependency out of `Keys.check` or `Keys.require`."""
-
-    async def dependency(request: Request) -> None:
-        check(request.headers)
-
-    return dependency
 
 
 def _open_at_once(path: str, flags: int) -> int:

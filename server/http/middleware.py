@@ -19,7 +19,6 @@ from server.http.errors import (
     problem_response,
     unavailable_response,
 )
-from server.http.security_headers import completed
 from server.http.state import RequestRecord
 from server.observability.logs import get_logger
 from server.observability.metrics import Metrics
@@ -45,6 +44,14 @@ PROBES = frozenset(
 DETECTION = "detection"
 # Where an answer is out before the body is in, a connection that lives on has to take the rest.
 MAX_UNREAD_BODY_BYTES = 1024 * 1024
+# What browsers may do with a response. A route that sends something else (a page) says so itself.
+SECURITY_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
 
 logger = get_logger(__name__)
 
@@ -219,7 +226,7 @@ class _Exchange:
             much_to_come = self._unread_body_bytes > MAX_UNREAD_BODY_BYTES or self._expects_continue
             if much_to_come or self._service.ending:
                 headers["Connection"] = "close"
-            message["headers"] = completed(headers, self._record.request_id)
+            message["headers"] = _completed(headers, self._record.request_id)
         await self._send(message)
 
 
@@ -238,12 +245,19 @@ def connection_refusal(
     record = RequestRecord(uuid.uuid4().hex, ByteBudget(0).reserve())
     headers = {"Retry-After": "1"} if status == 503 else {}
     response = problem_response(record, status, code, detail, headers)
-    response.raw_headers = completed(response.headers, record.request_id)
+    response.raw_headers = _completed(response.headers, record.request_id)
     metrics.requests.labels("unmatched", str(status)).inc()
     if status == 503:
         metrics.rejected.labels(code).inc()
     logger.info("refused", request_id=record.request_id, status=status, code=code, client=client)
     return response
+
+
+def _completed(headers: MutableHeaders, request_id: str) -> list[tuple[bytes, bytes]]:
+    """A response's headers with those that every response has; the ones it sets itself stay."""
+    headers["X-Request-ID"] = request_id
+    there = {name for name, _ in headers.raw}
+    return headers.raw + [each for each in SECURITY_HEADERS if each[0] not in there]
 
 
 def _rounded(stage_ms: dict[str, float]) -> dict[str, float]:

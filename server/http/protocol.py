@@ -15,6 +15,7 @@ HTTP in plain text, and may reset a connection while its client still sends. Her
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import Any
 
 import httptools
@@ -138,6 +139,10 @@ class BoundedProtocol(LingeringProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or tells it that there are too many."""
         super().connection_made(transport)
+        if self.client and self.client[0].startswith("::ffff:"):
+            # How a socket of both families names a client of IPv4; the log names it as it is known.
+            address = IPv6Address(self.client[0]).ipv4_mapped or self.client[0]
+            self.client = (str(address), self.client[1])
         others = len(self.connections) - len(self.refused) - 1
         if others < self.limits.max_connections:
             self._arm(self.limits.header_timeout_s, self._head_is_late)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from fastapi import Request
 from starlette.applications import Starlette
 from starlette.types import Scope
 
@@ -35,6 +36,16 @@ def state_of(app: Starlette) -> AppState:
     state = app.state.server
     assert isinstance(state, AppState)
     return state
+
+
+async def check_key(request: Request) -> None:
+    """As a dependency of a route: what `Keys.check` does."""
+    state_of(request.app).keys.check(request.headers)
+
+
+async def require_key(request: Request) -> None:
+    """As a dependency of a route: what `Keys.require` does."""
+    state_of(request.app).keys.require(request.headers)
 
 
 @dataclass(slots=True)

@@ -140,7 +140,7 @@ def read_files(tensor: InputTensor) -> list[bytes]:
             f"its shape says {count}"
         )
     return [
-        _from_base64(text, f"element {index} of input {tensor.name!r}")
+        read_base64(text, f"element {index} of input {tensor.name!r}")
         for index, text in enumerate(tensor.content)
     ]
 
@@ -226,12 +226,3 @@ def _flat(values: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
     raise MalformedRequest(
         f"the lists under data of input {name!r} are not nested as its shape {shape_text(shape)}"
     )
-
-
-def _from_base64(text: object, where: str) -> bytes:
-    if not isinstance(text, str):
-        raise MalformedRequest(f"{where} must be a base64 text, not {truncate_repr(text)}")
-    try:
-        return read_base64(text)
-    except ValueError:
-        raise MalformedRequest(f"{where} is not valid base64") from None

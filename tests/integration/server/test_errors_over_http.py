@@ -108,11 +108,26 @@ CASES = {
     ),
     "no part name": multipart_case(400, "malformed_request", "name", part(b"", "A: b") + END),
     "no boundary": Case(400, "malformed_request", "boundary", IMAGE, "multipart/form-data"),
-    "no json": Case(400, "malformed_request", "not valid JSON", b"{", "application/json"),
+    "no json": Case(
+        400,
+        "malformed_request",
+        r"not valid JSON: unexpected end of data: line 2 column 12 \(char 13\)$",
+        '{\n"filé": "x"'.encode(),
+        "application/json",
+    ),
     "json list": json_case(400, "malformed_request", "must be an object", []),
     "json text": json_case(400, "malformed_request", "must be a list", {"images": B64}),
     "no base64": json_case(400, "malformed_request", r"images\[1\]", {"images": [B64, "?"]}),
+    "url": json_case(
+        400,
+        "malformed_request",
+        r"^images\[1\] is a URL; URLs are not fetched: send the file as base64, or to /detect as "
+        "multipart/form-data$",
+        {"images": [B64, "HTTPS://example.org/a.jpg?signature=secret"]},
+    ),
     "empty body": Case(400, "no_image", "no image", b""),
+    "empty body for json": Case(400, "no_image", "no image$", b"", "application/json"),
+    "empty body for multipart": multipart_case(400, "no_image", "no image$", b""),
     "empty form": multipart_case(400, "no_image", "no image", END),
     "empty json": json_case(400, "no_image", "no image", {}),
     "text for a file": multipart_case(

@@ -239,6 +239,8 @@ def test_the_address_of_all_is_that_of_ipv4_too(
             url = f"http://{host}:{client.base_url.port}/detect"
             assert httpx.post(url, content=one_cell(), timeout=LIMIT_S).status_code == 200
         assert server.stop() == 0
+    detections = [event for event in server.events("request") if event["path"] == "/detect"]
+    assert {event["client"] for event in detections} == {"127.0.0.1", "::1"}
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(repo_dir: Path, artifact: Path) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from server.api import ui
-from server.http.security_headers import page_policy
+from server.api.ui import page_policy
 from tests.support.artifacts import tiny_artifact
 from tests.support.serving import Served, one_cell, served
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.api.base64_text import PIECE_CHARACTERS, read_base64
+from server.api.base64_text import PIECE_CHARACTERS, decode_base64
 
 # Around the ends of the pieces in which a text that is not plain is read.
 LENGTHS = [0, 1, 2, 3, 4, 57, *range(3 * PIECE_CHARACTERS // 4 - 5, 3 * PIECE_CHARACTERS // 4 + 5)]
@@ -26,10 +26,10 @@ def test_what_programs_write_is_read(length: int) -> None:
     safe = base64.urlsafe_b64encode(content).decode()
     for text in (plain, safe):
         for unwrapped in (text, text.rstrip("=")):
-            assert read_base64(unwrapped) == content
+            assert decode_base64(unwrapped) == content
             for line_end in ("\n", "\r\n"):
-                assert read_base64(wrapped(unwrapped, line_end)) == content
-    assert read_base64(base64.encodebytes(content).decode()) == content
+                assert decode_base64(wrapped(unwrapped, line_end)) == content
+    assert decode_base64(base64.encodebytes(content).decode()) == content
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_programs_write_is_read(length: int) -> None:
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # its words are not for anybody
-        read_base64(text)
+        decode_base64(text)
 
 
 @given(st.text(alphabet="Az09+/-_=\r\n .ü", max_size=40))
@@ -73,6 +73,6 @@ def test_a_text_is_read_as_its_plain_form_or_refused(text: str) -> None:
     except ValueError:
         expected = None
     try:
-        assert read_base64(text) == expected
+        assert decode_base64(text) == expected
     except ValueError:
         assert expected is None

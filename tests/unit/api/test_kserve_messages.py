@@ -282,6 +282,7 @@ FILE_FAULTS: dict[str, tuple[int, list[Any] | bytes, str]] = {
     "number": (1, [7], "element 0 of input 'image' must be a base64 text, not 7"),
     "no base64": (2, ["YQ==", "?"], "element 1 of input 'image' is not valid base64"),
     "no ascii": (1, ["é"], "not valid base64"),
+    "url": (1, ["http://a/b.jpg"], "element 0 of input 'image' is a URL; URLs are not fetched"),
 }
 
 

@@ -4,7 +4,7 @@ import threading
 import pytest
 from starlette.types import Message
 
-from server.http.disconnect import leaving_with_client
+from server.api.detection import leaving_with_client
 from server.serving.threads import ClientLeft, together
 
 pytestmark = pytest.mark.anyio
