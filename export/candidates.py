@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Concat, Detect
 from ultralytics.nn.tasks import DetectionModel
 
+from export.attention.operators import constant
 from export.errors import ModelUnsupported
-from export.rewrite import constant, fold_input_scaling
 
 MAX_CANDIDATES = 1000
 
@@ -99,3 +99,11 @@ class Candidates(nn.Module):
             centres.append(torch.stack([(x + zeros).flatten(), (y + zeros).flatten()]))
             strides.append((zeros + stride).flatten())
         return torch.cat(centres, dim=1), torch.cat(strides)
+
+
+def fold_input_scaling(convolution: nn.Conv2d, factor: float) -> None:
+    """Makes a convolution without padding bias expect inputs `factor` times as large.
+
+    Zero padding is zero at either scale, so only the weight changes.
+    """
+    convolution.weight.data /= factor

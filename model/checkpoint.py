@@ -15,12 +15,13 @@ from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from model.allow_list import known_names
+from model.attention.table import ROWS
 from model.errors import CheckpointRefused
 from model.registration import ACTIVATIONS, is_activation, register
 from model.unpickle import named_globals, read, unpickle
 
 # The layers of our tables. ultralytics' parser would take any name that its module knows.
-BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", "FLABlock", "C2fFLA")
+BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", *ROWS)
 # What of a table decides widths and depths; the first yolov8n.pt has the factors themselves.
 SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file", "activation")
 MAX_DEPTH = 32  # of a layer's attributes; a layer table has 5

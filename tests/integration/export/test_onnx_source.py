@@ -21,7 +21,7 @@ from export.sources.checkpoint import load_checkpoint
 from export.sources.onnx_graft import has_half, opset_of
 from export.sources.onnx_source import OnnxSource, load_onnx
 from export.verification.compare import candidate_difference
-from model.blocks import FLABlock
+from model.attention.focused_linear import FLABlock
 from model.registration import register
 from server.inference.artifact import load_artifact
 from server.inference.detector import Detector, prepare_image

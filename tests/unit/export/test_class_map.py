@@ -9,12 +9,11 @@ from torch import nn
 from ultralytics.nn.modules import C2f
 from ultralytics.utils.ops import xywh2xyxy
 
+from export.attention.table import TAKE_OVER
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from export.sources.class_map import read_class_map
-from export.sources.foreign import TAKE_OVER
-from model.blocks import C2fFLA
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import C2fFLA, FocusedLinearAttention
 from tests.support.forks import ATTENTION, Fork, renamed, saved, small_network
 
 FLA = "my_fork.nn.attn.FLA"

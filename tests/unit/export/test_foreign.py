@@ -17,12 +17,11 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from export.__main__ import main
+from export.attention.focused_linear import attention_of
 from export.errors import ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
-from export.sources.foreign import attention_of
 from export.verification.compare import candidate_difference
-from model.blocks import BottleneckFLA
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import BottleneckFLA, FocusedLinearAttention
 from model.registration import architecture, register
 from server.inference.artifact import load_artifact
 from server.inference.session import Session

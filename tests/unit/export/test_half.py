@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.optimize import optimize
 from export.precision.half import LARGEST, rounding, to_half
-from export.rewrite import ChannelFirstFLA
 from server.vision.decode import decode
 from tests.support.hard_maps import CHANNELS, adversarial
 from tests.support.networks import graph_of

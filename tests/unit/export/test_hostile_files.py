@@ -22,8 +22,8 @@ from export.sources.class_map import read_class_map
 from export.sources.layer_table import read_layer_table
 from export.sources.onnx_file import read_onnx
 from export.sources.state_dict import load_state_dict_checkpoint
+from model.attention.focused_linear import FocusedLinearAttention
 from model.checkpoint import read_checkpoint, rebuild
-from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import own_architecture, register
 from model.transfer import transfer
 from tests.support.forks import TABLE, Fork, put, saved, small_network

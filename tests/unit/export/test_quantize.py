@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.optimize import optimize
 from export.precision.calibration import value_ranges
 from export.precision.quantize import SILU_ENDS, quantize
-from export.rewrite import ChannelFirstFLA
 from server.vision.decode import decode
 from tests.support.hard_maps import adversarial
 from tests.support.networks import graph_of

@@ -10,9 +10,11 @@ import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
 
+from export.attention.focused_linear import ChannelFirstFLA
+from export.attention.operators import power
 from export.optimize import FORBIDDEN_OPERATORS
-from export.rewrite import ChannelFirstFLA, power, rewrite
-from model.focused_linear_attention import FocusedLinearAttention
+from export.rewrite import rewrite
+from model.attention.focused_linear import FocusedLinearAttention
 from model.registration import architecture, register
 from tests.unit.model.test_focused_linear_attention import GOLDEN, golden_case
 

@@ -16,8 +16,8 @@ from ultralytics.utils.ops import xywh2xyxy
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from export.sources.state_dict import load_state_dict_checkpoint
+from model.attention.focused_linear import FocusedLinearAttention
 from model.checkpoint import load
-from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register
 from tests.support.forks import TABLE, saved, small_network
 

@@ -23,7 +23,7 @@ from ultralytics.nn.tasks import (
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from model.allow_list import ForeignLayer
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import FocusedLinearAttention
 from model.unpickle import shell
 from tests.support.forks import ATTENTION, Fork, renamed, saved, small_network
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.focused_linear_attention import FocusedLinearAttention, focus, map_size
+from model.attention.focused_linear import FocusedLinearAttention, focus, map_size
 
 GOLDEN = (
     "pvt_c32_h2_8x8_p4_k3_nobias",

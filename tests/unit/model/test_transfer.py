@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from model.blocks import C2fFLA, FLABlock
+from model.attention.focused_linear import (
+    MIXED_IN,
+    C2fFLA,
+    FLABlock,
+    FocusedLinearAttention,
+    start_near_identity,
+)
 from model.checkpoint import read_checkpoint, rebuild
-from model.focused_linear_attention import FocusedLinearAttention
 from model.train import network
-from model.transfer import MIXED_IN, start_near_identity, transfer
+from model.transfer import transfer
 
 LETTERS = tuple("abc")
 
