@@ -1,4 +1,4 @@
-"""The artifact's graph: a YOLOv8 network between uint8 pictures and the K best candidates."""
+"""The artifact's graph: a YOLOv8 network between uint8 images and the K best candidates."""
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Candidates(nn.Module):
         self.head = head
         self.strides = [int(stride) for stride in head.stride]
         self.bins = constant(torch.arange(head.reg_max).reshape(1, 1, head.reg_max, 1))
-        # Pictures come as 0..255, the network was trained on 0..1.
+        # Images come as 0..255, the network was trained on 0..1.
         fold_input_scaling(first, 255)
 
     def forward(self, images: Tensor) -> Tensor:

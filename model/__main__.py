@@ -65,7 +65,7 @@ def add_convert(commands: Any) -> None:
     convert.add_argument(
         "source", type=Path, help="annotations: a .json, a .csv, or a folder of .xml"
     )
-    convert.add_argument("--images", type=Path, required=True, help="folder with the pictures")
+    convert.add_argument("--images", type=Path, required=True, help="folder with the images")
     convert.add_argument("--output", type=Path, required=True, help="folder of the data set")
     convert.add_argument(
         "--from", dest="form", choices=("coco", "voc", "csv"), help="default: by the source"
@@ -77,13 +77,13 @@ def add_convert(commands: Any) -> None:
         help="keep a split: the source is for training, these (in the same form) for validation",
     )
     convert.add_argument(
-        "--val-images", type=Path, metavar="FOLDER", help="pictures of --val; default: --images"
+        "--val-images", type=Path, metavar="FOLDER", help="images of --val; default: --images"
     )
     convert.add_argument(
-        "--val-fraction", type=float, help="without --val: share of pictures for validation (0.2)"
+        "--val-fraction", type=float, help="without --val: share of images for validation (0.2)"
     )
     convert.add_argument("--seed", type=int, default=0, help="of the split (0)")
-    convert.add_argument("--link", action="store_true", help="link to the pictures, not copy them")
+    convert.add_argument("--link", action="store_true", help="link to the images, not copy them")
     convert.add_argument(
         "--skip-difficult", action="store_true", help="leave out VOC's difficult objects"
     )
@@ -133,9 +133,9 @@ def add_val(commands: Any) -> None:
 
 def add_predict(commands: Any) -> None:
     """`predict`."""
-    predict = commands.add_parser("predict", help="draw a checkpoint's detections into pictures")
+    predict = commands.add_parser("predict", help="draw a checkpoint's detections into images")
     predict.add_argument("checkpoint", type=Path)
-    predict.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
+    predict.add_argument("images", type=Path, nargs="+", help="images, or folders of them")
     predict.add_argument("--output", type=Path, default=Path("runs/predict"), help="folder")
     predict.add_argument("--imgsz", type=int, help="pixels, a multiple of 32; default: as trained")
     predict.add_argument("--conf", type=float, default=0.25, help="least score (0.25)")
@@ -209,7 +209,7 @@ def run_val(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """`predict`: prints what was found in each picture, last where the pictures are."""
+    """`predict`: prints what was found in each image, last where the images are."""
     from model.predict import predict
 
     lines = predict(

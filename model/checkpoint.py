@@ -40,7 +40,7 @@ class Saved:
         layer_classes: the class name of each layer, by index; empty for a bare state dict.
         table: the layer table that it was built from, None when it has none.
         class_names: by class id; None when they are not in the file.
-        imgsz: side of the pictures that it was trained on, pixels; None when it isn't said.
+        imgsz: side of the images that it was trained on, pixels; None when it isn't said.
     """
 
     file_name: str

@@ -1,4 +1,4 @@
-"""The description of a YOLO-form data set: where its pictures are and what its classes are."""
+"""The description of a YOLO-form data set: where its images are and what its classes are."""
 
 from collections.abc import Sequence
 from pathlib import Path

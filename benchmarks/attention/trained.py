@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from export.buckets import buckets
 from export.sources.checkpoint import load_checkpoint
-from export.verification.pictures import MAX_PIXELS
+from export.verification.images import MAX_PIXELS
 from model.attention.focused_linear import FocusedLinearAttention
 from model.registration import register
 from server.vision.decode import decode

@@ -1,4 +1,4 @@
-"""How large the values inside of a network get on pictures."""
+"""How large the values inside of a network get on images."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,8 +13,8 @@ def value_ranges(
 ) -> dict[str, tuple[float, float]]:
     """Runs a network and notes the smallest and the largest value of some of its tensors.
 
-    Pictures are run one by one, and nothing of one is kept for the next: the memory is that of one
-    picture. Extremes are taken, not percentiles or entropies: on a detector's maps the rare large
+    Images are run one by one, and nothing of one is kept for the next: the memory is that of one
+    image. Extremes are taken, not percentiles or entropies: on a detector's maps the rare large
     value is the object that is looked for.
 
     Args:

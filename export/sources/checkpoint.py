@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def trained_imgsz(self) -> int | None:
-        """The side of its training pictures, pixels; None where the file does not tell."""
+        """The side of its training images, pixels; None where the file does not tell."""
         arguments = self.model.__dict__.get("args")
         imgsz = arguments.get("imgsz") if isinstance(arguments, dict) else None
         return imgsz if isinstance(imgsz, int) and imgsz > 0 else None
@@ -157,7 +157,7 @@ def state_in(held: Any) -> dict[str, torch.Tensor] | None:
 
 
 def checked(path: Path, model: DetectionModel) -> DetectionModel:
-    """The same model in float32, found to take pictures and to answer as YOLOv8 does.
+    """The same model in float32, found to take images and to answer as YOLOv8 does.
 
     Raises:
         ModelUnsupported: it does not.
@@ -181,7 +181,7 @@ def difference_from_yolov8(model: DetectionModel) -> str | None:
         return "its head chooses its own detections (end2end); only YOLOv8's is exported"
     first = getattr(model.model[0], "conv", None)
     if isinstance(first, nn.Conv2d) and first.in_channels != 3:
-        return f"its first layer takes {first.in_channels} channels, pictures have 3"
+        return f"its first layer takes {first.in_channels} channels, images have 3"
     strides = head.stride.tolist()
     if not strides or not all(stride in range(1, MAX_STRIDE + 1) for stride in strides):
         return f"its strides are {strides}, not 1 to {MAX_STRIDE} pixels"

@@ -131,7 +131,7 @@ def at_served_opset(model: ModelProto) -> ModelProto:
 
 
 def batch_freed(model: ModelProto, batch: int) -> ModelProto:
-    """A copy that takes any number of pictures, where only reshapes hold it to `batch`.
+    """A copy that takes any number of images, where only reshapes hold it to `batch`.
 
     What else may hold it, is not found here: compare the answers.
 
@@ -173,7 +173,7 @@ def first_dimension(value: onnx.ValueInfoProto) -> int | None:
 
 
 def grafted(model: ModelProto, fixed_hw: tuple[int, int] | None) -> ModelProto:
-    """The network between uint8 pictures and the best candidates.
+    """The network between uint8 images and the best candidates.
 
     Equal scores, as of anchor points whose sigmoid is 1, come in the order of their anchor
     points: the logits that would tell them apart are not among an exported file's outputs.

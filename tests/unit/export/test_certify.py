@@ -12,7 +12,7 @@ from export.table import certificate_rows, table
 from export.verification.certify import TOLERANCES, judge
 from export.verification.compare import DIFFERENT, matched_difference, nearest_difference
 from export.verification.evaluation import read_labelled
-from export.verification.pictures import calibration_canvases, describe_split, listed
+from export.verification.images import calibration_canvases, describe_split, listed
 from server.inference.artifact import load_artifact
 from server.inference.certificate import Accuracy, Precision
 from server.inference.detector import ImageDetections
@@ -65,7 +65,7 @@ def test_a_source_that_finds_next_to_nothing_has_nothing_to_lose(
     assert judge(precision, little, accept_loss=True) == "loss_accepted"
 
 
-def test_ranges_are_not_taken_from_pictures_that_accuracy_is_measured_on(tmp_path: Path) -> None:
+def test_ranges_are_not_taken_from_images_that_accuracy_is_measured_on(tmp_path: Path) -> None:
     metadata = load_artifact(tiny_artifact(tmp_path / "tiny.onnx")).metadata
     described = dataset(tmp_path, "[dog]")  # both splits are the same folder
     measured = listed(described, "val")
@@ -87,7 +87,7 @@ def test_ranges_are_not_taken_from_pictures_that_accuracy_is_measured_on(tmp_pat
         ("labels/a.txt", b"\xff\xfe", "cannot read .*a.txt"),
         ("labels/a.txt", b"0 nan 0.5 0.5 0.5", "a.txt: a value is no finite number"),
         ("labels/a.txt", b"0 0.5 0.5 inf 0.5", "a.txt: a value is no finite number"),
-        ("images/a.png", b"", "not a picture"),
+        ("images/a.png", b"", "not an image"),
     ],
 )
 def test_what_is_wrong_with_a_data_set_is_said(
@@ -192,7 +192,7 @@ def test_a_data_set_that_proves_nothing_is_refused(
         read_labelled(dataset(tmp_path, names, label), ("dog",))
 
 
-def test_pictures_come_from_a_folder_or_from_a_split(tmp_path: Path) -> None:
+def test_images_come_from_a_folder_or_from_a_split(tmp_path: Path) -> None:
     described = dataset(tmp_path, "[dog]")
     assert listed(described, "val") == listed(tmp_path, "val")
     assert describe_split(tmp_path, "val") == tmp_path.name

@@ -205,7 +205,7 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_pictures_and_archives_are_called_what_they_are(tmp_path: Path) -> None:
+def test_pixelsand_archives_are_called_what_they_are(tmp_path: Path) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("labels/a.txt", "0 0.5 0.5 1 1")
@@ -275,7 +275,7 @@ def test_figures_paths_and_a_loss_beside_the_network_are_passed_over(tmp_path: P
 
 def test_a_first_layer_of_other_than_three_channels_is_named(tmp_path: Path) -> None:
     path = saved({"model": small_network(channels=4)}, tmp_path / "thermal.pt")
-    with pytest.raises(ModelUnsupported, match="first layer takes 4 channels, pictures have 3"):
+    with pytest.raises(ModelUnsupported, match="first layer takes 4 channels, images have 3"):
         load_checkpoint(path)
 
 
@@ -327,9 +327,9 @@ def test_its_graph_has_an_artifacts_input_and_output(tmp_path: Path, static: boo
     (images,) = session.get_inputs()
     assert (images.name, images.type) == ("images", "tensor(uint8)")
     assert images.shape == (["batch", 64, 96, 3] if static else ["batch", "height", "width", 3])
-    pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
-    ((candidates,),) = session.run(["candidates"], {"images": pictures})
-    x = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    ((candidates,),) = session.run(["candidates"], {"images": pixels})
+    x = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
     predictions = checkpoint.predict(x)
     np.testing.assert_allclose(
         candidates[:, 4], np.sort(predictions[4:].max(0))[::-1][: len(candidates)], atol=1e-5

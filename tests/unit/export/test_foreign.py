@@ -36,7 +36,7 @@ def tutorial(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
 
 
 def recorded(tutorial: Path, imgsz: int) -> tuple[Any, Any]:
-    """(3, H, W, 3) uint8 RGB pictures and the (3, 7, A) that the fork itself gave for them."""
+    """(3, H, W, 3) uint8 RGB images and the (3, 7, A) that the fork itself gave for them."""
     with np.load(tutorial.with_name(f"{tutorial.stem}_{imgsz}.npz")) as file:
         return file["images_rgb_uint8_nhwc"], file["output"]
 

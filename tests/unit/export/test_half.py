@@ -201,9 +201,9 @@ def test_a_network_in_float16_answers_nearly_as_in_float32(
         else network(name, request)
     )
     half, single = session(rounding(to_half(single))), session(single)
-    picture = decode((repo_dir / "samples" / "smear_1.jpg").read_bytes(), max_pixels=10**7)
+    image = decode((repo_dir / "samples" / "smear_1.jpg").read_bytes(), max_pixels=10**7)
     for batch, input_hw in [(2, (160, 160)), (1, (480, 640))]:
-        images = np.stack([cv2.resize(picture, input_hw[::-1])] * batch)
+        images = np.stack([cv2.resize(image, input_hw[::-1])] * batch)
         ours, theirs = (each.run(None, {"images": images})[0] for each in (half, single))
         assert ours.shape == theirs.shape
         assert ours.dtype == np.float32

@@ -72,13 +72,13 @@ def candidates(graph: ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float
     return answer
 
 
-def pictures(count: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
+def random_images(count: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 256, (count, *hw, 3)).astype(np.uint8)
 
 
 def check_equal(source: OnnxSource, graph: ModelProto, hw: tuple[int, int], count: int) -> None:
-    """Each picture of a batch is answered by the best of what the file itself predicts for it."""
-    images = pictures(count, hw)
+    """Each image of a batch is answered by the best of what the file itself predicts for it."""
+    images = random_images(count, hw)
     batch = candidates(graph, images)
     assert batch.shape == (count, min(1000, hw[0] * hw[1] // 64), 6)
     for rows, image in zip(batch, images, strict=True):
@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a stride that is no number": (described(stride="eight"), "`stride` is 'eight'"),
     "another stride": (described(stride="16"), "not those of levels up to stride 16"),
     "segmentation": (described(task="segment"), "task 'segment', not detect"),
-    "grey pictures": (described(channels="1"), "1 channels, not 3"),
+    "grey images": (described(channels="1"), "1 channels, not 3"),
     "end to end": (described(end2end="True"), "end2end=False"),
     "NMS": (with_node(helper.make_node("NonMaxSuppression", ["a", "b"], ["c"])), "nms=False"),
     "int8": (with_node(helper.make_node("QuantizeLinear", ["a", "b"], ["c"])), "int8 already"),

@@ -45,7 +45,7 @@ def saved(path: Path, model: DetectionModel) -> Path:
 
 @torch.no_grad()
 def outputs(model: DetectionModel) -> Tensor:
-    """(1, 4 + classes, A) for one picture that is not square."""
+    """(1, 4 + classes, A) for one image that is not square."""
     x = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(2))
     y: Tensor = model.eval()(x)[0]
     return y
