@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.optimize import FORBIDDEN_OPERATORS, optimize
 from export.sources.onnx_file import architecture_name
-from export.sources.onnx_graft import at_served_opset, has_half, in_order
+from export.sources.onnx_graft import at_served_opset, has_half
 from export.sources.onnx_source import OnnxSource, level_strides, load_onnx
 from export.verification.compare import candidate_difference
 from tests.support.artifacts import tiny_artifact
@@ -227,11 +227,6 @@ def test_a_file_that_float16_breaks_is_refused(tmp_path: Path) -> None:
         load_onnx(path)
 
 
-def test_nodes_are_put_in_order() -> None:
-    nodes = [helper.make_node("Abs", [a], [b]) for a, b in ("cd", "ab", "bc")]
-    assert [node.input[0] for node in in_order(nodes)] == ["a", "b", "c"]
-
-
 Change = Callable[[ModelProto], object]
 
 
@@ -319,20 +314,19 @@ def test_other_models_are_refused_in_one_line(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_size_off_the_stride_is_refused(tmp_path: Path) -> None:
+def test_a_size_off_the_stride_and_an_artifact_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="60x80, which is no multiple of its stride, 8"):
         load_onnx(saved(network(batch=1, hw=(60, 80)), tmp_path))
+    with pytest.raises(ModelUnsupported, match="an artifact already"):
+        load_onnx(tiny_artifact(tmp_path / "tiny.onnx"))
+    with pytest.raises(CheckpointRefused, match="No such file"):
+        load_onnx(tmp_path / "no.onnx")
 
 
 def test_a_fixed_size_is_the_only_one(tmp_path: Path) -> None:
     source = load_onnx(saved(network(batch=1, hw=(48, 80)), tmp_path))
     with pytest.raises(ModelUnsupported, match=r"\(48, 80\) only.*not \(64, 64\)"):
         source.graph((64, 64), static=True)
-
-
-def test_an_artifact_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnsupported, match="an artifact already"):
-        load_onnx(tiny_artifact(tmp_path / "tiny.onnx"))
 
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
@@ -348,11 +342,6 @@ def test_what_onnx_runtime_cannot_load_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointRefused, match="ONNX Runtime cannot run it") as refused:
         load_onnx(saved(model, tmp_path))
     assert "\n" not in str(refused.value)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointRefused, match="No such file"):
-        load_onnx(tmp_path / "no.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"PK\x03\x04 no onnx", b"\x08\x08" * 9])
