@@ -147,24 +147,16 @@ def add_predict(commands: Any) -> None:
     predict.set_defaults(run=run_predict)
 
 
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a command is called with; its function's parameters have the same names."""
+    return {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
+
+
 def run_convert(arguments: argparse.Namespace) -> None:
     """`convert`: prints a summary, last the data set's YAML."""
     from model.convert.convert import convert
 
-    summary = convert(
-        arguments.source,
-        arguments.images,
-        arguments.output,
-        form=arguments.form,
-        val=arguments.val,
-        val_images=arguments.val_images,
-        val_fraction=arguments.val_fraction,
-        seed=arguments.seed,
-        link=arguments.link,
-        skip_difficult=arguments.skip_difficult,
-        force=arguments.force,
-    )
-    print(summary)
+    print(convert(**options(arguments)))
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -197,41 +189,21 @@ def run_val(arguments: argparse.Namespace) -> None:
     """`val`: prints the table."""
     from model.val import validate
 
-    table = validate(
-        arguments.checkpoint,
-        arguments.data,
-        imgsz=arguments.imgsz,
-        split=arguments.split,
-        batch=arguments.batch,
-        device=arguments.device,
-    )
-    print(table)
+    print(validate(**options(arguments)))
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """`predict`: prints what was found in each image, last where the images are."""
     from model.predict import predict
 
-    lines = predict(
-        arguments.checkpoint,
-        arguments.images,
-        arguments.output,
-        imgsz=arguments.imgsz,
-        conf=arguments.conf,
-        iou=arguments.iou,
-        device=arguments.device,
-        save_txt=arguments.save_txt,
-        save_json=arguments.save_json,
-        force=arguments.force,
-    )
-    print("\n".join(lines))
+    print("\n".join(predict(**options(arguments))))
 
 
 def run_info(arguments: argparse.Namespace) -> None:
     """`info`: prints the table."""
     from model.info import comparison
 
-    print(comparison(arguments.arch, arguments.imgsz))
+    print(comparison(**options(arguments)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from model.allow_list import known_names
 from model.attention.table import ROWS
+from model.description import names_by_id
 from model.errors import CheckpointRefused
 from model.registration import ACTIVATIONS, is_activation, register
 from model.unpickle import named_globals, read, unpickle
@@ -67,10 +68,8 @@ def read_checkpoint(path: Path) -> Saved:
         check_tensors(path, state := dict(network))
     else:
         raise CheckpointRefused(f"{path}: there is no YOLO network in it")
-    names, table, args = held.get("names"), held.get("yaml"), held.get("args")
+    table, args = held.get("yaml"), held.get("args")
     imgsz = (args if isinstance(args, dict) else getattr(args, "__dict__", {})).get("imgsz")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[class_id] for class_id in range(len(names))]
     return Saved(
         file_name=path.name,
         tensors={
@@ -82,7 +81,7 @@ def read_checkpoint(path: Path) -> Saved:
             int(index): type(layer).__name__ for index, layer in layers.items() if index.isdecimal()
         },
         table=table if isinstance(table, dict) else None,
-        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
+        class_names=names_by_id(held.get("names")),
         imgsz=imgsz if isinstance(imgsz, int) else None,
     )
 

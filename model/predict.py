@@ -18,7 +18,7 @@ from model.val import checked_imgsz
 
 def predict(
     checkpoint: Path,
-    sources: Sequence[Path],
+    images: Sequence[Path],
     output: Path,
     *,
     imgsz: int | None = None,
@@ -33,7 +33,7 @@ def predict(
 
     Args:
         checkpoint: a `.pt`; nothing in it is run.
-        sources: images, and folders of images.
+        images: files, and folders of images.
         output: folder for what is written, made if missing.
         imgsz: longer side in pixels, a multiple of the stride; None: as it was trained, or 640.
         conf: least score, 0..1.
@@ -62,7 +62,7 @@ def predict(
     if imgsz is None:
         imgsz = saved.imgsz or 640
     imgsz = checked_imgsz(imgsz, int(model.stride.max()))
-    files = list_images(sources)
+    files = list_images(images)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise ValueError(f"{output} is not empty: --force writes into it")
     names = unique_names(files, Path(files[0].anchor))

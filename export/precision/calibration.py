@@ -1,6 +1,7 @@
 """How large the values inside of a network get on images."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -25,8 +26,7 @@ def value_ranges(
     Returns:
         (smallest, largest) by name.
     """
-    looking = onnx.ModelProto()
-    looking.CopyFrom(model)
+    looking = deepcopy(model)
     del looking.graph.output[:]
     looking.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     session = onnxruntime.InferenceSession(

@@ -19,6 +19,7 @@ than float32.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -118,8 +119,7 @@ class Construction:
             after: scale of its output.
             silu: SiLU follows.
         """
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(original)
         output = key(node)
         node.input[0] = self.quantised(node.input[0], f"{output}/input", before)
         node.input[1] = self.quantised_weight(node, before)

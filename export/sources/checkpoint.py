@@ -65,26 +65,14 @@ class Checkpoint:
         return imgsz if isinstance(imgsz, int) and imgsz > 0 else None
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What ultralytics' own network gives, before NMS.
-
-        Args:
-            x: (1, 3, H, W) RGB in 0..1; H and W multiples of the largest stride.
-
-        Returns:
-            (4 + classes, A) for A anchor points: centre x, centre y, width, height in input
-            pixels, then the scores of the classes, in 0..1.
-        """
+        """What ultralytics' own network gives before NMS; see `Source`."""
         # Not in inference mode: the head keeps its anchor points for those who come after.
         with torch.no_grad():
             output: NDArray[np.float32] = self.model(torch.from_numpy(x))[0][0].numpy()
         return output
 
     def graph(self, input_hw: tuple[int, int], *, static: bool) -> onnx.ModelProto:
-        """The rewritten network with an artifact's input and output, in float32.
-
-        Args:
-            input_hw: largest (height, width) in pixels.
-            static: the only one.
+        """The rewritten network; see `Source`.
 
         Raises:
             ModelUnsupported: a layer holds what PyTorch runs and ONNX does not have.

@@ -59,26 +59,14 @@ class OnnxSource:
         return None
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Runs the file's own graph in ONNX Runtime on the CPU.
-
-        Args:
-            x: (1, 3, H, W) RGB in 0..1; (H, W) is `fixed_hw` where that is set.
-
-        Returns:
-            (4 + classes, A): centre x, centre y, width, height in input pixels, then the scores
-            of the classes, in 0..1.
-        """
+        """Runs the file's own graph in ONNX Runtime on the CPU; see `Source`."""
         predictions: NDArray[np.float32] = run(
             self.session, np.repeat(x, self.file.batch or 1, axis=0)
         )[0]
         return predictions
 
     def graph(self, input_hw: tuple[int, int], *, static: bool) -> ModelProto:
-        """The network with an artifact's input and output, in float32, not optimised.
-
-        Args:
-            input_hw: largest (height, width) in pixels.
-            static: the only one; always so where `fixed_hw` is set.
+        """The network between other ends; see `Source`.
 
         Raises:
             ModelUnsupported: it takes no input of that size, its opset cannot be converted, or
