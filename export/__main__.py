@@ -124,13 +124,13 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
     root.add_argument(
         "--data",
         type=Path,
-        help="a data set's YAML to compare and to measure accuracy on, or a folder of pictures "
+        help="a data set's YAML to compare and to measure accuracy on, or a folder of images "
         "to compare on",
     )
     root.add_argument(
         "--calibration",
         type=Path,
-        help="folder of pictures that int8 takes its ranges from; default: the training pictures "
+        help="folder of images that int8 takes its ranges from; default: the training images "
         "of --data",
     )
     root.add_argument(
@@ -157,7 +157,7 @@ def verify_parser(prog: str) -> argparse.ArgumentParser:
     """The command line that compares an artifact with its source again."""
     root = argparse.ArgumentParser(prog=f"{prog} verify")
     root.add_argument("file", type=Path, help="an artifact, .onnx")
-    root.add_argument("--data", type=Path, help="a data set's YAML or a folder of pictures")
+    root.add_argument("--data", type=Path, help="a data set's YAML or a folder of images")
     root.add_argument("--json", action="store_true", help="print the new certificate as JSON")
     add_origin(root, "--source")
     return root

@@ -4,7 +4,7 @@ import math
 
 from export.errors import ModelUnsupported
 
-ASPECT_RATIOS = ((3, 4), (9, 16))  # of common pictures, short to long side
+ASPECT_RATIOS = ((3, 4), (9, 16))  # of common images, short to long side
 
 
 def buckets(imgsz: int, stride: int) -> tuple[tuple[int, int], ...]:

@@ -1,12 +1,12 @@
-"""The artifact's graph: a YOLOv8 network between uint8 pictures and the K best candidates."""
+"""The artifact's graph: a YOLOv8 network between uint8 images and the K best candidates."""
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Concat, Detect
 from ultralytics.nn.tasks import DetectionModel
 
+from export.attention.operators import constant
 from export.errors import ModelUnsupported
-from export.rewrite import constant, fold_input_scaling
 
 MAX_CANDIDATES = 1000
 
@@ -36,7 +36,7 @@ class Candidates(nn.Module):
         self.head = head
         self.strides = [int(stride) for stride in head.stride]
         self.bins = constant(torch.arange(head.reg_max).reshape(1, 1, head.reg_max, 1))
-        # Pictures come as 0..255, the network was trained on 0..1.
+        # Images come as 0..255, the network was trained on 0..1.
         fold_input_scaling(first, 255)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,3 +99,11 @@ class Candidates(nn.Module):
             centres.append(torch.stack([(x + zeros).flatten(), (y + zeros).flatten()]))
             strides.append((zeros + stride).flatten())
         return torch.cat(centres, dim=1), torch.cat(strides)
+
+
+def fold_input_scaling(convolution: nn.Conv2d, factor: float) -> None:
+    """Makes a convolution without padding bias expect inputs `factor` times as large.
+
+    Zero padding is zero at either scale, so only the weight changes.
+    """
+    convolution.weight.data /= factor

@@ -30,7 +30,7 @@ def convert(candidates: Candidates, input_hw: tuple[int, int], *, static: bool) 
         warnings.simplefilter("ignore", UserWarning)  # it mistrusts a dynamic slice that we test
         torch.onnx.export(
             candidates,
-            # Two pictures: a batch of one could be traced into a graph that only takes one.
+            # Two images: a batch of one could be traced into a graph that only takes one.
             (torch.zeros(2, *input_hw, 3, dtype=torch.uint8),),
             buffer,  # type: ignore[arg-type]
             dynamo=False,

@@ -3,7 +3,7 @@
 ExportError
 ├── CheckpointRefused    the file cannot be loaded, or asks for what we do not load
 ├── ModelUnsupported     loaded, but not a detector that the artifact can hold
-├── DatasetInvalid       the pictures or labels of --data or --calibration can't be used
+├── DatasetInvalid       the images or labels of --data or --calibration can't be used
 ├── OutputExists         the output is there already and --force was not given
 ├── VerificationFailed   the artifact does not answer as its source does
 └── AccuracyLost         a reduced precision costs more accuracy than it may, or that is unknown
@@ -28,7 +28,7 @@ class ModelUnsupported(ExportError):
 
 
 class DatasetInvalid(ExportError):
-    """A data set, a folder of pictures or a label file is missing or can't be read."""
+    """A data set, a folder of images or a label file is missing or can't be read."""
 
 
 class OutputExists(ExportError):

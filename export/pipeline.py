@@ -25,8 +25,8 @@ from export.precision.quantize import quantize
 from export.sources.source import Origin, Source, load_source
 from export.stamp import stamp, write
 from export.verification.certify import DRAFT, Material, certify, gather, judge
+from export.verification.images import calibration_canvases, describe_split
 from export.verification.latency import measure_latency
-from export.verification.pictures import calibration_canvases, describe_split
 from export.verification.verify import verify
 from model.registration import register
 from server.inference.artifact import SCHEMA_VERSION, Artifact, Metadata, graph_sha256
@@ -46,10 +46,10 @@ class Request:
         imgsz: the input's longer side in pixels, a multiple of the model's stride; None takes
             640, or the size that an ONNX file was made for.
         precision: of the convolutions.
-        data: a data set's YAML to compare and to measure accuracy on, or a folder of pictures
-            to compare on; None generates pictures.
-        calibration: folder of pictures, or a data set's YAML, that int8 takes its ranges from;
-            None takes the training pictures of `data`.
+        data: a data set's YAML to compare and to measure accuracy on, or a folder of images
+            to compare on; None generates images.
+        calibration: folder of images, or a data set's YAML, that int8 takes its ranges from;
+            None takes the training images of `data`.
         accept_loss: write a reduced precision even where it loses more accuracy than its tolerance,
             or where there are no labels to tell.
         name: the model's name in answers; None takes the output's file name.
@@ -155,8 +155,8 @@ def refuse_at_once(request: Request) -> None:
         judge(request.precision, None, request.accept_loss)
     if request.precision == "int8" and (request.calibration or request.data) is None:
         raise DatasetInvalid(
-            "int8 takes the ranges of its numbers from pictures: give --calibration FOLDER, or "
-            "--data DATA.yaml for its training pictures"
+            "int8 takes the ranges of its numbers from images: give --calibration FOLDER, or "
+            "--data DATA.yaml for its training images"
         )
 
 
@@ -182,15 +182,13 @@ def calibration_of(
     request: Request, material: Material, metadata: Metadata
 ) -> tuple[list[NDArray[np.uint8]], str | None]:
     """What int8 takes its ranges from, as `calibration_canvases` gives it, and in words."""
-    pictures = request.calibration or request.data
-    if request.precision != "int8" or pictures is None:
+    images = request.calibration or request.data
+    if request.precision != "int8" or images is None:
         return [], None
-    # Ranges from the pictures that accuracy is measured on would flatter it.
+    # Ranges from the images that accuracy is measured on would flatter it.
     measured = [] if material.labelled is None else [each.path for each in material.labelled.images]
-    canvases = calibration_canvases(
-        pictures, "train", metadata, CALIBRATION_IMAGES, without=measured
-    )
-    return canvases, f"{len(canvases)} pictures of {describe_split(pictures, 'train')}"
+    canvases = calibration_canvases(images, "train", metadata, CALIBRATION_IMAGES, without=measured)
+    return canvases, f"{len(canvases)} images of {describe_split(images, 'train')}"
 
 
 def draft(graph: onnx.ModelProto, metadata: Metadata, path: Path) -> Artifact:

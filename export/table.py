@@ -55,7 +55,7 @@ def certificate_rows(certificate: Certificate) -> dict[str, str]:
             f"mAP50-95 {accuracy.artifact_map50_95:.4f}, source {accuracy.source_map50_95:.4f}; "
             f"mAP50 {accuracy.artifact_map50:.4f}, source {accuracy.source_map50:.4f}"
             + (f" (may lose {tolerance} of mAP50-95)" if tolerance is not None else "")
-            + f"; {accuracy.objects} objects in {accuracy.images} pictures of {accuracy.data}"
+            + f"; {accuracy.objects} objects in {accuracy.images} images of {accuracy.data}"
         )
     if certificate.calibration:
         rows["calibrated"] = f"on {certificate.calibration}"

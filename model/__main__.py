@@ -65,7 +65,7 @@ def add_convert(commands: Any) -> None:
     convert.add_argument(
         "source", type=Path, help="annotations: a .json, a .csv, or a folder of .xml"
     )
-    convert.add_argument("--images", type=Path, required=True, help="folder with the pictures")
+    convert.add_argument("--images", type=Path, required=True, help="folder with the images")
     convert.add_argument("--output", type=Path, required=True, help="folder of the data set")
     convert.add_argument(
         "--from", dest="form", choices=("coco", "voc", "csv"), help="default: by the source"
@@ -77,13 +77,13 @@ def add_convert(commands: Any) -> None:
         help="keep a split: the source is for training, these (in the same form) for validation",
     )
     convert.add_argument(
-        "--val-images", type=Path, metavar="FOLDER", help="pictures of --val; default: --images"
+        "--val-images", type=Path, metavar="FOLDER", help="images of --val; default: --images"
     )
     convert.add_argument(
-        "--val-fraction", type=float, help="without --val: share of pictures for validation (0.2)"
+        "--val-fraction", type=float, help="without --val: share of images for validation (0.2)"
     )
     convert.add_argument("--seed", type=int, default=0, help="of the split (0)")
-    convert.add_argument("--link", action="store_true", help="link to the pictures, not copy them")
+    convert.add_argument("--link", action="store_true", help="link to the images, not copy them")
     convert.add_argument(
         "--skip-difficult", action="store_true", help="leave out VOC's difficult objects"
     )
@@ -133,9 +133,9 @@ def add_val(commands: Any) -> None:
 
 def add_predict(commands: Any) -> None:
     """`predict`."""
-    predict = commands.add_parser("predict", help="draw a checkpoint's detections into pictures")
+    predict = commands.add_parser("predict", help="draw a checkpoint's detections into images")
     predict.add_argument("checkpoint", type=Path)
-    predict.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
+    predict.add_argument("images", type=Path, nargs="+", help="images, or folders of them")
     predict.add_argument("--output", type=Path, default=Path("runs/predict"), help="folder")
     predict.add_argument("--imgsz", type=int, help="pixels, a multiple of 32; default: as trained")
     predict.add_argument("--conf", type=float, default=0.25, help="least score (0.25)")
@@ -147,24 +147,16 @@ def add_predict(commands: Any) -> None:
     predict.set_defaults(run=run_predict)
 
 
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a command is called with; its function's parameters have the same names."""
+    return {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
+
+
 def run_convert(arguments: argparse.Namespace) -> None:
     """`convert`: prints a summary, last the data set's YAML."""
     from model.convert.convert import convert
 
-    summary = convert(
-        arguments.source,
-        arguments.images,
-        arguments.output,
-        form=arguments.form,
-        val=arguments.val,
-        val_images=arguments.val_images,
-        val_fraction=arguments.val_fraction,
-        seed=arguments.seed,
-        link=arguments.link,
-        skip_difficult=arguments.skip_difficult,
-        force=arguments.force,
-    )
-    print(summary)
+    print(convert(**options(arguments)))
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -197,41 +189,21 @@ def run_val(arguments: argparse.Namespace) -> None:
     """`val`: prints the table."""
     from model.val import validate
 
-    table = validate(
-        arguments.checkpoint,
-        arguments.data,
-        imgsz=arguments.imgsz,
-        split=arguments.split,
-        batch=arguments.batch,
-        device=arguments.device,
-    )
-    print(table)
+    print(validate(**options(arguments)))
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """`predict`: prints what was found in each picture, last where the pictures are."""
+    """`predict`: prints what was found in each image, last where the images are."""
     from model.predict import predict
 
-    lines = predict(
-        arguments.checkpoint,
-        arguments.images,
-        arguments.output,
-        imgsz=arguments.imgsz,
-        conf=arguments.conf,
-        iou=arguments.iou,
-        device=arguments.device,
-        save_txt=arguments.save_txt,
-        save_json=arguments.save_json,
-        force=arguments.force,
-    )
-    print("\n".join(lines))
+    print("\n".join(predict(**options(arguments))))
 
 
 def run_info(arguments: argparse.Namespace) -> None:
     """`info`: prints the table."""
     from model.info import comparison
 
-    print(comparison(arguments.arch, arguments.imgsz))
+    print(comparison(**options(arguments)))
 
 
 if __name__ == "__main__":

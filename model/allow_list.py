@@ -9,19 +9,18 @@ from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import IterableSimpleNamespace
 
-from model.blocks import BottleneckFLA, C2fFLA, FLABlock
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.table import MECHANISMS
 
 ULTRALYTICS = (DetectionModel, Conv, C2f, Bottleneck, SPPF, Concat, Detect, DFL)
 ALLOWED = (
     *(nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity),
     *(nn.SiLU, nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.Upsample, nn.ModuleList, nn.Sequential),
     *(*ULTRALYTICS, IterableSimpleNamespace),
-    *(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
+    *(layer for mechanism in MECHANISMS for layer in mechanism.layers),
 )
 
 # People paste these into a copy of ultralytics, under any module path.
-TUTORIALS = ("FocusedLinearAttention", "FLAttention", "Bottleneck_FLA", "C2f_FLA")
+TUTORIALS = tuple(name for mechanism in MECHANISMS for name in mechanism.tutorial_names)
 
 # Beside the network, and of no use here: figures and paths that training notes as it ends, and the
 # loss in a run that did not come to its end.
@@ -76,5 +75,11 @@ def known_names(named: Set[str] = frozenset()) -> dict[str, type]:
     known |= {f"ultralytics.nn.modules.{kind.__name__}": kind for kind in ULTRALYTICS[1:]}
     known["ultralytics.yolo.utils.IterableSimpleNamespace"] = IterableSimpleNamespace
     known |= dict.fromkeys(IGNORED, Ignored)
+    for mechanism in MECHANISMS:
+        known |= {
+            f"{module}.{kind.__name__}": kind
+            for module in mechanism.former_modules
+            for kind in mechanism.layers
+        }
     bare = {name: name.rpartition(".")[2] for name in named - known.keys()}
     return known | {name: FOREIGN[last] for name, last in bare.items() if last in FOREIGN}

@@ -15,12 +15,14 @@ from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from model.allow_list import known_names
+from model.attention.table import ROWS
+from model.description import names_by_id
 from model.errors import CheckpointRefused
 from model.registration import ACTIVATIONS, is_activation, register
 from model.unpickle import named_globals, read, unpickle
 
 # The layers of our tables. ultralytics' parser would take any name that its module knows.
-BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", "FLABlock", "C2fFLA")
+BUILT = ("Conv", "C2f", "SPPF", "Concat", "Detect", "nn.Upsample", *ROWS)
 # What of a table decides widths and depths; the first yolov8n.pt has the factors themselves.
 SIZES = ("scales", "scale", "depth_multiple", "width_multiple", "yaml_file", "activation")
 MAX_DEPTH = 32  # of a layer's attributes; a layer table has 5
@@ -39,7 +41,7 @@ class Saved:
         layer_classes: the class name of each layer, by index; empty for a bare state dict.
         table: the layer table that it was built from, None when it has none.
         class_names: by class id; None when they are not in the file.
-        imgsz: side of the pictures that it was trained on, pixels; None when it isn't said.
+        imgsz: side of the images that it was trained on, pixels; None when it isn't said.
     """
 
     file_name: str
@@ -66,10 +68,8 @@ def read_checkpoint(path: Path) -> Saved:
         check_tensors(path, state := dict(network))
     else:
         raise CheckpointRefused(f"{path}: there is no YOLO network in it")
-    names, table, args = held.get("names"), held.get("yaml"), held.get("args")
+    table, args = held.get("yaml"), held.get("args")
     imgsz = (args if isinstance(args, dict) else getattr(args, "__dict__", {})).get("imgsz")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[class_id] for class_id in range(len(names))]
     return Saved(
         file_name=path.name,
         tensors={
@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> Saved:
             int(index): type(layer).__name__ for index, layer in layers.items() if index.isdecimal()
         },
         table=table if isinstance(table, dict) else None,
-        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
+        class_names=names_by_id(held.get("names")),
         imgsz=imgsz if isinstance(imgsz, int) else None,
     )
 

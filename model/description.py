@@ -1,4 +1,4 @@
-"""The description of a YOLO-form data set: where its pictures are and what its classes are."""
+"""The description of a YOLO-form data set: where its images are and what its classes are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +39,14 @@ def described(data: Path, splits: Sequence[str] = ("train", "val")) -> dict[str,
 
 def class_names(table: dict[str, Any], data: Path) -> tuple[str, ...]:
     """The class names of a description, by class id; `data` is for messages."""
-    names = table["names"]
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or set(names) != set(range(len(names))):
+    names = names_by_id(table["names"])
+    if not names:
         raise ValueError(f"{data}: names are a list, or one for each of the class ids 0, 1, ...")
-    return tuple(str(names[class_id]) for class_id in range(len(names)))
+    return names
+
+
+def names_by_id(names: object) -> tuple[str, ...] | None:
+    """The class names of a list, or of a dict with one for each of the ids 0, 1, ...; else None."""
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[class_id] for class_id in range(len(names))]
+    return tuple(map(str, names)) if isinstance(names, list) else None

@@ -8,7 +8,7 @@ from model.registration import architecture, register
 
 
 def comparison(arch: str, imgsz: int) -> str:
-    """A table of layers, parameters and GFLOPs for one picture.
+    """A table of layers, parameters and GFLOPs for one image.
 
     Args:
         arch: name as `model.registration.architecture` takes it.

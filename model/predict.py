@@ -1,4 +1,4 @@
-"""Detections of a checkpoint in pictures, by ultralytics' own prediction."""
+"""Detections of a checkpoint in images, by ultralytics' own prediction."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from model.val import checked_imgsz
 
 def predict(
     checkpoint: Path,
-    sources: Sequence[Path],
+    images: Sequence[Path],
     output: Path,
     *,
     imgsz: int | None = None,
@@ -29,30 +29,30 @@ def predict(
     save_json: bool = False,
     force: bool = False,
 ) -> list[str]:
-    """Writes each picture with its detections drawn in, as NAME.jpg.
+    """Writes each image with its detections drawn in, as NAME.jpg.
 
     Args:
         checkpoint: a `.pt`; nothing in it is run.
-        sources: pictures, and folders of pictures.
+        images: files, and folders of images.
         output: folder for what is written, made if missing.
         imgsz: longer side in pixels, a multiple of the stride; None: as it was trained, or 640.
         conf: least score, 0..1.
         iou: overlap above which the weaker of two boxes of a class goes, 0..1.
         device: as ultralytics takes it: cpu, 0, ...; None chooses.
         save_txt: also NAME.txt: class id, then centre x, centre y, width and height as fractions
-            of the upright picture, then the score.
-        save_json: also detections.json: a list of pictures, boxes in pixels of the upright
-            picture.
+            of the upright image, then the score.
+        save_json: also detections.json: a list of images, boxes in pixels of the upright
+            image.
         force: write into a folder that is not empty.
 
     Returns:
-        Lines for the user: what was found in each picture, then in all.
+        Lines for the user: what was found in each image, then in all.
 
     Raises:
-        FileNotFoundError: when a picture does not exist.
+        FileNotFoundError: when an image does not exist.
         ValueError: when the checkpoint can't be read or has layers that only `export` knows, a
-            number is out of range, there is no picture, the output holds something or is where the
-            pictures are, or pictures can't be read; the others are written then.
+            number is out of range, there is no image, the output holds something or is where the
+            images are, or images can't be read; the others are written then.
     """
     saved = read_checkpoint(checkpoint)
     model = rebuild(saved)
@@ -62,7 +62,7 @@ def predict(
     if imgsz is None:
         imgsz = saved.imgsz or 640
     imgsz = checked_imgsz(imgsz, int(model.stride.max()))
-    files = pictures(sources)
+    files = list_images(images)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise ValueError(f"{output} is not empty: --force writes into it")
     names = unique_names(files, Path(files[0].anchor))
@@ -88,11 +88,11 @@ def predict(
     lines, records, unread = [], [], []
     total: Counter[str] = Counter()
     for file in files:
-        picture = read_image(file)
-        if picture is None:
+        image = read_image(file)
+        if image is None:
             unread.append(str(file))
             continue
-        result = predictor(picture, model=model)[0]
+        result = predictor(image, model=model)[0]
         write_image(output / f"{names[file]}.jpg", result.plot())
         record = as_record(file, result)
         counts = Counter(found["class_name"] for found in record["detections"])
@@ -105,14 +105,12 @@ def predict(
     if save_json:
         (output / "detections.json").write_text(json.dumps(records, indent=1, ensure_ascii=False))
     if unread:
-        raise ValueError(
-            f"{len(unread)} of {len(files)} pictures can't be read: {', '.join(unread)}"
-        )
-    return [*lines, f"{len(files)} pictures: {describe(total)}", str(output)]
+        raise ValueError(f"{len(unread)} of {len(files)} images can't be read: {', '.join(unread)}")
+    return [*lines, f"{len(files)} images: {describe(total)}", str(output)]
 
 
-def pictures(sources: Sequence[Path]) -> list[Path]:
-    """The pictures among files and folders, each once, absolute.
+def list_images(sources: Sequence[Path]) -> list[Path]:
+    """The images among files and folders, each once, absolute.
 
     Raises:
         FileNotFoundError: one does not exist.
@@ -127,7 +125,7 @@ def pictures(sources: Sequence[Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"{source}: there is no such file or folder")
     if not found:
-        raise ValueError(f"no pictures in {', '.join(map(str, sources))}")
+        raise ValueError(f"no images in {', '.join(map(str, sources))}")
     return list(dict.fromkeys(path.absolute() for path in found))
 
 
@@ -145,7 +143,7 @@ def write_image(path: Path, image: Any) -> None:
 
 
 def as_record(file: Path, result: Any) -> dict[str, Any]:
-    """One picture of detections.json: the form of the server's answers."""
+    """One image of detections.json: the form of the server's answers."""
     height, width = result.orig_shape
     boxes = result.boxes
     found = zip(boxes.xyxy.tolist(), boxes.conf.tolist(), boxes.cls.tolist(), strict=True)

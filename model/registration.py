@@ -6,7 +6,7 @@ and takes that one's place in the finished network.
 """
 
 import re
-from collections.abc import Callable
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from typing import Any
 import yaml
 from torch import nn
 from ultralytics.nn import tasks
-from ultralytics.nn.modules import C2f, Conv
 from ultralytics.utils import YAML
 
-from model.blocks import C2fFLA, FLABlock
+from model.attention.table import MECHANISMS, ROWS
 
 FOLDER = Path(__file__).parent
 SCALES = "nsmlx"
@@ -81,28 +80,34 @@ def is_activation(value: object) -> bool:
 
 
 def register() -> None:
-    """Teaches ultralytics' parser our block names, once per process; a second call is harmless."""
-    if getattr(tasks.parse_model, "knows_fla", False):
+    """Teaches ultralytics our blocks, once per process; a second call is harmless.
+
+    Its parser learns their names, and its reader of checkpoints where they were before.
+    """
+    if getattr(tasks.parse_model, "knows_our_blocks", False):
         return
+    for mechanism in MECHANISMS:
+        here = sys.modules[mechanism.module.__module__]
+        sys.modules.update(dict.fromkeys(mechanism.former_modules, here))
     parse_model = tasks.parse_model
 
-    def parse_with_fla(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Module, Any]:
+    def parse_with_ours(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Module, Any]:
         table = deepcopy(d)
         ours: dict[int, tuple[str, list[Any]]] = {}
         for index, row in enumerate(table["backbone"] + table["head"]):
             repeats, name, args = row[1:4]
-            if name in STAND_INS:
-                if name == "FLABlock" and repeats != 1:
-                    raise ValueError(f"FLABlock is not repeated: its row says {repeats} times")
+            if name in ROWS:
+                if repeats != 1 and not ROWS[name].repeatable:
+                    raise ValueError(f"{name} is not repeated: its row says {repeats} times")
                 ours[index] = name, args
-                row[2], row[3] = STAND_INS[name][0](args)
+                row[2], row[3] = ROWS[name].stand_in(args)
         layers, save = parse_model(table, ch, verbose)
         for index, (name, args) in ours.items():
-            layers[index] = in_place_of(layers[index], STAND_INS[name][1](layers[index], args))
+            layers[index] = in_place_of(layers[index], ROWS[name].build(layers[index], args))
         return layers, save
 
-    parse_with_fla.knows_fla = True  # type: ignore[attr-defined]
-    tasks.parse_model = parse_with_fla
+    parse_with_ours.knows_our_blocks = True  # type: ignore[attr-defined]
+    tasks.parse_model = parse_with_ours
 
 
 def in_place_of(stand_in: nn.Module, block: nn.Module) -> nn.Module:
@@ -115,32 +120,3 @@ def in_place_of(stand_in: nn.Module, block: nn.Module) -> nn.Module:
     }
     block.__dict__.update(bookkeeping)
     return block
-
-
-def fla_block(stand_in: Conv, args: list[Any]) -> FLABlock:
-    """The block for a 1x1 convolution with its channels; args: channels, map side, heads."""
-    convolution = stand_in.conv
-    if convolution.in_channels != convolution.out_channels:
-        raise ValueError(
-            f"FLABlock keeps its channels: it gets {convolution.in_channels}, "
-            f"its row says {convolution.out_channels}"
-        )
-    return FLABlock(convolution.out_channels, *args[1:])
-
-
-def c2f_fla(stand_in: C2f, args: list[Any]) -> C2fFLA:
-    """The block for a C2f with its channels and depth; args: channels, shortcut, heads."""
-    channels = stand_in.cv1.conv.in_channels, stand_in.cv2.conv.out_channels
-    return C2fFLA(*channels, len(stand_in.m), *args[1:])
-
-
-# Our name in an architecture file: its stand-in's (name, args), and how it is built from that.
-STAND_INS: dict[
-    str,
-    tuple[
-        Callable[[list[Any]], tuple[str, list[Any]]], Callable[[nn.Module, list[Any]], nn.Module]
-    ],
-] = {
-    "FLABlock": (lambda args: ("Conv", [args[0], 1, 1]), fla_block),
-    "C2fFLA": (lambda args: ("C2f", args[:2]), c2f_fla),
-}

@@ -46,7 +46,7 @@ def train(
         `output/best.pt`: the best of the last stage, stripped, weights in float16.
 
     Raises:
-        FileNotFoundError: when the data set or its pictures do not exist.
+        FileNotFoundError: when the data set or its images do not exist.
         ValueError: when there is no such architecture or it can't be built, no stage, an argument
             in a stage that ultralytics does not know, an image size that is not a multiple of the
             stride, a checkpoint of another scale, or a run in `output` that is not to be resumed or

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
-from model.blocks import C2fFLA, FLABlock
+from model.attention.table import MECHANISMS
 from model.checkpoint import Saved
-from model.focused_linear_attention import FocusedLinearAttention
 
 ATTENTION = ("attention", "FLA")  # what attention inside a block is called, by us and by tutorials
 CLASSIFICATION = "cv3."  # the branch of the head whose widths follow from the number of classes
 LEAST_SHARE = 0.5  # of the parameters outside attention and classification; below, it is another
-MIXED_IN = 1 / 16  # share of the attention in what a new C2fFLA passes on
 
 Layer = dict[str, Tensor]  # the tensors of one layer, by their names within it
 
@@ -181,45 +179,15 @@ def check_share(saved: Saved, take: list[tuple[str, Tensor]], ours: dict[int, La
 
 def start_of(layer: nn.Module, prefix: str, taken: set[str], is_new: bool) -> str:
     """How a layer that holds new weights begins; new attention in it is set so. Empty: as taken."""
-    fresh = [
-        module
-        for name, module in layer.named_modules()
-        if isinstance(module, FocusedLinearAttention) and f"{prefix}{name}.proj.weight" not in taken
-    ]
-    if isinstance(layer, FLABlock) and fresh:
-        return "identity"
-    if isinstance(layer, C2fFLA) and fresh:
-        for attention in fresh:
-            start_near_identity(attention)
-        return f"near identity: {MIXED_IN:.0%} attention" + (", rest random" if is_new else "")
+    for mechanism in MECHANISMS:
+        new = [
+            module
+            for name, module in layer.named_modules()
+            if isinstance(module, mechanism.module) and f"{prefix}{name}.proj.weight" not in taken
+        ]
+        if new and (beginning := mechanism.start(layer, new)):
+            return beginning + (", rest random" if is_new and beginning != "identity" else "")
     return "random" if is_new and any(True for _ in layer.parameters()) else ""
-
-
-@torch.no_grad()
-def start_near_identity(attention: FocusedLinearAttention) -> None:
-    """Sets weights so that y = x + MIXED_IN · (the mean of x that the attention weighs).
-
-    The tutorials' C2f has no residual around its attention: y = proj(o + DWC(v)). Its o is a mean
-    over the map with weights that sum to 1, of the same v that goes through the convolution, so
-    no weights make it vanish beside an exact identity, short of queries or keys too small to
-    learn. But the convolution can amplify v: with v = r x, a kernel of 1/r² at its centre, and
-    proj = r, the share of o is r². All factors are powers of two, so nothing is rounded.
-
-    Args:
-        attention: without `sr_ratio`; its q and k stay as they were drawn, so it can learn.
-    """
-    r = MIXED_IN**0.5
-    identity = torch.eye(attention.dim)
-    projection = attention.qkv if attention.fused_qkv else attention.kv
-    projection.weight[-attention.dim :] = r * identity
-    if projection.bias is not None:
-        projection.bias[-attention.dim :] = 0
-    centre = attention.kernel_size // 2
-    attention.dwc.weight.zero_()
-    attention.dwc.weight[:, :, centre, centre] = 1 / r**2
-    nn.init.zeros_(attention.dwc.bias)  # type: ignore[arg-type]  # the module always has one
-    attention.proj.weight.copy_(r * identity)
-    nn.init.zeros_(attention.proj.bias)
 
 
 def mismatches(

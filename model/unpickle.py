@@ -89,7 +89,7 @@ def shell(kind: type, name: str) -> type:
 
     A pickled module is made without its constructor and then filled. A pickle could also call
     the constructor with arguments of its own, and ultralytics' evaluates some of them as code;
-    run a layer it has filled, and ultralytics' network writes pictures where it is told to; or
+    run a layer it has filled, and ultralytics' network writes images where it is told to; or
     plant a method on an instance for the library to call.
 
     Args:

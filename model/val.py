@@ -27,11 +27,11 @@ def validate(
         data: the data set's YAML; its classes are those of the checkpoint.
         imgsz: longer side in pixels, a multiple of the stride; None: as it was trained, or 640.
         split: a key of the YAML: train, val or test.
-        batch: pictures that run at once.
+        batch: images that run at once.
         device: as ultralytics takes it: cpu, 0, ...; None chooses.
 
     Returns:
-        A table: pictures, boxes, precision, recall, mAP50 and mAP50-95, of all and of each class.
+        A table: images, boxes, precision, recall, mAP50 and mAP50-95, of all and of each class.
 
     Raises:
         FileNotFoundError: when the data set does not exist.
@@ -86,7 +86,7 @@ def accuracy(validator: Any) -> str:
     metrics = validator.metrics
     width = max(len(name) for name in ["class", *validator.names.values()])
     lines = [
-        f"{'class':<{width}}{'pictures':>10}{'boxes':>8}{'precision':>11}{'recall':>9}{'mAP50':>9}"
+        f"{'class':<{width}}{'images':>10}{'boxes':>8}{'precision':>11}{'recall':>9}{'mAP50':>9}"
         f"{'mAP50-95':>10}"
     ]
     rows = [("all", validator.seen, int(metrics.nt_per_class.sum()), metrics.mean_results())]
@@ -100,10 +100,10 @@ def accuracy(validator: Any) -> str:
         )
         for class_id, name in validator.names.items()
     ]
-    for name, pictures, boxes, figures in rows:
+    for name, images, boxes, figures in rows:
         texts = [f"{float(figure):.4f}" for figure in figures] or ["-"] * 4
         spaces = zip(texts, (11, 9, 9, 10), strict=True)
         lines.append(
-            f"{name:<{width}}{pictures:>10}{boxes:>8}" + "".join(f"{s:>{n}}" for s, n in spaces)
+            f"{name:<{width}}{images:>10}{boxes:>8}" + "".join(f"{s:>{n}}" for s, n in spaces)
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import DetectionModel
 from benchmarks.attention.training_curve import read_run
 from export.pipeline import Request, export
 from export.sources.source import Origin
-from export.verification.pictures import MAX_PIXELS
+from export.verification.images import MAX_PIXELS
 from export.verification.yolo_dataset import read_dataset
 from model.info import gflops
 from model.registration import architecture, register

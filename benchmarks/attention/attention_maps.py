@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.focused_linear_attention import EPSILON, focus
+from model.attention.focused_linear import EPSILON, focus
 
 
 def softmax_map(q: Tensor, k: Tensor, heads: int) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.attention.fla_block import traced
-from export.rewrite import ChannelFirstFLA, constant, pointwise, projections
-from model.focused_linear_attention import FocusedLinearAttention
+from export.attention.focused_linear import ChannelFirstFLA, projections
+from export.attention.operators import constant, pointwise
+from model.attention.focused_linear import FocusedLinearAttention
 from server.host import cpu_name
 
 SIDES = (10, 14, 20, 28, 40, 56, 80, 112, 160)  # of square maps: 100 to 25,600 tokens

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from model.attention.focused_linear import EPSILON, FocusedLinearAttention
 from model.environment import contain_ultralytics
-from model.focused_linear_attention import EPSILON, FocusedLinearAttention
 
 # Tokens of a square map x channels: the three levels of a scale n network at 640 pixels.
 SIZES = ((400, 256), (1600, 128), (6400, 64))
@@ -83,7 +83,7 @@ def compare(
     tokens: int, channels: int, threads: int, rounds: int, repeats: int
 ) -> dict[str, float]:
     """Milliseconds of both forms and the median, over rounds, of the ratio of their times."""
-    from export.rewrite import ChannelFirstFLA
+    from export.attention.focused_linear import ChannelFirstFLA
 
     side = int(tokens**0.5)
     torch.manual_seed(0)

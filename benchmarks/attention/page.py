@@ -184,10 +184,10 @@ def cost_section(figures: Figures) -> Iterable[str]:
     yield f"""One map of {figures["dim"]} channels in {figures["heads"]} heads, batch 1, in ONNX
         Runtime {machine["onnxruntime"]} on a CPU ({machine["processor"]},
         {threads} thread{"s" if threads > 1 else ""}). FLA is the form that `python -m export`
-        writes (`export.rewrite.ChannelFirstFLA`). Softmax attention has the same projections and
-        positional encoding around MatMul, Softmax, MatMul, and is converted by the same function.
-        The forms take turns at each size for {figures["rounds"]} rounds; a figure is the median of
-        the rounds, and of a round its fastest run. Bars show the range of the rounds."""
+        writes (`ChannelFirstFLA` in `export/attention`). Softmax attention has the same projections
+        and positional encoding around MatMul, Softmax, MatMul, and is converted by the same
+        function. The forms take turns at each size for {figures["rounds"]} rounds; a figure is the
+        median of the rounds, and of a round its fastest run. Bars show the range of the rounds."""
     yield table(
         [
             *("tokens", "FLA, ms", "softmax, ms", "softmax / FLA", "FLA, µs a token"),

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from export.buckets import buckets
 from export.sources.checkpoint import load_checkpoint
-from export.verification.pictures import MAX_PIXELS
-from model.focused_linear_attention import FocusedLinearAttention
+from export.verification.images import MAX_PIXELS
+from model.attention.focused_linear import FocusedLinearAttention
 from model.registration import register
 from server.vision.decode import decode
 from server.vision.letterbox import Letterbox, choose_bucket, full_size, letterbox

@@ -15,8 +15,8 @@ from torch import nn
 
 from benchmarks.attention.fla_block import SIZES, PublishedFLA, traced
 from benchmarks.gpu.manifest import BlockFile
+from export.attention.focused_linear import ChannelFirstFLA
 from export.precision.half import LARGEST
-from export.rewrite import ChannelFirstFLA
 
 BATCHES = (1, 16)
 

@@ -125,7 +125,7 @@ def without_attention(checkpoint: Path, output: Path) -> tuple[str, ...]:
     import torch
 
     from export.sources.checkpoint import load_checkpoint
-    from model.blocks import FLABlock
+    from model.attention.focused_linear import FLABlock
 
     source = load_checkpoint(checkpoint)
     layers: Any = source.model.model

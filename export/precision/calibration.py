@@ -1,6 +1,7 @@
-"""How large the values inside of a network get on pictures."""
+"""How large the values inside of a network get on images."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -13,8 +14,8 @@ def value_ranges(
 ) -> dict[str, tuple[float, float]]:
     """Runs a network and notes the smallest and the largest value of some of its tensors.
 
-    Pictures are run one by one, and nothing of one is kept for the next: the memory is that of one
-    picture. Extremes are taken, not percentiles or entropies: on a detector's maps the rare large
+    Images are run one by one, and nothing of one is kept for the next: the memory is that of one
+    image. Extremes are taken, not percentiles or entropies: on a detector's maps the rare large
     value is the object that is looked for.
 
     Args:
@@ -25,8 +26,7 @@ def value_ranges(
     Returns:
         (smallest, largest) by name.
     """
-    looking = onnx.ModelProto()
-    looking.CopyFrom(model)
+    looking = deepcopy(model)
     del looking.graph.output[:]
     looking.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     session = onnxruntime.InferenceSession(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -64,8 +65,7 @@ def rebuilt(
 
     The types of the values inside, which the nodes may have changed, are left out.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     del copy.graph.node[:], copy.graph.initializer[:], copy.graph.value_info[:]
     copy.graph.node.extend(nodes)
     taken = {name for node in nodes for name in node.input}

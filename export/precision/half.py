@@ -18,6 +18,7 @@ All this is for GPUs. On a CPU ONNX Runtime computes such a graph in float32, no
 next to none of its values, so that nothing overflows: see `rounding`.
 """
 
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -57,14 +58,12 @@ def rounding(half: onnx.ModelProto) -> onnx.ModelProto:
     There ONNX Runtime computes in float32, without casts to float16 and back between nodes. It
     has a Concat of float16, but runs a lone one in float32 as well; so two stand behind each value.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(half)
+    model = deepcopy(half)
     graph = onnx.shape_inference.infer_shapes(model).graph
     halved = {each.name for each in graph.value_info if each.type.tensor_type.elem_type == HALF}
     nodes = []
     for node in half.graph.node:
-        computed = NodeProto()
-        computed.CopyFrom(node)
+        computed = deepcopy(node)
         nodes.append(computed)
         for i, name in enumerate(node.output):
             if name in halved:
@@ -98,8 +97,7 @@ class Types:
 
     def add(self, original: NodeProto) -> None:
         """Adds a node in its type, behind the casts that it needs."""
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(original)
         half = key(node) in self._halved
         if node.op_type not in ("ArgMax", "Shape"):  # which read either type
             # All but the first input of a Resize are its own: scales are always float32.

@@ -1,7 +1,7 @@
-"""int8 for convolutions, from calibration pictures, as QuantizeLinear and DequantizeLinear.
+"""int8 for convolutions, from calibration images, as QuantizeLinear and DequantizeLinear.
 
 A convolution is quantised where that pays: its input has enough channels to fill integer
-instructions (a picture's three have not), and an activation follows it. So the head's last
+instructions (an image's three have not), and an activation follows it. So the head's last
 convolutions, which give scores and distributions, stay in float32, and so do attention and
 decoding (`export.precision.regions`). What stands between convolutions computes in float32 too.
 
@@ -19,6 +19,7 @@ than float32.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ from export.precision.regions import find_regions
 MIN_CHANNELS = 8
 LARGEST = 127  # -128 stays unused, so that the range is symmetric
 SILU_ENDS = -10.0  # SiLU(-10) = -0.0005, a hundredth of the steps that are usual behind it
-SMALLEST_AMOUNT = 1e-6  # of a value that was 0 on all pictures: a scale must not be
+SMALLEST_AMOUNT = 1e-6  # of a value that was 0 on all images: a scale must not be
 
 
 def quantize(model: onnx.ModelProto, images: Iterable[NDArray[np.uint8]]) -> onnx.ModelProto:
@@ -45,7 +46,7 @@ def quantize(model: onnx.ModelProto, images: Iterable[NDArray[np.uint8]]) -> onn
 
     Returns:
         The same inputs and outputs, of the same types. The largest amount that a convolution took
-        on a calibration picture, or gave where it matters, is the largest it can take or give.
+        on a calibration image, or gave where it matters, is the largest it can take or give.
     """
     wires = Wires(model)
     trunk = find_regions(model).convolutions
@@ -118,8 +119,7 @@ class Construction:
             after: scale of its output.
             silu: SiLU follows.
         """
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(original)
         output = key(node)
         node.input[0] = self.quantised(node.input[0], f"{output}/input", before)
         node.input[1] = self.quantised_weight(node, before)

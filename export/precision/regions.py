@@ -108,7 +108,7 @@ def pieces_between_convolutions(wires: Wires) -> list[Piece]:
 
 
 def is_plain(node: NodeProto, wires: Wires) -> bool:
-    """Whether less precision serves it as well: values keep their size, or are a picture's."""
+    """Whether less precision serves it as well: values keep their size, or are an image's."""
     if node.op_type == "Cast":
         return wires.types.get(node.input[0]) == TensorProto.UINT8
     return node.op_type in ACTIVATIONS | MOVES

@@ -59,32 +59,20 @@ class Checkpoint:
 
     @property
     def trained_imgsz(self) -> int | None:
-        """The side of its training pictures, pixels; None where the file does not tell."""
+        """The side of its training images, pixels; None where the file does not tell."""
         arguments = self.model.__dict__.get("args")
         imgsz = arguments.get("imgsz") if isinstance(arguments, dict) else None
         return imgsz if isinstance(imgsz, int) and imgsz > 0 else None
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What ultralytics' own network gives, before NMS.
-
-        Args:
-            x: (1, 3, H, W) RGB in 0..1; H and W multiples of the largest stride.
-
-        Returns:
-            (4 + classes, A) for A anchor points: centre x, centre y, width, height in input
-            pixels, then the scores of the classes, in 0..1.
-        """
+        """What ultralytics' own network gives before NMS; see `Source`."""
         # Not in inference mode: the head keeps its anchor points for those who come after.
         with torch.no_grad():
             output: NDArray[np.float32] = self.model(torch.from_numpy(x))[0][0].numpy()
         return output
 
     def graph(self, input_hw: tuple[int, int], *, static: bool) -> onnx.ModelProto:
-        """The rewritten network with an artifact's input and output, in float32.
-
-        Args:
-            input_hw: largest (height, width) in pixels.
-            static: the only one.
+        """The rewritten network; see `Source`.
 
         Raises:
             ModelUnsupported: a layer holds what PyTorch runs and ONNX does not have.
@@ -157,7 +145,7 @@ def state_in(held: Any) -> dict[str, torch.Tensor] | None:
 
 
 def checked(path: Path, model: DetectionModel) -> DetectionModel:
-    """The same model in float32, found to take pictures and to answer as YOLOv8 does.
+    """The same model in float32, found to take images and to answer as YOLOv8 does.
 
     Raises:
         ModelUnsupported: it does not.
@@ -181,7 +169,7 @@ def difference_from_yolov8(model: DetectionModel) -> str | None:
         return "its head chooses its own detections (end2end); only YOLOv8's is exported"
     first = getattr(model.model[0], "conv", None)
     if isinstance(first, nn.Conv2d) and first.in_channels != 3:
-        return f"its first layer takes {first.in_channels} channels, pictures have 3"
+        return f"its first layer takes {first.in_channels} channels, images have 3"
     strides = head.stride.tolist()
     if not strides or not all(stride in range(1, MAX_STRIDE + 1) for stride in strides):
         return f"its strides are {strides}, not 1 to {MAX_STRIDE} pixels"

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 from ultralytics.utils.ops import make_divisible
 
+from export.attention.table import TUTORIAL_ROWS
 from export.errors import ModelUnsupported
 from export.sources.yaml_file import read_yaml, truncate_repr
-from model.registration import ACTIVATIONS, SCALES, STAND_INS, architecture, is_activation
+from model.attention.table import ROWS
+from model.registration import ACTIVATIONS, SCALES, architecture, is_activation
 
-ATTENTIONS = ("FocusedLinearAttention", "FLAttention")
-TUTORIALS = (*ATTENTIONS, "C2f_FLA")
-LAYERS = ("Conv", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "nn.Upsample", *STAND_INS)
+LAYERS = ("Conv", "C2f", "Bottleneck", "SPPF", "Concat", "Detect", "nn.Upsample", *ROWS)
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,18 @@ def translated(path: Path, rows: Any) -> tuple[dict[str, Any], dict[int, str]]:
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
             raise ModelUnsupported(f"{path}: row {index} is not [from, repeats, layer, arguments]")
         source, repeats, name, args = row
-        if name in TUTORIALS:
+        if isinstance(name, str) and name in TUTORIAL_ROWS:
             found[index] = name
-            if name in ATTENTIONS and repeats != 1:
-                raise ModelUnsupported(
-                    f"{path}: row {index} repeats {name} {truncate_repr(repeats)} times"
-                )
-            name, args = ("nn.Identity", []) if name in ATTENTIONS else ("C2f", args)
+            stand_in = TUTORIAL_ROWS[name].stand_in
+            if stand_in == "nn.Identity":
+                if repeats != 1:
+                    raise ModelUnsupported(
+                        f"{path}: row {index} repeats {name} {truncate_repr(repeats)} times"
+                    )
+                args = []
+            name = stand_in
         elif name not in LAYERS:
-            known = ", ".join((*LAYERS, *TUTORIALS))
+            known = ", ".join((*LAYERS, *TUTORIAL_ROWS))
             raise ModelUnsupported(
                 f"{path}: row {index} is {truncate_repr(name)}, which is none of {known}"
             )

@@ -14,7 +14,7 @@ from export.sources.onnx_graft import tensors
 from server.inference.artifact import METADATA_KEY
 
 AGAIN = "export it again from its checkpoint"
-MAX_PIXELS = 2**27  # of a fixed input, all pictures together: 1.5 GB
+MAX_PIXELS = 2**27  # of a fixed input, all images together: 1.5 GB
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -30,7 +30,7 @@ class OnnxFile:
         architecture: such as "yolov8n"; or "unknown".
         class_names: the name of each class id.
         stride: of the coarsest detection level, in pixels.
-        batch: how many pictures it takes at once; None where it takes any number.
+        batch: how many images it takes at once; None where it takes any number.
         fixed_hw: the only (height, width) in pixels that it takes, multiples of the stride; None
             where it takes any such.
     """
@@ -169,7 +169,7 @@ def input_shape(path: Path, model: ModelProto) -> tuple[int | None, tuple[int, i
     """The batch and the (height, width) that it takes, each None where it takes any.
 
     Raises:
-        ModelUnsupported: not one input of three-channel pictures and one output.
+        ModelUnsupported: not one input of three-channel images and one output.
     """
     inputs, outputs = model.graph.input, model.graph.output
     if (len(inputs), len(outputs)) != (1, 1):

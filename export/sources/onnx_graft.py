@@ -4,6 +4,7 @@ exported ─widened─► float32 ─at_served_opset─► 17 or 18 ─batch_fre
 """
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from graphlib import TopologicalSorter
 
 import numpy as np
@@ -68,8 +69,7 @@ def widened(model: ModelProto) -> ModelProto:
 
     Every float16 number is a float32 number, so the weights stay what they are.
     """
-    wide = ModelProto()
-    wide.CopyFrom(model)
+    wide = deepcopy(model)
     graph = wide.graph
     for tensor in tensors(wide):
         if tensor.data_type == TensorProto.FLOAT16:
@@ -131,7 +131,7 @@ def at_served_opset(model: ModelProto) -> ModelProto:
 
 
 def batch_freed(model: ModelProto, batch: int) -> ModelProto:
-    """A copy that takes any number of pictures, where only reshapes hold it to `batch`.
+    """A copy that takes any number of images, where only reshapes hold it to `batch`.
 
     What else may hold it, is not found here: compare the answers.
 
@@ -139,8 +139,7 @@ def batch_freed(model: ModelProto, batch: int) -> ModelProto:
         model: of fixed input shape.
         batch: the fixed batch.
     """
-    free = ModelProto()
-    free.CopyFrom(model)
+    free = deepcopy(model)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     first = {each.name: first_dimension(each) for each in values}
@@ -173,7 +172,7 @@ def first_dimension(value: onnx.ValueInfoProto) -> int | None:
 
 
 def grafted(model: ModelProto, fixed_hw: tuple[int, int] | None) -> ModelProto:
-    """The network between uint8 pictures and the best candidates.
+    """The network between uint8 images and the best candidates.
 
     Equal scores, as of anchor points whose sigmoid is 1, come in the order of their anchor
     points: the logits that would tell them apart are not among an exported file's outputs.
@@ -188,8 +187,7 @@ def grafted(model: ModelProto, fixed_hw: tuple[int, int] | None) -> ModelProto:
         Input `images` uint8 (B, H, W, 3); output `candidates` float32 (B, K, 6): x1, y1, x2, y2
         in input pixels, score, class id, best first, K = min(1000, A).
     """
-    network = ModelProto()
-    network.CopyFrom(model)
+    network = deepcopy(model)
     del network.graph.value_info[:], network.metadata_props[:]
     network.graph.name, network.graph.doc_string = "network", ""
     # Its input and output, so that they can't be called as the artifact's are.

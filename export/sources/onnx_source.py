@@ -14,7 +14,7 @@ from export.sources.onnx_file import AGAIN, OnnxFile, read_onnx
 from export.sources.onnx_graft import at_served_opset, batch_freed, grafted, has_half, widened
 from server.host import available_cpus
 
-# For nine of ten anchor points of a random picture. Boxes as a share of the input's longer side.
+# For nine of ten anchor points of a random image. Boxes as a share of the input's longer side.
 HALF_BOX_LIMIT, HALF_SCORE_LIMIT = 1e-2, 1e-2
 BATCH_BOX_LIMIT_PX, BATCH_SCORE_LIMIT = 1e-2, 1e-4
 
@@ -59,26 +59,14 @@ class OnnxSource:
         return None
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Runs the file's own graph in ONNX Runtime on the CPU.
-
-        Args:
-            x: (1, 3, H, W) RGB in 0..1; (H, W) is `fixed_hw` where that is set.
-
-        Returns:
-            (4 + classes, A): centre x, centre y, width, height in input pixels, then the scores
-            of the classes, in 0..1.
-        """
+        """Runs the file's own graph in ONNX Runtime on the CPU; see `Source`."""
         predictions: NDArray[np.float32] = run(
             self.session, np.repeat(x, self.file.batch or 1, axis=0)
         )[0]
         return predictions
 
     def graph(self, input_hw: tuple[int, int], *, static: bool) -> ModelProto:
-        """The network with an artifact's input and output, in float32, not optimised.
-
-        Args:
-            input_hw: largest (height, width) in pixels.
-            static: the only one; always so where `fixed_hw` is set.
+        """The network between other ends; see `Source`.
 
         Raises:
             ModelUnsupported: it takes no input of that size, its opset cannot be converted, or
@@ -102,13 +90,13 @@ class OnnxSource:
         return grafted(served, input_hw if static or fixed_hw else None)
 
     def answers_any_batch(self, freed: ModelProto, input_hw: tuple[int, int]) -> bool:
-        """Whether it answers one picture more than before as it answers each of them alone."""
-        pictures = noise((self.file.batch or 1) + 1, input_hw)
+        """Whether it answers one image more than before as it answers each of them alone."""
+        images = noise((self.file.batch or 1) + 1, input_hw)
         try:
-            together = run(open_session(freed), pictures)
+            together = run(open_session(freed), images)
         except Exception:  # ONNX Runtime has no common base of its exceptions
             return False
-        alone = np.stack([self.predict(picture[None]) for picture in pictures])
+        alone = np.stack([self.predict(image[None]) for image in images])
         if together.shape != alone.shape:
             return False
         boxes, scores = difference(together, alone)
@@ -211,14 +199,14 @@ def first_run(
 
 
 def noise(count: int, input_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """(count, 3, H, W) random pictures in 0..1, the same ones every time."""
+    """(count, 3, H, W) random images in 0..1, the same ones every time."""
     return np.random.default_rng(0).random((count, 3, *input_hw), dtype=np.float32)
 
 
 def difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[float, float]:
     """What nine of ten box sides, in pixels, and scores of (B, 4 + classes, A) stay within.
 
-    Not all of them: noise is no picture, and a network may answer it with great steps. Infinite
+    Not all of them: noise is no image, and a network may answer it with great steps. Infinite
     where a number is not finite.
     """
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

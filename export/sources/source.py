@@ -26,7 +26,7 @@ class Source(Protocol):
         strides: of the detection levels, in pixels.
         fixed_hw: the only (height, width) in pixels that it takes; None where it takes any
             multiples of the largest stride.
-        trained_imgsz: side of the pictures that it was trained on, pixels; None where that is not
+        trained_imgsz: side of the images that it was trained on, pixels; None where that is not
             known.
     """
 

@@ -10,22 +10,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
-from ultralytics.nn.modules import C2f
+from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
+from export.attention.table import TUTORIAL_ROWS
 from export.errors import ModelUnsupported, as_export_errors
 from export.sources.checkpoint import Checkpoint, architecture_name, checked, state_in
-from export.sources.foreign import attention_of, bottleneck, c2f
-from export.sources.layer_table import ATTENTIONS, LayerTable, read_layer_table
-from model.blocks import C2fFLA
+from export.sources.layer_table import LayerTable, read_layer_table
 from model.checkpoint import check_tensors, describe
 from model.errors import printable
 from model.registration import in_place_of, register
 from model.unpickle import named_globals, read, unpickle
 
 WRAPPERS = re.compile(r"(module\.|_orig_mod\.|model\.)+")
-FOCUSING_FACTOR = 3.0  # of every published table; it does not show in the parameters
 SHOWN = 5
 
 
@@ -140,58 +137,23 @@ def replace_tutorial_layers(
         where, stand_in = f"model.{index}", model.model[index]
         of_layer = inside(state, where)
         try:
-            if name in ATTENTIONS:
-                ours: nn.Module = attention_of(of_layer, FOCUSING_FACTOR)
-            else:
-                ours, of_ours = c2f_with_attention(stand_in, of_layer)
-                renamed = {k: v for k, v in renamed.items() if not k.startswith(f"{where}.")}
-                renamed |= {f"{where}.{key}": value for key, value in of_ours.items()}
+            ours, of_ours = TUTORIAL_ROWS[name].take_over(stand_in, of_layer)
         except (LookupError, ArithmeticError, ValueError, RuntimeError) as error:
             shapes = {key: tuple(value.shape) for key, value in of_layer.items()}
             said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise ModelUnsupported(
                 f"{path}: {where} is not the published {name} ({said}); its parameters are {shapes}"
             ) from None
+        renamed = {k: v for k, v in renamed.items() if not k.startswith(f"{where}.")}
+        renamed |= {f"{where}.{key}": value for key, value in of_ours.items()}
         model.model[index] = in_place_of(stand_in, ours)
     return renamed
-
-
-def c2f_with_attention(
-    stand_in: C2f, state: Mapping[str, Tensor]
-) -> tuple[C2fFLA, dict[str, Tensor]]:
-    """Ours for a tutorial's C2f, and its state under our names.
-
-    Args:
-        stand_in: a C2f of the same channels, depth and shortcuts; used up.
-        state: of the tutorial's layer.
-    """
-    renamed = dict(state)
-    for number, plain in enumerate(stand_in.m):
-        child = f"m.{number}.{attention_child(inside(state, f'm.{number}'))}"
-        of_attention = inside(state, child)
-        for key, value in of_attention.items():
-            del renamed[f"{child}.{key}"]
-            if not plain.add:  # beside a shortcut it is in the file, and never run
-                renamed[f"m.{number}.attention.{key}"] = value
-        if not plain.add:
-            plain.FLA = attention_of(of_attention, FOCUSING_FACTOR)
-        stand_in.m[number] = bottleneck(plain)
-    return c2f(stand_in), renamed
 
 
 def inside(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The part of a state that belongs to one layer, named from there."""
     start = f"{where}."
     return {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
-
-
-def attention_child(state: Mapping[str, Tensor]) -> str:
-    """What a bottleneck calls its attention, mostly `FLA`."""
-    for key in state:
-        child, _, rest = key.partition(".")
-        if rest == "dwc.weight":
-            return child
-    return "FLA"
 
 
 def fill(path: Path, arch: str, model: DetectionModel, state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from export.attention.mechanism import Mechanism, Shapes
+from export.attention.table import MECHANISMS
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.sources.class_map import bare
 from model.allow_list import ForeignLayer
@@ -129,13 +131,12 @@ def listing(modules: Mapping[str, nn.Module], strangers: Mapping[str, ForeignLay
         where = ", ".join(printable(path) or "the network itself" for path in paths)
         prefix = f"{paths[0]}."
         inside = [inner for inner in modules if inner.startswith(prefix)]
-        has_attention = any(
-            looks_like_attention(parameter_shapes(inner, modules, strangers)) for inner in inside
-        )
+        found = (attention_with(parameter_shapes(inner, modules, strangers)) for inner in inside)
+        held = next(filter(None, found), None)
         parts = {inner.removeprefix(prefix).partition(".")[0] for inner in inside}
         lines.append(
             f"- {where}: {printable(name)}, parameters {printable(', '.join(sizes)) or 'none'}; "
-            f"{hint(printable(name), shapes, parts, has_attention=has_attention)}"
+            f"{hint(printable(name), shapes, parts, held)}"
         )
     return "\n".join(lines)
 
@@ -157,38 +158,35 @@ def parameter_shapes(
     return shapes
 
 
-def looks_like_attention(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether these are the parameters of focused linear attention, in either form."""
-    projections = "qkv.weight" in shapes or {"q.weight", "kv.weight"} <= shapes.keys()
-    return projections and {"proj.weight", "dwc.weight", "scale"} <= shapes.keys()
+def attention_with(shapes: Shapes) -> Mechanism | None:
+    """The attention that has parameters of these shapes."""
+    return next((mechanism for mechanism in MECHANISMS if mechanism.recognise(shapes)), None)
 
 
-def hint(
-    name: str, shapes: Mapping[str, tuple[int, ...]], parts: Set[str], *, has_attention: bool
-) -> str:
+def hint(name: str, shapes: Shapes, parts: Set[str], held: Mechanism | None) -> str:
     """What a layer may be, told by its parameters and parts, and what its owner can try.
 
     Args:
         name: of its class.
         shapes: of its parameters, without those of strangers inside it.
         parts: the names of the layers right inside it, strangers among them.
-        has_attention: focused linear attention is somewhere inside it.
+        held: the attention that is somewhere inside it.
     """
     likely = None
-    if looks_like_attention(shapes):
-        likely = "FocusedLinearAttention"
+    if attention := attention_with(shapes):
+        likely = attention.attention
     elif {"cv1.conv.weight", "cv2.conv.weight"} <= shapes.keys() and (
-        has_attention or parts <= {"cv1", "cv2", "m"}  # YOLO11's C3k has a cv3
+        held or parts <= {"cv1", "cv2", "m"}  # YOLO11's C3k has a cv3
     ):
         between, into = shapes["cv1.conv.weight"], shapes["cv2.conv.weight"]
         if between[0] == into[1]:
             # YOLO11's C2PSA has a bottleneck's convolutions, and attention of its own as `m`.
             plain = None if "m" in parts else "Bottleneck"
-            likely = "Bottleneck_FLA" if has_attention else plain
+            likely = held.bottleneck if held else plain
         elif 4 * between[0] == into[1]:
             likely = "SPPF"
         else:
-            likely = "C2f_FLA" if has_attention else "C2f"
+            likely = held.c2f if held else "C2f"
     elif {"conv.weight", "bn.weight", "bn.bias"} == shapes.keys():
         likely = "Conv"
     elif {"cv2.0.0.conv.weight", "cv3.0.0.conv.weight"} <= shapes.keys():

@@ -1,6 +1,6 @@
 """Measures how far an artifact of reduced precision is from its source.
 
-Nothing here is a limit: whether the precision is good enough is decided on labelled pictures, by
+Nothing here is a limit: whether the precision is good enough is decided on labelled images, by
 average precision. That nothing but the precision differs was shown before, in float32.
 """
 
@@ -19,7 +19,7 @@ from export.verification.compare import (
     matched_difference,
     nearest_difference,
 )
-from export.verification.pictures import Image
+from export.verification.images import Image
 from export.verification.reference import Case, reference_detections
 from server.inference.artifact import Artifact
 

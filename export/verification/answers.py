@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
-from export.verification.pictures import Image
+from export.verification.images import Image
 from export.verification.reference import BATCH_SIZES, Case, make_cases
 from server.inference.artifact import Artifact, Metadata
 from server.inference.detector import ImageDetections, finish

@@ -14,7 +14,7 @@ from export.precision.half import rounding
 from export.sources.source import Source
 from export.verification.agreement import measure_agreement
 from export.verification.evaluation import Labelled, compare_accuracy, read_labelled
-from export.verification.pictures import Image, pictures
+from export.verification.images import Image, comparison_images
 from export.verification.reference import BATCH_SIZES
 from export.verification.verify import verify
 from server.inference.artifact import Artifact
@@ -22,9 +22,7 @@ from server.inference.certificate import Accuracy, Certificate, Precision, Verdi
 
 # Largest loss of mAP50-95 that a precision may cost.
 TOLERANCES: dict[Precision, float] = {"fp16": 0.001, "int8": 0.005}
-SIGNIFICANT = (
-    10  # tolerances: a source that scores less on the labelled pictures has little to lose
-)
+SIGNIFICANT = 10  # tolerances: a source that scores less on the labelled images has little to lose
 
 DRAFT = Certificate(
     created="",
@@ -50,7 +48,7 @@ class Material:
     Attributes:
         images: (H, W, 3) uint8 RGB, at least one.
         description: of them, in words.
-        labelled: pictures with labels; None where there are none.
+        labelled: images with labels; None where there are none.
     """
 
     images: Sequence[Image]
@@ -59,17 +57,17 @@ class Material:
 
 
 def gather(data: Path | None, class_names: Sequence[str]) -> Material:
-    """Pictures, and labels where a data set's YAML is given.
+    """Images, and labels where a data set's YAML is given.
 
     Args:
-        data: a folder of pictures, a data set's YAML (its split `val` is taken), or None:
-            pictures are generated.
+        data: a folder of images, a data set's YAML (its split `val` is taken), or None:
+            images are generated.
         class_names: the model's.
 
     Raises:
         DatasetInvalid: what is given can't be used; the message says why.
     """
-    images, description = pictures(data)
+    images, description = comparison_images(data)
     labelled = None
     if data is not None and data.is_file():
         labelled = read_labelled(data, class_names)
@@ -104,7 +102,7 @@ def certify(
         parity = compare(ours, source, material.images, material.description, report)
         if material.labelled is not None:
             accuracy = compare_accuracy(ours, source, material.labelled, report)
-            report(f"measure average precision on {accuracy.images} pictures")
+            report(f"measure average precision on {accuracy.images} images")
     return Certificate(
         created=datetime.now(UTC).date().isoformat(),
         verdict=judge(precision, accuracy, accept_loss),
@@ -168,6 +166,6 @@ def judge(precision: Precision, accuracy: Accuracy | None, accept_loss: bool) ->
         )
     raise AccuracyLost(
         f"{precision} loses {accuracy.loss:.4f} of mAP50-95 ({accuracy.source_map50_95:.4f} to "
-        f"{accuracy.artifact_map50_95:.4f} on {accuracy.images} pictures of {accuracy.data}), the "
+        f"{accuracy.artifact_map50_95:.4f} on {accuracy.images} images of {accuracy.data}), the "
         f"limit is {tolerance}; --accept-loss writes it all the same"
     )

@@ -23,7 +23,7 @@ class Difference:
         boxes_px: of a box's side, pixels.
         scores: absolute.
         relative_scores: what a score differs by beyond `SCORE_FLOOR`, relative to the reference.
-        most_boxes_px, most_scores: what nine of ten candidates of a picture stay within.
+        most_boxes_px, most_scores: what nine of ten candidates of an image stay within.
     """
 
     boxes_px: float = 0

@@ -1,4 +1,4 @@
-"""Average precision of a source and of its artifact on the same labelled pictures."""
+"""Average precision of a source and of its artifact on the same labelled images."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from export.errors import DatasetInvalid
 from export.sources.source import Source
 from export.verification.coco_figures import Accuracy as CocoFigures
 from export.verification.coco_figures import coco_accuracy
-from export.verification.pictures import MAX_PIXELS, Image, describe_split
+from export.verification.images import MAX_PIXELS, Image, describe_split
 from export.verification.reference import make_case, reference_detections
 from export.verification.yolo_dataset import Boxes, LabelledImage, read_dataset
 from server.errors import BadInput
@@ -26,7 +26,7 @@ MOST_IMAGES = 500  # enough to see a tenth of a point of the same network in two
 PARAMETERS = DetectParameters(conf=0.001, iou=0.7, max_det=300)  # ultralytics' `val`
 REPORT_EVERY_S = 5.0
 
-Detect = Callable[[Image], Boxes]  # boxes in pixels of the upright picture, class ids of the model
+Detect = Callable[[Image], Boxes]  # boxes in pixels of the upright image, class ids of the model
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def compare_accuracy(
     labelled: Labelled,
     report: Callable[[str], None] = lambda _: None,
 ) -> Accuracy:
-    """Measures both on the same pictures, each through its own pre- and postprocessing.
+    """Measures both on the same images, each through its own pre- and postprocessing.
 
     Args:
         artifact: a stamped file; its certificate is not looked at.
         source: what it was made from.
-        labelled: the pictures.
+        labelled: the images.
         report: is told every few seconds how far it is.
 
     Raises:
-        DatasetInvalid: a picture can't be read.
+        DatasetInvalid: an image can't be read.
     """
 
     def by_source(image: Image) -> Boxes:
@@ -127,11 +127,11 @@ def coco_figures(
     found, last_report_s = [], time.perf_counter()
     for done, image in enumerate(labelled.images, 1):
         try:
-            picture = decode(image.path.read_bytes(), max_pixels=MAX_PIXELS)
+            pixels = decode(image.path.read_bytes(), max_pixels=MAX_PIXELS)
         except (BadInput, OSError) as error:
             raise DatasetInvalid(f"{image.path}: {error}") from None
-        found.append(detect(picture))
+        found.append(detect(pixels))
         if time.perf_counter() - last_report_s > REPORT_EVERY_S:
             last_report_s = time.perf_counter()
-            report(f"average precision of {who}: {done} of {len(labelled.images)} pictures")
+            report(f"average precision of {who}: {done} of {len(labelled.images)} images")
     return coco_accuracy(labelled.images, found, labelled.names, PARAMETERS.max_det)

@@ -1,4 +1,4 @@
-"""How long one picture takes on this machine's CPU."""
+"""How long one image takes on this machine's CPU."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ def measure_latency(artifact: Artifact, fp32: Artifact) -> Latency:
         fp32: the same network in float32; may be the same file.
     """
     height, width = artifact.metadata.buckets[0]
-    # Noise: on a plain picture a network may meet zeros that other pictures don't have.
+    # Noise: on a plain image a network may meet zeros that other images don't have.
     images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     same = artifact.path == fp32.path
     sessions = [Session.open(each, device="cpu") for each in ([fp32] if same else [artifact, fp32])]

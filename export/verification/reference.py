@@ -15,30 +15,30 @@ from ultralytics.utils.ops import scale_boxes
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
-from export.verification.pictures import Image, cropped_to
+from export.verification.images import Image, cropped_to
 from server.inference.artifact import Metadata
 from server.inference.detector import Prepared, prepare_image
 from server.vision.nms import DetectParameters
 
 BATCH_SIZES = (1, 2, 3, 8)
-PADDED = 0.92  # share of its side that a picture fills where it is to be padded
+PADDED = 0.92  # share of its side that an image fills where it is to be padded
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture, prepared by the serving code, and what the source makes of it."""
+    """One image, prepared by the serving code, and what the source makes of it."""
 
-    picture: Image
+    image: Image
     prepared: Prepared
     predictions: NDArray[np.float32]  # (4 + classes, A), boxes xywh in input pixels
 
 
-def make_case(picture: Image, source: Source, metadata: Metadata) -> Case:
+def make_case(image: Image, source: Source, metadata: Metadata) -> Case:
     """Lets the serving code choose the bucket, and the source predict at that shape."""
-    prepared = prepare_image(picture, metadata)
-    canvas = LetterBox(prepared.bucket_hw, auto=False)(image=picture)
+    prepared = prepare_image(image, metadata)
+    canvas = LetterBox(prepared.bucket_hw, auto=False)(image=image)
     x = canvas.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
-    return Case(picture, prepared, source.predict(np.ascontiguousarray(x)))
+    return Case(image, prepared, source.predict(np.ascontiguousarray(x)))
 
 
 def make_cases(
@@ -46,21 +46,21 @@ def make_cases(
 ) -> list[Case]:
     """As many cases of one bucket as the largest batch; images repeat, turned, when too few.
 
-    Every other picture fills its bucket; those between need padding at one pair of sides.
+    Every other image fills its bucket; those between need padding at one pair of sides.
 
     Raises:
-        VerificationFailed: when the serving code would put a picture into another bucket.
+        VerificationFailed: when the serving code would put an image into another bucket.
     """
     cases = []
     height, width = bucket_hw
     slimmer = (height, round(width * PADDED)) if height > width else (round(height * PADDED), width)
     for i in range(max(BATCH_SIZES)):
         turned = np.rot90(images[i % len(images)], i // len(images))
-        picture = cropped_to(turned, slimmer if i % 2 else bucket_hw)
-        case = make_case(picture, source, metadata)
+        image = cropped_to(turned, slimmer if i % 2 else bucket_hw)
+        case = make_case(image, source, metadata)
         if case.prepared.bucket_hw != bucket_hw:
             raise VerificationFailed(
-                f"a picture of {picture.shape[0]}x{picture.shape[1]} went to bucket "
+                f"an image of {image.shape[0]}x{image.shape[1]} went to bucket "
                 f"{case.prepared.bucket_hw}, not to {bucket_hw}"
             )
         cases.append(case)
@@ -75,6 +75,6 @@ def reference_detections(case: Case, parameters: DetectParameters) -> NDArray[np
         parameters.iou,
         max_det=parameters.max_det,
     )
-    scale_boxes(case.prepared.bucket_hw, rows[:, :4], case.picture.shape[:2])
+    scale_boxes(case.prepared.bucket_hw, rows[:, :4], case.image.shape[:2])
     detections: NDArray[np.float32] = rows.numpy()
     return detections

@@ -1,4 +1,4 @@
-"""Compares an artifact with its source again: on other pictures, or on another machine."""
+"""Compares an artifact with its source again: on other images, or on another machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from model.registration import register
 from server.inference.artifact import load_artifact
 from server.inference.certificate import Certificate
 
-# Of the share of detections that both have: other pictures, or another CPU's kernels.
+# Of the share of detections that both have: other images, or another CPU's kernels.
 AGREEMENT_SLACK = 0.05
 
 

@@ -17,13 +17,13 @@ from export.verification.compare import (
     candidate_difference,
     detection_difference,
 )
-from export.verification.pictures import Image
+from export.verification.images import Image
 from export.verification.reference import BATCH_SIZES, Case, reference_detections
 from server.inference.artifact import Artifact
 from server.inference.detector import ImageDetections
 from server.vision.nms import DetectParameters
 
-# Of nine in ten candidates of a picture; boxes for an input of up to 320 px, in proportion above.
+# Of nine in ten candidates of an image; boxes for an input of up to 320 px, in proportion above.
 MOST_BOX_LIMIT_PX, MOST_SCORE_LIMIT = 1e-2, 5e-5
 # Of every candidate: where nearly all keys are negative, float32 itself is no better than 2e-4.
 # Scores also relative, because the last of a thousand candidates scores next to nothing.
@@ -74,7 +74,7 @@ def verify(
     if decided_by_rounding:
         total = len(artifact.metadata.buckets) * max(BATCH_SIZES)
         description += (
-            f"; in {decided_by_rounding} of {total} pictures scores are so close that rounding "
+            f"; in {decided_by_rounding} of {total} images scores are so close that rounding "
             "decides which boxes stay"
         )
     return Parity(

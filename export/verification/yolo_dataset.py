@@ -122,7 +122,7 @@ def read_image(path: Path, names: Mapping[int, str]) -> LabelledImage:
     except cv2.error:  # too many pixels
         image = None
     if image is None:
-        raise DatasetInvalid(f"cannot read {path}: not a picture, or too large")
+        raise DatasetInvalid(f"cannot read {path}: not an image, or too large")
     height, width = image.shape[:2]
     return LabelledImage(path, width, height, read_labels(label_path(path), width, height, names))
 

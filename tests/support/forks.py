@@ -3,14 +3,18 @@
 import io
 import sys
 import zipfile
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.ops import xywh2xyxy
 
 ATTENTION = 4  # the layer of `small_network` that may be any attention over 32 channels
 TABLE: dict[str, Any] = {
@@ -24,6 +28,9 @@ TABLE: dict[str, Any] = {
     ],
     "head": [[[2, 4], 1, "Detect", ["nc"]]],
 }
+
+# Of layers that every command knows.
+PLAIN = TABLE | {"backbone": TABLE["backbone"][:4], "head": [[[2, 3], 1, "Detect", ["nc"]]]}
 
 
 def small_network(attention: nn.Module | None = None, channels: int = 3) -> DetectionModel:
@@ -43,6 +50,16 @@ def put(network: DetectionModel, layer: nn.Module, index: int = ATTENTION) -> No
     old = network.model[index]
     layer.__dict__.update(i=old.i, f=old.f, type="", np=0)
     network.model[index] = layer
+
+
+class Calls:
+    """Pickles as a call of a function with arguments."""
+
+    def __init__(self, function: Any, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
 
 
 class Fork:
@@ -70,6 +87,13 @@ class Fork:
         """Makes a layer one of that class."""
         layer.__class__ = self.kind(full_name)
         return layer
+
+    def save(self, path: Path, layer: nn.Module, full_name: str, **beside: Any) -> Path:
+        """Writes a `small_network` with a copy of this layer, then takes the package away."""
+        content = {"model": small_network(self.own(deepcopy(layer), full_name)), **beside}
+        saved(content, path)
+        self.leave()
+        return path
 
     def leave(self) -> None:
         """Takes the package away."""
@@ -104,3 +128,16 @@ def opcode(full_name: str) -> bytes:
     """What a pickle has for a class or a function."""
     module, _, name = full_name.rpartition(".")
     return f"c{module}\n{name}\n".encode()
+
+
+def check_predictions(
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]], tutorial: Path, imgsz: int
+) -> None:
+    """Holds predictions against those that a tutorial's fork gave for its checkpoint."""
+    with np.load(tutorial.with_name(f"{tutorial.stem}_{imgsz}.npz")) as file:
+        images, expected = file["images_rgb_uint8_nhwc"], file["output"]
+    for image, theirs in zip(images, expected, strict=True):
+        ours = predict(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        boxes, their_boxes = (xywh2xyxy(rows[:4].T) for rows in (ours, theirs))
+        np.testing.assert_allclose(boxes, their_boxes, atol=1e-2, rtol=0)
+        np.testing.assert_allclose(ours[4:], theirs[4:], atol=5e-5, rtol=0)

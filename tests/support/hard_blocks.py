@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.precision.half import to_half
-from export.rewrite import ChannelFirstFLA
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import FocusedLinearAttention
 from tests.support.hard_maps import CHANNELS, ordinary
 from tests.unit.export.test_half import Block, traced
 from tests.unit.export.test_rewrite import trained

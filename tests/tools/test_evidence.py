@@ -35,7 +35,7 @@ from benchmarks.attention.focus import FACTORS, attention_rows, measure_focus
 from benchmarks.attention.page import page
 from benchmarks.attention.trained import Tokens, gaussian_tokens, tokens_of
 from benchmarks.figures_file import write_figures
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import FocusedLinearAttention
 
 HW = (5, 8)
 N = HW[0] * HW[1]

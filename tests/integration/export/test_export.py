@@ -91,8 +91,8 @@ def test_a_checkpoint_becomes_an_artifact_with_its_certificate(
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in model.graph.node}
 
     session = Session.open(artifact, device="cpu")
-    pictures = [np.full((40, 90, 3), 200, np.uint8), np.zeros((333, 111, 3), np.uint8)]
-    together = Detector(artifact, session).detect(pictures, DetectParameters(conf=0.1))
+    images = [np.full((40, 90, 3), 200, np.uint8), np.zeros((333, 111, 3), np.uint8)]
+    together = Detector(artifact, session).detect(images, DetectParameters(conf=0.1))
     assert [(found.width, found.height) for found in together] == [(90, 40), (111, 333)]
     session.close()
 
@@ -144,10 +144,10 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         "--imgsz 100": [str(checkpoint), "-o", str(existing), "--force", "--imgsz", "100"],
         "No such file": [str(tmp_path / "no.pt"), "-o", str(tmp_path / "a.onnx")],
         str(readonly.parent): [str(checkpoint), "-o", str(readonly), "--imgsz", "64"],
-        "a folder of pictures or a data set's YAML is expected": [
+        "a folder of images or a data set's YAML is expected": [
             *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(tmp_path / "file"))
         ],
-        "no picture": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(empty)],
+        "no image": [str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--data", str(empty)],
         "is a folder; the artifact is a file": [str(checkpoint), "-o", str(empty), "--force"],
         "--data DATA.yaml": [
             str(checkpoint),
@@ -159,7 +159,7 @@ def test_what_goes_wrong_is_one_line_and_leaves_what_was_there(
         "--calibration is for int8, not for fp32": [
             *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--calibration", str(empty))
         ],
-        "no picture to calibrate with": [
+        "no image to calibrate with": [
             *(str(checkpoint), "-o", str(tmp_path / "a.onnx"), "--precision", "int8"),
             *("--imgsz", "64", "--accept-loss", "--calibration", str(empty)),
         ],
@@ -214,7 +214,7 @@ def test_verification_can_be_repeated_and_changes_nothing(
     assert main([*command, "--data", str(repo_dir / "samples")]) == 0
     certificate = Certificate.model_validate_json(capsys.readouterr().out)
     assert certificate.verdict == "equal"
-    assert "pictures of samples" in certificate.images
+    assert "images of samples" in certificate.images
     assert artifact.read_bytes() == before
 
 

@@ -20,25 +20,9 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from export.__main__ import main as export
 from model.__main__ import main as model
-from tests.support.forks import TABLE, Fork, saved
+from tests.support.forks import PLAIN, Calls, Fork, saved
 
 FORK = Fork()
-# Of layers that every command knows.
-
-PLAIN = TABLE | {"backbone": TABLE["backbone"][:4], "head": [[[2, 3], 1, "Detect", ["nc"]]]}
-REFUSED = (
-    r"(refused: |not a complete model: |its activation is none of |1 layer is not recognised:)"
-)
-
-
-class Calls:
-    """Pickles as a call of a function with arguments."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 def network() -> DetectionModel:
@@ -65,32 +49,85 @@ def namespace_to_be_filled(state: object) -> Any:
     return type("State", (), {"__reduce__": lambda _: (IterableSimpleNamespace, (), state)})()
 
 
-# What a file has beside its network.
-BESIDE: dict[str, Callable[[Path], Any]] = {
-    "a command": lambda mark: Calls(os.system, f"touch {mark}"),
-    "a call without arguments": lambda _: Calls(platform.uname),
-    "a call of numpy": lambda _: Calls(np.zeros, 3),
-    "a call of pathlib": lambda _: Calls(Path.cwd),
-    "a call of a loss": lambda _: Calls(v8DetectionLoss, network()),
-    "a call of a layer": lambda _: Calls(nn.Identity),
-    "a function": lambda _: eval,
-    "a state that is no dict": lambda _: namespace_to_be_filled(("no", "dict")),
+def touch(mark: Path) -> str:
+    """Code that makes a file."""
+    return f"__import__('pathlib').Path({str(mark)!r}).touch()"
+
+
+# What a file has beside its network, and what is said of it.
+BESIDE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a command": (lambda mark: Calls(os.system, f"touch {mark}"), r"asks for posix\.system,"),
+    "code": (lambda mark: Calls(eval, touch(mark)), r"asks for builtins\.eval,"),
+    "a call without arguments": (lambda _: Calls(platform.uname), r"asks for platform\.uname,"),
+    "a call of numpy": (lambda _: Calls(np.zeros, 3), r"(calls|asks for) numpy\.zeros[;,]"),
+    "a call of pathlib": (lambda _: Calls(Path.cwd), "asks for "),
+    "a call of a loss": (lambda _: Calls(v8DetectionLoss, network()), "calls ultralytics"),
+    "a call of a layer": (lambda _: Calls(nn.Identity), "calls torch"),
+    # ultralytics' model evaluates the activation in its layer table as code.
+    "a call of a model": (
+        lambda mark: Calls(
+            DetectionModel,
+            PLAIN | {"activation": f"{touch(mark)} or torch.nn.ReLU()"},
+        ),
+        r"calls ultralytics\.nn\.tasks\.DetectionModel",
+    ),
+    "a function": (lambda _: eval, r"asks for builtins\.eval,"),
+    "a state that is no dict": (lambda _: namespace_to_be_filled(("no", "dict")), "calls "),
 }
+
+
+def replaced(method: str) -> Callable[[Any], Any]:
+    """The network has a class in place of a method."""
+    return lambda network: network.__dict__.update({method: nn.Conv2d})
+
+
+CARRIES = r"layer 'model\.[0-3][.a-z]*' carries code"
+INCOMPLETE = "not a complete model: "
 # What is changed in the network itself.
-INSIDE: dict[str, Callable[[Any], Any]] = {
-    "a class in a layer": lambda n: setattr(n.model[3], "extra", nn.Conv2d),
-    "a list of layers": lambda n: setattr(n.model[3], "extra", [nn.Identity()]),
-    "a layer beside the children": lambda n: n.model[3].__dict__.update(extra=nn.Identity()),
-    "a hook": lambda n: n.model[3]._forward_hooks.update({0: nn.Conv2d}),
-    "a hook that hides": lambda n: n.model[1].__dict__.update(_forward_hooks=hiding()),
-    "a method of a tensor": lambda n: setattr(n.model[0].conv.weight, "detach", OrderedDict),
-    "forward": lambda n: n.__dict__.update(forward=nn.Conv2d),
-    "state_dict": lambda n: n.__dict__.update(state_dict=nn.Conv2d),
-    "an activation": lambda n: n.yaml.update(activation="exec('') or nn.ReLU()"),
-    "an unknown class inside": lambda n: FORK.own(n.model[2].m[0], "my_fork.Narrow"),
-    "a deep namespace": lambda n: n.__dict__.update(args=nested(100)),
-    "a number for a name": lambda n: n.model[1]._parameters.update({3: nn.Parameter()}),
-    "a head without classes": lambda n: n.model[-1].__dict__.pop("nc"),
+INSIDE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a class in a layer": (lambda n: setattr(n.model[3], "extra", nn.Conv2d), CARRIES),
+    "a list of layers": (lambda n: setattr(n.model[3], "extra", [nn.Identity()]), CARRIES),
+    "a layer beside the children": (
+        lambda n: n.model[3].__dict__.update(extra=nn.Identity()),
+        CARRIES,
+    ),
+    "a hook": (lambda n: n.model[3]._forward_hooks.update({0: nn.Conv2d}), CARRIES),
+    "a hook that hides": (
+        lambda n: n.model[1].__dict__.update(_forward_hooks=hiding()),
+        CARRIES,
+    ),
+    "a method of a tensor": (
+        lambda n: setattr(n.model[0].conv.weight, "detach", OrderedDict),
+        CARRIES,
+    ),
+    **{
+        method: (replaced(method), rf"calls .*DetectionModel\.{method};")
+        for method in ("forward", "state_dict", "named_modules", "__setstate__")
+    },
+    "an activation": (
+        lambda n: n.yaml.update(activation="exec('') or nn.ReLU()"),
+        "its activation is none of ",
+    ),
+    "an unknown class inside": (
+        lambda n: FORK.own(n.model[2].m[0], "my_fork.Narrow"),
+        r"asks for my_fork\.Narrow,|1 layer is not recognised:",
+    ),
+    "a deep namespace": (lambda n: n.__dict__.update(args=nested(100)), INCOMPLETE),
+    "a number for a name": (
+        lambda n: n.model[1]._parameters.update({3: nn.Parameter()}),
+        INCOMPLETE,
+    ),
+    "no table of parameters": (
+        lambda n: n.model[2].__dict__.update(_parameters=("no", "table")),
+        INCOMPLETE,
+    ),
+    "no table of buffers": (
+        lambda n: n.model[2].__dict__.update(_buffers=("no", "table")),
+        INCOMPLETE,
+    ),
+    "a head without classes": (lambda n: n.model[-1].__dict__.pop("nc"), INCOMPLETE),
+    "a head without strides": (lambda n: n.model[-1].__dict__.pop("stride"), INCOMPLETE),
+    "a head with a text for a number": (lambda n: setattr(n.model[-1], "nc", "2"), INCOMPLETE),
 }
 
 
@@ -100,9 +137,9 @@ def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     plain, form = network(), request.param
     content = {"model": plain, "epoch": -1, "train_args": {"epochs": 1}}
     if form in BESIDE:
-        content["extra"] = BESIDE[form](tmp_path / "mark")
+        content["extra"] = BESIDE[form][0](tmp_path / "mark")
     else:
-        INSIDE[form](plain)
+        INSIDE[form][0](plain)
     path = saved(content, tmp_path / "hostile.pt")
     FORK.leave()
     return path
@@ -120,9 +157,14 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("hostile", [*BESIDE, *INSIDE], indirect=True)
+@pytest.mark.parametrize(
+    ("hostile", "words"),
+    [(form, words) for form, (_, words) in (BESIDE | INSIDE).items()],
+    indirect=["hostile"],
+    ids=[*BESIDE, *INSIDE],
+)
 def test_every_command_refuses_it(
-    hostile: Path, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hostile: Path, words: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()
     data, arch, run = tmp_path / "data.yaml", tmp_path / "yolov8n-small.yaml", tmp_path / "run"
@@ -144,13 +186,14 @@ def test_every_command_refuses_it(
     assert (export if before == "export" else model)(arguments) == 2
     error = capsys.readouterr().err
     assert hostile.name in error
-    assert re.search(REFUSED, error), error
+    assert re.search(words, error), error
     assert not (tmp_path / "mark").exists()
 
 
-def test_the_file_with_a_command_does_what_the_test_says_it_would(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["a command", "code", "a call of a model"])
+def test_the_file_does_what_the_test_says_it_would(form: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    path = saved({"extra": BESIDE["a command"](mark)}, tmp_path / "hostile.pt")
+    path = saved({"extra": BESIDE[form][0](mark)}, tmp_path / "hostile.pt")
     torch.load(path, weights_only=False)
     assert mark.exists()
 

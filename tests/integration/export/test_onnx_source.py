@@ -21,7 +21,7 @@ from export.sources.checkpoint import load_checkpoint
 from export.sources.onnx_graft import has_half, opset_of
 from export.sources.onnx_source import OnnxSource, load_onnx
 from export.verification.compare import candidate_difference
-from model.blocks import FLABlock
+from model.attention.focused_linear import FLABlock
 from model.registration import register
 from server.inference.artifact import load_artifact
 from server.inference.detector import Detector, prepare_image
@@ -84,20 +84,20 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
 
 @pytest.fixture(scope="module")
 def samples(repo_dir: Path) -> list[Path]:
-    """Two pictures of 480x640 pixels and one of 720x1280."""
+    """Two images of 480x640 pixels and one of 720x1280."""
     return sorted((repo_dir / "samples").glob("smear_*.jpg"))
 
 
 def check_candidates(source: OnnxSource, input_hw: tuple[int, int], samples: list[Path]) -> None:
-    """The optimised graph answers batches as the file itself answers each picture."""
+    """The optimised graph answers batches as the file itself answers each image."""
     graph = optimize(source.graph(input_hw, static=source.fixed_hw is not None))
     assert opset_of(graph) in (17, 18)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     assert not has_half(graph)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     height, width = input_hw
-    pictures = [decode(path.read_bytes(), max_pixels=10**7) for path in samples]
-    crops = [picture[top : top + height, :width] for picture in pictures for top in (0, 99, 200)]
+    decoded = [decode(path.read_bytes(), max_pixels=10**7) for path in samples]
+    crops = [image[top : top + height, :width] for image in decoded for top in (0, 99, 200)]
     for count in (1, 2, 3, 8):
         images = np.stack(crops[:count])
         batch = session.run(["candidates"], {"images": images})[0]
@@ -132,8 +132,8 @@ def test_predictions_are_the_checkpoint_s(
 ) -> None:
     """So what an artifact is held against is what was trained."""
     source = load_onnx(exported(**({"quantize": quantize} if quantize else {})))
-    picture = decode(samples[0].read_bytes(), max_pixels=10**7)[:IMGSZ, :IMGSZ]
-    x: NDArray[np.float32] = picture.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
+    image = decode(samples[0].read_bytes(), max_pixels=10**7)[:IMGSZ, :IMGSZ]
+    x: NDArray[np.float32] = image.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
     with torch.inference_mode():
         trained = load_checkpoint(checkpoint).model(torch.from_numpy(x))[0][0].numpy()
     boxes_px, score = (1.0, 1e-2) if quantize else (1e-2, 5e-5)
@@ -154,18 +154,18 @@ def test_an_export_is_served_as_ultralytics_predicts_it(
     assert artifact.metadata.architecture == "yolov8n"
     assert artifact.metadata.static is not dynamic
 
-    pictures = [decode(sample.read_bytes(), max_pixels=10**7) for sample in samples]
+    images = [decode(sample.read_bytes(), max_pixels=10**7) for sample in samples]
     session = Session.open(artifact, device="cpu")
     parameters = DetectParameters(conf=0.25, iou=0.7, max_det=300)
-    ours = Detector(artifact, session).detect(pictures, parameters)
+    ours = Detector(artifact, session).detect(images, parameters)
     session.close()
     predictor = YOLO(path, task="detect")
     shapes = set()
-    for picture, sample, found in zip(pictures, samples, ours, strict=True):
+    for image, sample, found in zip(images, samples, ours, strict=True):
         (theirs,) = predictor.predict(sample, imgsz=320, conf=0.25, iou=0.7, verbose=False)
-        # The same picture in the same input shape, or nothing is compared.
-        bucket_hw = prepare_image(picture, artifact.metadata).bucket_hw
-        assert letterboxed_hw(predictor.predictor, picture) == bucket_hw
+        # The same image in the same input shape, or nothing is compared.
+        bucket_hw = prepare_image(image, artifact.metadata).bucket_hw
+        assert letterboxed_hw(predictor.predictor, image) == bucket_hw
         shapes.add(bucket_hw)
 
         assert len(found.detections.scores) == len(theirs.boxes) > 3
@@ -175,9 +175,9 @@ def test_an_export_is_served_as_ultralytics_predicts_it(
     assert shapes == ({(256, 320), (192, 320)} if dynamic else {(320, 320)})
 
 
-def letterboxed_hw(predictor: Any, picture: NDArray[np.uint8]) -> tuple[int, int]:
-    """The input shape that ultralytics gives a picture."""
-    (canvas,) = predictor.pre_transform([picture])
+def letterboxed_hw(predictor: Any, image: NDArray[np.uint8]) -> tuple[int, int]:
+    """The input shape that ultralytics gives an image."""
+    (canvas,) = predictor.pre_transform([image])
     height, width = canvas.shape[:2]
     return height, width
 

@@ -1,6 +1,6 @@
 """Reduced precisions from the command line: what is measured, refused, accepted and repeated.
 
-The data set is made of the sample pictures and of what the source itself finds in them.
+The data set is made of the sample images and of what the source itself finds in them.
 """
 
 import json
@@ -34,7 +34,7 @@ def checkpoint(repo_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def data(checkpoint: Path, repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set's YAML: two pictures to train with, two to validate with."""
+    """A data set's YAML: two images to train with, two to validate with."""
     folder: Path = tmp_path_factory.mktemp("data")
     single = folder / "single.onnx"
     assert main([str(checkpoint), "-o", str(single), *SIZE]) == 0
@@ -44,9 +44,9 @@ def data(checkpoint: Path, repo_dir: Path, tmp_path_factory: pytest.TempPathFact
         for part in ("images", "labels"):
             (folder / part / split).mkdir(parents=True)
         for number in numbers:
-            picture = folder / "images" / split / f"{split}_{number}.jpg"
-            shutil.copy(repo_dir / "samples" / f"smear_{number}.jpg", picture)
-            pixels = decode(picture.read_bytes(), max_pixels=10**7)
+            image = folder / "images" / split / f"{split}_{number}.jpg"
+            shutil.copy(repo_dir / "samples" / f"smear_{number}.jpg", image)
+            pixels = decode(image.read_bytes(), max_pixels=10**7)
             (found,) = Detector(artifact, session).detect([pixels], DetectParameters(conf=0.4))
             lines = []
             for (x1, y1, x2, y2), class_id in zip(
@@ -55,7 +55,7 @@ def data(checkpoint: Path, repo_dir: Path, tmp_path_factory: pytest.TempPathFact
                 centre = ((x1 + x2) / 2 / found.width, (y1 + y2) / 2 / found.height)
                 size = ((x2 - x1) / found.width, (y2 - y1) / found.height)
                 lines.append(" ".join(map(str, (class_id, *centre, *size))))
-            (folder / "labels" / split / f"{picture.stem}.txt").write_text("\n".join(lines))
+            (folder / "labels" / split / f"{image.stem}.txt").write_text("\n".join(lines))
     session.close()
     described = folder / "data.yaml"
     names = list(artifact.metadata.class_names)
@@ -123,7 +123,7 @@ def test_int8_has_to_show_what_it_loses_or_be_accepted(
     assert "NOT SHOWN to keep its accuracy" in capsys.readouterr().out
     certificate = load_artifact(output).metadata.certificate
     assert certificate.verdict == "loss_accepted"
-    assert certificate.calibration == "1 pictures of black"
+    assert certificate.calibration == "1 images of black"
     assert certificate.accuracy is not None
     assert certificate.accuracy.loss > 0.005
     assert certificate.detections_agreement < 1
@@ -131,7 +131,7 @@ def test_int8_has_to_show_what_it_loses_or_be_accepted(
 
 @pytest.fixture(scope="module")
 def int8(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled as within the tolerance, whatever it is on so few pictures."""
+    """Labelled as within the tolerance, whatever it is on so few images."""
     output: Path = tmp_path_factory.mktemp("int8") / "int8.onnx"
     command = [str(checkpoint), "-o", str(output), *SIZE, "--precision", "int8"]
     assert main([*command, "--data", str(data), "--accept-loss"]) == 0
@@ -160,17 +160,17 @@ def test_a_verdict_that_was_not_repeated_is_told_as_such(
     assert "no labels were given to repeat it" in certificate.images
 
 
-def test_fewer_detections_on_other_pictures_ask_for_those_of_the_certificate(
+def test_fewer_detections_on_other_images_ask_for_those_of_the_certificate(
     int8: Path, checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound = certified_as(Path(shutil.copy(int8, tmp_path)), detections_agreement=1.04)
     verify = ["verify", str(sound), "--source", str(checkpoint)]
     assert main(verify) == 2
     error = capsys.readouterr().err
-    assert "in 8 generated pictures, where the certificate says 104.0% in 2 pictures of" in error
+    assert "in 8 generated images, where the certificate says 104.0% in 2 images of" in error
     assert "give those (--data)" in error
-    certified_as(sound, images="2 pictures of val")
+    certified_as(sound, images="2 images of val")
     assert main([*verify, "--data", str(data.parent / "images" / "val")]) == 2
     error = capsys.readouterr().err
-    assert "where the certificate says 104.0% in 2 pictures of val" in error
+    assert "where the certificate says 104.0% in 2 images of val" in error
     assert "give those" not in error

@@ -1,4 +1,4 @@
-"""From somebody's COCO file to pictures with boxes, by the commands of `python -m model`."""
+"""From somebody's COCO file to images with boxes, by the commands of `python -m model`."""
 
 import json
 import os
@@ -25,14 +25,14 @@ SIZE_HW = (180, 240)
 
 @pytest.fixture(scope="module")
 def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures and their truth as COCO."""
+    """Six images and their truth as COCO."""
     folder = tmp_path_factory.mktemp("smears")
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for seed in range(6):
-        picture, truth = render_smear(seed, SIZE_HW)
+        image, truth = render_smear(seed, SIZE_HW)
         name = f"Ausstrich grün {seed}.jpg"
-        write_jpeg(folder / "smear.jpg", picture)
+        write_jpeg(folder / "smear.jpg", image)
         (folder / "smear.jpg").rename(folder / name)
         images.append({"id": seed, "file_name": name, "width": SIZE_HW[1], "height": SIZE_HW[0]})
         for class_id, (x1, y1, x2, y2) in truth:
@@ -135,8 +135,8 @@ def test_predict_finds_what_ultralytics_finds_and_draws_it(
         (["val", "{default}", "--data", "no.yaml"], "no.yaml: there is no such file"),
         (["predict", "no.pt", "{default}"], "no.pt: No such file"),
         (["predict", "{default}", "no.jpg"], "no.jpg: there is no such file or folder"),
-        (["predict", "{default}", "{folder}"], "no pictures in"),
-        (["predict", "{default}", "{data}"], "1 of 1 pictures can't be read"),
+        (["predict", "{default}", "{folder}"], "no images in"),
+        (["predict", "{default}", "{data}"], "1 of 1 images can't be read"),
         (["predict", "{default}", "{data}", "--conf", "1.5"], "--conf 1.5 is not between 0 and 1"),
         (["predict", "{default}", "{data}", "--imgsz", "33"], "--imgsz 33 is not a multiple of"),
         (["predict", "{default}", "{data}", "--imgsz", "0"], "--imgsz 0 is not a multiple of"),
@@ -168,7 +168,7 @@ def test_what_the_user_can_mend_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_pictures_are_not_written_over_and_one_that_is_too_large_is_named(
+def test_images_are_not_written_over_and_one_that_is_too_large_is_named(
     smears: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -184,7 +184,7 @@ def test_pictures_are_not_written_over_and_one_that_is_too_large_is_named(
     large[29:33] = zlib.crc32(large[12:29]).to_bytes(4)
     (photos / "large.png").write_bytes(large)
     assert main([*command, "--output", f"{tmp_path}/out"]) == 2
-    assert "1 of 7 pictures can't be read: " in capsys.readouterr().err
+    assert "1 of 7 images can't be read: " in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 6
 
 

@@ -247,7 +247,7 @@ def test_an_optimizer_that_there_is_not_is_one_line(
     assert error.startswith("python -m model train: stage 1: Optimizer 'fast' not found")
 
 
-def test_data_without_pictures_is_one_line_and_the_next_attempt_is_free(
+def test_data_without_images_is_one_line_and_the_next_attempt_is_free(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export.verification.agreement import measure_agreement
-from export.verification.pictures import Image
+from export.verification.images import Image
 from server.inference.artifact import Artifact, load_artifact
 from tests.support.artifacts import CELL, CLASS_NAMES, paint, tiny_artifact, tiny_candidates
 
@@ -57,29 +57,29 @@ def images(red: int) -> list[Image]:
 
 
 def test_what_is_the_same_agrees(artifact: Artifact) -> None:
-    parity = measure_agreement(artifact, Cells(), images(250), "a picture")
+    parity = measure_agreement(artifact, Cells(), images(250), "an image")
     assert parity.agreement == 1
     assert parity.compared == 8 * 4
     assert max(parity.tensors.boxes_px, parity.detections.boxes_px) < 1e-3
     assert max(parity.tensors.scores, parity.detections.scores) < 1e-3
-    assert parity.images == "a picture"
+    assert parity.images == "an image"
 
 
 def test_moved_boxes_are_the_same_detections_so_far_apart(artifact: Artifact) -> None:
-    parity = measure_agreement(artifact, Cells(shift_px=3), images(250), "a picture")
+    parity = measure_agreement(artifact, Cells(shift_px=3), images(250), "an image")
     assert parity.agreement == 1
     assert parity.tensors.boxes_px == pytest.approx(3, abs=1e-3)
-    # At a border they are cut off; a picture that fills 0.92 of its side is scaled by that.
+    # At a border they are cut off; an image that fills 0.92 of its side is scaled by that.
     assert 3 <= parity.detections.boxes_px < 3.4
 
 
 def test_other_classes_are_other_detections(artifact: Artifact) -> None:
-    parity = measure_agreement(artifact, Cells(class_shift=1), images(250), "a picture")
+    parity = measure_agreement(artifact, Cells(class_shift=1), images(250), "an image")
     assert parity.agreement == 0
     assert parity.compared == 8 * 4
 
 
 def test_a_threshold_that_had_to_be_lowered_is_told(artifact: Artifact) -> None:
-    parity = measure_agreement(artifact, Cells(), images(150), "a picture")
+    parity = measure_agreement(artifact, Cells(), images(150), "an image")
     assert parity.agreement == 1
-    assert parity.images.startswith("a picture, compared down to a confidence of 0.")
+    assert parity.images.startswith("an image, compared down to a confidence of 0.")

@@ -44,7 +44,7 @@ def test_candidates_are_the_best_predictions_of_the_network(
             assert row[5] == class_ids[nearest]
 
 
-def test_pictures_of_a_batch_do_not_mix(network: DetectionModel) -> None:
+def test_images_of_a_batch_do_not_mix(network: DetectionModel) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
     graph = Candidates(rewrite(network))
     with torch.inference_mode():

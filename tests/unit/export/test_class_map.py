@@ -1,39 +1,34 @@
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from ultralytics.nn.modules import C2f
-from ultralytics.utils.ops import xywh2xyxy
 
+from export.attention.table import TAKE_OVER
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from export.sources.class_map import read_class_map
-from export.sources.foreign import TAKE_OVER
-from model.blocks import C2fFLA
-from model.focused_linear_attention import FocusedLinearAttention
-from tests.support.forks import ATTENTION, Fork, renamed, saved, small_network
+from model.attention.focused_linear import C2fFLA, FocusedLinearAttention
+from tests.support.forks import (
+    ATTENTION,
+    Calls,
+    Fork,
+    check_predictions,
+    renamed,
+    saved,
+    small_network,
+)
 
 FLA = "my_fork.nn.attn.FLA"
 
 
 @pytest.fixture
-def fork() -> Iterator[Fork]:
-    fork = Fork()
-    yield fork
-    fork.leave()
-
-
-@pytest.fixture
 def unknown(fork: Fork, tmp_path: Path) -> Path:
     """A network with one layer of an unknown class, which is the tutorials' attention."""
-    layer = fork.own(FocusedLinearAttention(32, num_heads=4, summed_keys=True), FLA)
-    path = saved({"model": small_network(layer)}, tmp_path / "fork.pt")
-    fork.leave()
-    return path
+    layer = FocusedLinearAttention(32, num_heads=4, summed_keys=True)
+    return fork.save(tmp_path / "fork.pt", layer, FLA)
 
 
 @pytest.mark.parametrize("name", [FLA, "FLA"])
@@ -48,9 +43,7 @@ def test_a_full_name_goes_before_a_bare_one(unknown: Path) -> None:
 
 
 def test_a_map_goes_before_the_tutorials_names(fork: Fork, tmp_path: Path) -> None:
-    network = small_network(fork.own(C2f(32, 32), "my_fork.C2f_FLA"))
-    path = saved({"model": network}, tmp_path / "fork.pt")
-    fork.leave()
+    path = fork.save(tmp_path / "fork.pt", C2f(32, 32), "my_fork.C2f_FLA")
     assert type(load_checkpoint(path).model.model[ATTENTION]) is C2fFLA
     assert type(load_checkpoint(path, {"C2f_FLA": "C2f"}).model.model[ATTENTION]) is C2f
 
@@ -82,14 +75,7 @@ def test_a_tutorial_under_other_names_gives_with_a_map_what_its_fork_gave(
     tutorial = shared_dir / "checkpoints" / "tutorial_c2f_fla_neck.pt"
     class_map = {new: old.removeprefix(theirs) for old, new in names.items()}
     checkpoint = load_checkpoint(renamed(tutorial, names, tmp_path / "fork.pt"), class_map)
-    with np.load(tutorial.with_name(f"{tutorial.stem}_{imgsz}.npz")) as file:
-        images, expected = file["images_rgb_uint8_nhwc"], file["output"]
-    for image, wanted in zip(images, expected, strict=True):
-        x = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
-        output = checkpoint.predict(x)
-        boxes, wanted_boxes = (xywh2xyxy(each[:4].T) for each in (output, wanted))
-        np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-2, rtol=0)
-        np.testing.assert_allclose(output[4:], wanted[4:], atol=5e-5, rtol=0)
+    check_predictions(checkpoint.predict, tutorial, imgsz)
 
 
 def test_an_unknown_layer_on_the_right_is_named_with_those_there_are(unknown: Path) -> None:
@@ -121,12 +107,7 @@ def test_a_map_to_a_layer_that_it_is_not_is_one_line(unknown: Path, kind: str) -
 def test_a_map_makes_no_function_callable(tmp_path: Path, function: str) -> None:
     trace = tmp_path / "trace"
     code = f"__import__('pathlib').Path({str(trace)!r}).touch()"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return eval, (code,)
-
-    path = saved({"model": Hostile()}, tmp_path / "hostile.pt")
+    path = saved({"model": Calls(eval, code)}, tmp_path / "hostile.pt")
     hostile = renamed(path, {"__builtin__.eval": function}, tmp_path / "renamed.pt")
     with pytest.raises(CheckpointRefused, match=rf"refused: it (calls|asks for) {function}[;,]"):
         load_checkpoint(hostile, {function: "Conv"})

@@ -1,11 +1,7 @@
 """Checkpoints of patched copies of ultralytics, which are not installed here."""
 
 import json
-import sys
-from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,20 +9,16 @@ import pytest
 import torch
 from torch import nn
 from ultralytics.nn.modules import Conv
-from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.ops import xywh2xyxy
 
 from export.__main__ import main
+from export.attention.focused_linear import attention_of
 from export.errors import ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
-from export.sources.foreign import attention_of
 from export.verification.compare import candidate_difference
-from model.blocks import BottleneckFLA
-from model.focused_linear_attention import FocusedLinearAttention
-from model.registration import architecture, register
+from model.attention.focused_linear import BottleneckFLA, FocusedLinearAttention
 from server.inference.artifact import load_artifact
 from server.inference.session import Session
-from tests.support.forks import renamed, saved, small_network
+from tests.support.forks import ATTENTION, Fork, check_predictions, renamed, saved, small_network
 
 TUTORIALS = ("tutorial_flattention_layers", "tutorial_c2f_fla_neck")
 
@@ -37,20 +29,14 @@ def tutorial(request: pytest.FixtureRequest, shared_dir: Path) -> Path:
 
 
 def recorded(tutorial: Path, imgsz: int) -> tuple[Any, Any]:
-    """(3, H, W, 3) uint8 RGB pictures and the (3, 7, A) that the fork itself gave for them."""
+    """(3, H, W, 3) uint8 RGB images and the (3, 7, A) that the fork itself gave for them."""
     with np.load(tutorial.with_name(f"{tutorial.stem}_{imgsz}.npz")) as file:
         return file["images_rgb_uint8_nhwc"], file["output"]
 
 
 @pytest.mark.parametrize("imgsz", [160, 320])
 def test_a_tutorial_checkpoint_gives_what_its_fork_gave(tutorial: Path, imgsz: int) -> None:
-    images, expected = recorded(tutorial, imgsz)
-    model = load_checkpoint(tutorial).model
-    with torch.inference_mode():
-        output = model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)[0].numpy()
-    boxes, expected_boxes = (xywh2xyxy(each[:, :4].swapaxes(1, 2)) for each in (output, expected))
-    np.testing.assert_allclose(boxes, expected_boxes, atol=1e-2, rtol=0)
-    np.testing.assert_allclose(output[:, 4:], expected[:, 4:], atol=5e-5, rtol=0)
+    check_predictions(load_checkpoint(tutorial).predict, tutorial, imgsz)
 
 
 @pytest.mark.slow
@@ -70,35 +56,6 @@ def test_a_tutorial_checkpoint_is_exported_with_rectangles(tutorial: Path, tmp_p
     session.close()
 
 
-@pytest.fixture
-def fork() -> Iterator[ModuleType]:
-    """A module that is there while a checkpoint is written, and gone when it is read."""
-    module = ModuleType("somebodys_fork")
-    sys.modules[module.__name__] = module
-    yield module
-    sys.modules.pop(module.__name__, None)
-
-
-def checkpoint_of(fork: ModuleType, layer: nn.Module, class_name: str, path: Path) -> Path:
-    """Writes a network whose layer 10 is `layer` under a foreign class name."""
-    register()
-    torch.manual_seed(0)
-    network = DetectionModel(architecture("yolov8n-fla"), nc=2, verbose=False)
-    network.names = {0: "a", 1: "b"}
-    foreign = type(class_name, (nn.Module,), {"__module__": fork.__name__})
-    setattr(fork, class_name, foreign)
-    moved = deepcopy(layer)
-    for parameter in moved.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    old = network.model[10]
-    moved.__dict__.update(i=old.i, f=old.f, type="", np=0)
-    moved.__class__ = foreign
-    network.model[10] = moved
-    torch.save({"model": network}, path)
-    del sys.modules[fork.__name__]
-    return path
-
-
 @pytest.mark.parametrize("class_name", ["FocusedLinearAttention", "FLAttention"])
 @pytest.mark.parametrize(
     "form",
@@ -106,18 +63,18 @@ def checkpoint_of(fork: ModuleType, layer: nn.Module, class_name: str, path: Pat
     ids=["separate", "fused", "with encoding", "reduced"],
 )
 def test_either_name_and_every_form_is_taken_over_under_any_path(
-    fork: ModuleType, tmp_path: Path, class_name: str, form: dict[str, Any]
+    fork: Fork, tmp_path: Path, class_name: str, form: dict[str, Any]
 ) -> None:
-    layer = FocusedLinearAttention(256, num_heads=4, qkv_bias=True, kernel_size=3, **form)
-    path = checkpoint_of(fork, layer, class_name, tmp_path / "fork.pt")
-    ours = load_checkpoint(path).model.model[10]
+    layer = FocusedLinearAttention(32, num_heads=4, qkv_bias=True, kernel_size=3, **form)
+    path = fork.save(tmp_path / "fork.pt", layer, f"somebodys_fork.{class_name}")
+    ours = load_checkpoint(path).model.model[ATTENTION]
     assert type(ours) is FocusedLinearAttention
-    assert ours.__dict__["i"] == 10
+    assert ours.__dict__["i"] == ATTENTION
     assert ours.__dict__["f"] == -1
     assert ours.summed_keys == ("num_patches" not in form)
     layer.load_state_dict(ours.state_dict())
     layer.summed_keys = ours.summed_keys
-    x = torch.randn(1, 256, 6, 10)
+    x = torch.randn(1, 32, 6, 10)
     torch.testing.assert_close(ours(x), layer.eval()(x))
 
 
@@ -133,23 +90,23 @@ def test_attention_stays_only_where_there_is_no_shortcut(tutorial: Path) -> None
 @pytest.mark.parametrize("sr_ratio", [2, 4])
 @pytest.mark.parametrize("bias", [False, True])
 def test_reduced_keys_are_taken_over_at_any_map_size(
-    fork: ModuleType, tmp_path: Path, encoded: bool, sr_ratio: int, bias: bool
+    fork: Fork, tmp_path: Path, encoded: bool, sr_ratio: int, bias: bool
 ) -> None:
     layer = FocusedLinearAttention(
-        256,
+        32,
         400 if encoded else None,
         num_heads=8,
         qkv_bias=bias,
         sr_ratio=sr_ratio,
         focusing_factor=4,
     )
-    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
-    ours = load_checkpoint(path).model.model[10]
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.FLAttention")
+    ours = load_checkpoint(path).model.model[ATTENTION]
     assert (ours.sr_ratio, ours.focusing_factor, ours.num_heads) == (sr_ratio, 4, 8)
     layer.load_state_dict(ours.state_dict())
     layer.summed_keys = not encoded
     for height, width in ((8, 12), (20, 20)):
-        x = torch.randn(1, 256, height, width)
+        x = torch.randn(1, 32, height, width)
         torch.testing.assert_close(ours(x), layer.eval()(x))
 
 
@@ -191,28 +148,25 @@ def test_an_encoding_whose_map_is_no_square_is_named(shared_dir: Path) -> None:
         attention_of(state, recorded["focusing_factor"])
 
 
-def bottleneck_of(fork: ModuleType, *, shortcut: bool, child: str) -> nn.Module:
+def bottleneck_of(fork: Fork, *, shortcut: bool, child: str) -> nn.Module:
     """A tutorial's bottleneck, which has an attention whether or not it is run."""
     layer: Any = nn.Module()
-    layer.cv1, layer.cv2, layer.add = Conv(256, 256, 3), Conv(256, 256, 3), shortcut
-    attention = FocusedLinearAttention(256, num_heads=8, qkv_bias=True, summed_keys=True)
-    foreign = type("FocusedLinearAttention", (nn.Module,), {"__module__": fork.__name__})
-    fork.FocusedLinearAttention = foreign  # type: ignore[attr-defined]
-    attention.__class__ = foreign
-    setattr(layer, child, attention)
+    layer.cv1, layer.cv2, layer.add = Conv(32, 32, 3), Conv(32, 32, 3), shortcut
+    attention = FocusedLinearAttention(32, num_heads=8, qkv_bias=True, summed_keys=True)
+    setattr(layer, child, fork.own(attention, "somebodys_fork.FocusedLinearAttention"))
     return layer  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("child", ["FLA", "attn"])
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_a_bottleneck_attends_only_where_it_has_no_shortcut(
-    fork: ModuleType, tmp_path: Path, shortcut: bool, child: str
+    fork: Fork, tmp_path: Path, shortcut: bool, child: str
 ) -> None:
     layer = bottleneck_of(fork, shortcut=shortcut, child=child)
-    path = checkpoint_of(fork, layer, "Bottleneck_FLA", tmp_path / "fork.pt")
-    ours = load_checkpoint(path).model.model[10]
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.Bottleneck_FLA")
+    ours = load_checkpoint(path).model.model[ATTENTION]
     assert type(ours) is BottleneckFLA
-    x = torch.randn(1, 256, 6, 10)
+    x = torch.randn(1, 32, 6, 10)
     with torch.no_grad():
         y = ours.cv2(ours.cv1(x))
         expected = x + y if ours.attention is None else ours.attention(y)
@@ -220,51 +174,45 @@ def test_a_bottleneck_attends_only_where_it_has_no_shortcut(
     assert (ours.attention is None) == shortcut
 
 
-def test_a_bottleneck_without_its_attention_is_said_to_lack_it(
-    fork: ModuleType, tmp_path: Path
-) -> None:
+def test_a_bottleneck_without_its_attention_is_said_to_lack_it(fork: Fork, tmp_path: Path) -> None:
     layer = bottleneck_of(fork, shortcut=False, child="FLA")
     del layer.FLA
-    path = checkpoint_of(fork, layer, "Bottleneck_FLA", tmp_path / "fork.pt")
-    with pytest.raises(ModelUnsupported, match=r"model\.10: .* \(it has 0 attentions, not one\)"):
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.Bottleneck_FLA")
+    with pytest.raises(ModelUnsupported, match=r"model\.4: .* \(it has 0 attentions, not one\)"):
         load_checkpoint(path)
 
 
-def test_a_layer_of_that_name_with_other_parameters_is_listed(
-    fork: ModuleType, tmp_path: Path
-) -> None:
-    path = checkpoint_of(fork, nn.Linear(3, 5), "FLAttention", tmp_path / "fork.pt")
+def test_a_layer_of_that_name_with_other_parameters_is_listed(fork: Fork, tmp_path: Path) -> None:
+    path = fork.save(tmp_path / "fork.pt", nn.Linear(3, 5), "somebodys_fork.FLAttention")
     with pytest.raises(
-        ModelUnsupported, match=r"model\.10: FLAttention is not the .*'weight': \(5, 3\)"
+        ModelUnsupported, match=r"model\.4: FLAttention is not the .*'weight': \(5, 3\)"
     ):
         load_checkpoint(path)
 
 
-def test_heads_that_do_not_divide_the_channels_are_named(fork: ModuleType, tmp_path: Path) -> None:
-    layer = FocusedLinearAttention(256, num_heads=4)
-    layer.dwc = nn.Conv2d(24, 24, 5, padding=2, groups=24)
-    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
-    with pytest.raises(ModelUnsupported, match=r"heads of 24 channels.* do not divide the 256"):
+def test_heads_that_do_not_divide_the_channels_are_named(fork: Fork, tmp_path: Path) -> None:
+    layer = FocusedLinearAttention(32, num_heads=4)
+    layer.dwc = nn.Conv2d(12, 12, 5, padding=2, groups=12)
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.FLAttention")
+    with pytest.raises(ModelUnsupported, match=r"heads of 12 channels.* do not divide the 32"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("num_heads", 8), ("sr_ratio", 2)])
 def test_attributes_that_contradict_the_parameters_are_named(
-    fork: ModuleType, tmp_path: Path, attribute: str, value: int
+    fork: Fork, tmp_path: Path, attribute: str, value: int
 ) -> None:
-    layer = FocusedLinearAttention(256, num_heads=4)
+    layer = FocusedLinearAttention(32, num_heads=4)
     setattr(layer, attribute, value)
-    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.FLAttention")
     with pytest.raises(ModelUnsupported, match=rf"its {attribute} is {value}, its parameters"):
         load_checkpoint(path)
 
 
-def test_a_layer_that_does_not_fit_where_it_stands_is_one_line(
-    fork: ModuleType, tmp_path: Path
-) -> None:
-    layer = FocusedLinearAttention(128, num_heads=4)
-    path = checkpoint_of(fork, layer, "FLAttention", tmp_path / "fork.pt")
-    with pytest.raises(ModelUnsupported, match=r"its layers do not fit together: .*256") as caught:
+def test_a_layer_that_does_not_fit_where_it_stands_is_one_line(fork: Fork, tmp_path: Path) -> None:
+    layer = FocusedLinearAttention(16, num_heads=4)
+    path = fork.save(tmp_path / "fork.pt", layer, "somebodys_fork.FLAttention")
+    with pytest.raises(ModelUnsupported, match=r"its layers do not fit together: .*32") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 

@@ -1,5 +1,3 @@
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.optimize import optimize
 from export.precision.half import LARGEST, rounding, to_half
-from export.rewrite import ChannelFirstFLA
 from server.vision.decode import decode
+from tests.support import networks
 from tests.support.hard_maps import CHANNELS, adversarial
 from tests.support.networks import graph_of
 from tests.unit.export.test_rewrite import FORMS, trained
@@ -51,21 +50,9 @@ class Residual(nn.Module):
         return y
 
 
-def traced(module: nn.Module, *, name: str = "x") -> onnx.ModelProto:
+def traced(module: nn.Module) -> onnx.ModelProto:
     """An optimised graph of a module of maps, for any batch and map size."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (torch.zeros(2, CHANNELS, 6, 6),),
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            opset_version=17,
-            input_names=[name],
-            dynamic_axes={name: {0: "batch", 2: "height", 3: "width"}},
-        )
-    return optimize(onnx.load_model_from_string(buffer.getvalue()))
+    return optimize(networks.traced(module, torch.zeros(2, CHANNELS, 6, 6)))
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -137,8 +124,8 @@ def test_an_attention_gives_what_the_module_gives_to_float16_rounding(form: str)
     x = torch.randn(3, CHANNELS, 6, 6).half().double()
     with torch.inference_mode():
         expected = attention(x).numpy()
-    given = outputs(rounding(half), x.float().numpy())[:, :CHANNELS]
-    np.testing.assert_allclose(given, expected, rtol=2**-10, atol=2**-11 * np.abs(expected).max())
+    ours = outputs(rounding(half), x.float().numpy())[:, :CHANNELS]
+    np.testing.assert_allclose(ours, expected, rtol=2**-10, atol=2**-11 * np.abs(expected).max())
 
 
 def test_what_float16_cannot_hold_becomes_its_largest_number() -> None:
@@ -148,8 +135,8 @@ def test_what_float16_cannot_hold_becomes_its_largest_number() -> None:
     with torch.inference_mode():
         expected = (x + attention(x)).numpy()
     assert np.abs(expected).max() > 2 * LARGEST
-    given = outputs(rounding(half), x.float().numpy())[:, :CHANNELS]
-    np.testing.assert_allclose(given, expected.clip(-LARGEST, LARGEST), rtol=1e-3, atol=50)
+    ours = outputs(rounding(half), x.float().numpy())[:, :CHANNELS]
+    np.testing.assert_allclose(ours, expected.clip(-LARGEST, LARGEST), rtol=1e-3, atol=50)
 
 
 NETWORKS = {  # how many attentions each has
@@ -201,9 +188,9 @@ def test_a_network_in_float16_answers_nearly_as_in_float32(
         else network(name, request)
     )
     half, single = session(rounding(to_half(single))), session(single)
-    picture = decode((repo_dir / "samples" / "smear_1.jpg").read_bytes(), max_pixels=10**7)
+    image = decode((repo_dir / "samples" / "smear_1.jpg").read_bytes(), max_pixels=10**7)
     for batch, input_hw in [(2, (160, 160)), (1, (480, 640))]:
-        images = np.stack([cv2.resize(picture, input_hw[::-1])] * batch)
+        images = np.stack([cv2.resize(image, input_hw[::-1])] * batch)
         ours, theirs = (each.run(None, {"images": images})[0] for each in (half, single))
         assert ours.shape == theirs.shape
         assert ours.dtype == np.float32

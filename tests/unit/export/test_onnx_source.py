@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.optimize import FORBIDDEN_OPERATORS, optimize
 from export.sources.onnx_file import architecture_name
-from export.sources.onnx_graft import at_served_opset, has_half, in_order
+from export.sources.onnx_graft import at_served_opset, has_half
 from export.sources.onnx_source import OnnxSource, level_strides, load_onnx
 from export.verification.compare import candidate_difference
 from tests.support.artifacts import tiny_artifact
@@ -72,13 +72,13 @@ def candidates(graph: ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float
     return answer
 
 
-def pictures(count: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
+def random_images(count: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 256, (count, *hw, 3)).astype(np.uint8)
 
 
 def check_equal(source: OnnxSource, graph: ModelProto, hw: tuple[int, int], count: int) -> None:
-    """Each picture of a batch is answered by the best of what the file itself predicts for it."""
-    images = pictures(count, hw)
+    """Each image of a batch is answered by the best of what the file itself predicts for it."""
+    images = random_images(count, hw)
     batch = candidates(graph, images)
     assert batch.shape == (count, min(1000, hw[0] * hw[1] // 64), 6)
     for rows, image in zip(batch, images, strict=True):
@@ -227,11 +227,6 @@ def test_a_file_that_float16_breaks_is_refused(tmp_path: Path) -> None:
         load_onnx(path)
 
 
-def test_nodes_are_put_in_order() -> None:
-    nodes = [helper.make_node("Abs", [a], [b]) for a, b in ("cd", "ab", "bc")]
-    assert [node.input[0] for node in in_order(nodes)] == ["a", "b", "c"]
-
-
 Change = Callable[[ModelProto], object]
 
 
@@ -288,7 +283,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a stride that is no number": (described(stride="eight"), "`stride` is 'eight'"),
     "another stride": (described(stride="16"), "not those of levels up to stride 16"),
     "segmentation": (described(task="segment"), "task 'segment', not detect"),
-    "grey pictures": (described(channels="1"), "1 channels, not 3"),
+    "grey images": (described(channels="1"), "1 channels, not 3"),
     "end to end": (described(end2end="True"), "end2end=False"),
     "NMS": (with_node(helper.make_node("NonMaxSuppression", ["a", "b"], ["c"])), "nms=False"),
     "int8": (with_node(helper.make_node("QuantizeLinear", ["a", "b"], ["c"])), "int8 already"),
@@ -319,20 +314,19 @@ def test_other_models_are_refused_in_one_line(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_size_off_the_stride_is_refused(tmp_path: Path) -> None:
+def test_a_size_off_the_stride_and_an_artifact_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelUnsupported, match="60x80, which is no multiple of its stride, 8"):
         load_onnx(saved(network(batch=1, hw=(60, 80)), tmp_path))
+    with pytest.raises(ModelUnsupported, match="an artifact already"):
+        load_onnx(tiny_artifact(tmp_path / "tiny.onnx"))
+    with pytest.raises(CheckpointRefused, match="No such file"):
+        load_onnx(tmp_path / "no.onnx")
 
 
 def test_a_fixed_size_is_the_only_one(tmp_path: Path) -> None:
     source = load_onnx(saved(network(batch=1, hw=(48, 80)), tmp_path))
     with pytest.raises(ModelUnsupported, match=r"\(48, 80\) only.*not \(64, 64\)"):
         source.graph((64, 64), static=True)
-
-
-def test_an_artifact_is_no_source(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnsupported, match="an artifact already"):
-        load_onnx(tiny_artifact(tmp_path / "tiny.onnx"))
 
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
@@ -348,11 +342,6 @@ def test_what_onnx_runtime_cannot_load_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointRefused, match="ONNX Runtime cannot run it") as refused:
         load_onnx(saved(model, tmp_path))
     assert "\n" not in str(refused.value)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointRefused, match="No such file"):
-        load_onnx(tmp_path / "no.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"PK\x03\x04 no onnx", b"\x08\x08" * 9])

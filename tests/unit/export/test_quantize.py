@@ -1,5 +1,3 @@
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +9,19 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.optimize import optimize
 from export.precision.calibration import value_ranges
 from export.precision.quantize import SILU_ENDS, quantize
-from export.rewrite import ChannelFirstFLA
 from server.vision.decode import decode
 from tests.support.hard_maps import adversarial
-from tests.support.networks import graph_of
+from tests.support.networks import graph_of, traced
 from tests.unit.export.test_half import session
 from tests.unit.export.test_rewrite import FORMS, trained
 
 
 class Pixels(nn.Module):
-    """A network on (B, H, W, 3) uint8 pictures: two convolutions that pay, one that does not."""
+    """A network on (B, H, W, 3) uint8 images: two convolutions that pay, one that does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,35 +40,26 @@ class Pixels(nn.Module):
         return y
 
 
-def traced(module: nn.Module, example: Tensor) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (example,),
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            opset_version=17,
-            input_names=["images"],
-            dynamic_axes={"images": {0: "batch", 1: "height", 2: "width"}}
-            if example.dtype == torch.uint8
-            else {"images": {0: "batch"}},
-        )
-    return optimize(onnx.load_model_from_string(buffer.getvalue()))
-
-
 def pixels(module: Pixels) -> onnx.ModelProto:
-    return traced(module, torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    example = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    return optimize(traced(module, example, "images"))
 
 
-def pictures(count: int = 4, input_hw: tuple[int, int] = (16, 24)) -> list[NDArray[np.uint8]]:
+def random_images(count: int = 4, input_hw: tuple[int, int] = (16, 24)) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (1, *input_hw, 3), np.uint8) for _ in range(count)]
 
 
 def run(model: onnx.ModelProto, images: NDArray[np.generic]) -> NDArray[np.float32]:
     return np.asarray(session(model).run(None, {"images": images})[0])
+
+
+def loss(model: onnx.ModelProto) -> float:
+    """The largest error of a network in int8, as a share of its largest output."""
+    images = random_images()[0]
+    expected = run(model, images)
+    error = np.abs(run(quantize(model, random_images()), images) - expected)
+    return float(error.max() / np.abs(expected).max())
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
@@ -91,20 +80,20 @@ def optimised_operators(model: onnx.ModelProto, path: Path) -> list[str]:
 def test_answers_stay_close_at_every_batch_and_size() -> None:
     single = pixels(Pixels())
     before = single.SerializeToString()
-    reduced = quantize(single, iter(pictures()))
+    reduced = quantize(single, iter(random_images()))
     assert single.SerializeToString() == before
     assert reduced.graph.input == single.graph.input
     assert reduced.graph.output == single.graph.output
     assert reduced.opset_import == single.opset_import
     for batch, input_hw in [(1, (16, 24)), (3, (24, 16))]:
-        images = np.concatenate(pictures(batch, input_hw))
+        images = np.concatenate(random_images(batch, input_hw))
         expected = run(single, images)
         error = np.abs(run(reduced, images) - expected)
         assert 0 < error.max() < 0.03 * np.abs(expected).max()
 
 
 def test_only_convolutions_with_channels_and_an_activation_are_quantised() -> None:
-    reduced = quantize(pixels(Pixels()), pictures())
+    reduced = quantize(pixels(Pixels()), random_images())
     convolutions = [node for node in reduced.graph.node if node.op_type == "Conv"]
     assert [node.output[0].endswith("/exact") for node in convolutions].count(True) == 2
     kept = {node.input[1] for node in convolutions if not node.output[0].endswith("/exact")}
@@ -123,14 +112,11 @@ class Repeated(Pixels):
 
 def test_convolutions_may_share_a_weight() -> None:
     single = pixels(Repeated())
-    images = pictures()[0]
-    expected = run(single, images)
-    error = np.abs(run(quantize(single, pictures()), images) - expected)
-    assert error.max() < 0.03 * np.abs(expected).max()
+    assert loss(single) < 0.03
 
 
 def test_tensorrt_gets_zero_points_of_zero_scales_by_channel_and_biases_in_float() -> None:
-    reduced = quantize(pixels(Pixels()), pictures())
+    reduced = quantize(pixels(Pixels()), random_images())
     values = constants(reduced)
     pairs = [node for node in reduced.graph.node if node.op_type.endswith("quantizeLinear")]
     pairs += [node for node in reduced.graph.node if node.op_type == "QuantizeLinear"]
@@ -154,16 +140,18 @@ def test_tensorrt_gets_zero_points_of_zero_scales_by_channel_and_biases_in_float
 
 def test_onnx_runtime_makes_them_integer_convolutions_and_one_pass_of_silu(tmp_path: Path) -> None:
     # Two of them share their input, the pairs of which it must not merge.
-    operators = optimised_operators(quantize(pixels(Pixels()), pictures()), tmp_path / "o.onnx")
+    operators = optimised_operators(
+        quantize(pixels(Pixels()), random_images()), tmp_path / "o.onnx"
+    )
     assert operators.count("QLinearConv") == 2
     assert operators.count("QuickGelu") == 3
     assert "Sigmoid" not in operators
 
 
-def test_ranges_are_those_of_all_pictures() -> None:
+def test_ranges_are_those_of_all_images() -> None:
     network = Pixels()
     single = pixels(network)
-    images = [*pictures(3), *pictures(2, (32, 16)), np.zeros((1, 16, 16, 3), np.uint8)]
+    images = [*random_images(3), *random_images(2, (32, 16)), np.zeros((1, 16, 16, 3), np.uint8)]
     (name,) = [n.output[0] for n in single.graph.node if list(n.input[1:2]) == ["first.weight"]]
     ranges = value_ranges(single, [name], iter(images))
     with torch.inference_mode():
@@ -178,12 +166,12 @@ def test_what_silu_makes_zero_of_costs_no_resolution() -> None:
     network.second.weight.data *= 20
     network.second.bias.data[::2] -= 500  # these channels are off
     single = pixels(network)
-    reduced = quantize(single, pictures())
+    reduced = quantize(single, random_images())
     scales = [value for name, value in constants(reduced).items() if name.endswith("rounded/scale")]
     activations = [value for value in scales if value.ndim == 0]
     assert activations
     assert max(map(float, activations)) < -SILU_ENDS / 100
-    images = pictures()[0]
+    images = random_images()[0]
     expected = run(single, images)
     assert np.abs(run(reduced, images) - expected).max() < 0.03 * np.abs(expected).max()
 
@@ -203,10 +191,7 @@ def test_what_relu_makes_zero_of_costs_no_resolution() -> None:
         assert layer.bias is not None
         layer.bias.data[::2] -= 2000  # these channels are off
     single = pixels(network)
-    images = pictures()[0]
-    expected = run(single, images)
-    error = np.abs(run(quantize(single, pictures()), images) - expected)
-    assert 0 < error.max() < 0.03 * np.abs(expected).max()
+    assert 0 < loss(single) < 0.03
 
 
 def test_a_channel_without_weights_keeps_its_bias() -> None:
@@ -216,19 +201,16 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
     network.second.weight.data[8:16] *= 1e-12
     network.second.bias.data[:16] = 3.0
     single = pixels(network)
-    images = pictures()[0]
-    expected = run(single, images)
-    error = np.abs(run(quantize(single, pictures()), images) - expected)
-    assert error.max() < 0.03 * np.abs(expected).max()
+    assert loss(single) < 0.03
 
 
-def test_pictures_that_are_all_black_are_no_division_by_zero() -> None:
+def test_images_that_are_all_black_are_no_division_by_zero() -> None:
     network = Pixels()
     for each in (network.first, network.second):
         assert each.bias is not None
         nn.init.zeros_(each.bias)
     reduced = quantize(pixels(network), [np.zeros((1, 16, 16, 3), np.uint8)])
-    assert np.isfinite(run(reduced, pictures()[0])).all()
+    assert np.isfinite(run(reduced, random_images()[0])).all()
 
 
 class Attended(nn.Module):
@@ -249,7 +231,8 @@ class Attended(nn.Module):
 
 @pytest.mark.parametrize("form", ["separate", "fused", "reduced", "p 8", "no encoding"])
 def test_no_map_gives_nan_or_inf(form: str) -> None:
-    single = traced(Attended(ChannelFirstFLA(trained(**FORMS[form]))), torch.zeros(2, 32, 6, 6))
+    module = Attended(ChannelFirstFLA(trained(**FORMS[form])))
+    single = optimize(traced(module, torch.zeros(2, 32, 6, 6), "images"))
     batches = [x.astype(np.float32) for x in adversarial(np.random.default_rng(0))]
     for calibration in (batches[0][:1] * 1e-3, batches[3][:1]):
         reduced = session(quantize(single, [calibration]))  # type: ignore[list-item]  # no pixels
@@ -269,7 +252,7 @@ def test_the_default_network_in_int8(repo_dir: Path, tmp_path: Path) -> None:
     reduced = quantize(single, canvases)
     assert {node.domain for node in reduced.graph.node} == {""}
     assert len(reduced.SerializeToString()) < 0.4 * len(single.SerializeToString())
-    # All but the picture's, the head's last six, and the attention's five.
+    # All but the image's, the head's last six, and the attention's five.
     operators = optimised_operators(reduced, tmp_path / "o.onnx")
     assert operators.count("QLinearConv") == 56
     assert operators.count("Conv") == 12

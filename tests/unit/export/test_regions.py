@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.attention.focused_linear import ChannelFirstFLA
 from export.precision.graph import key
 from export.precision.regions import find_regions
-from export.rewrite import ChannelFirstFLA
 from tests.support.hard_maps import CHANNELS
 from tests.unit.export.test_half import Block, Residual, traced
 from tests.unit.export.test_rewrite import FORMS, trained

@@ -1,19 +1,19 @@
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
 
+from export.attention.focused_linear import ChannelFirstFLA
+from export.attention.operators import power
 from export.optimize import FORBIDDEN_OPERATORS
-from export.rewrite import ChannelFirstFLA, power, rewrite
-from model.focused_linear_attention import FocusedLinearAttention
+from export.rewrite import rewrite
+from model.attention.focused_linear import FocusedLinearAttention
 from model.registration import architecture, register
+from tests.support.networks import traced
 from tests.unit.model.test_focused_linear_attention import GOLDEN, golden_case
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -106,25 +106,16 @@ def test_large_focusing_factors_neither_overflow_nor_vanish(
 @pytest.mark.parametrize("form", ["separate", "fused", "reduced", "p 2.5"])
 def test_onnx_runtime_gives_what_the_module_gives(form: str) -> None:
     attention = trained(**FORMS[form])
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            ChannelFirstFLA(attention),
-            (torch.zeros(2, 32, 6, 6),),
-            buffer,  # type: ignore[arg-type]
-            dynamo=False,
-            opset_version=17,
-            input_names=["x"],
-            dynamic_axes={"x": {0: "batch", 2: "height", 3: "width"}},
-        )
-    graph = onnx.load_model_from_string(buffer.getvalue()).graph
+    model = traced(ChannelFirstFLA(attention), torch.zeros(2, 32, 6, 6))
+    graph = model.graph
     operators = [node.op_type for node in graph.node]
     assert not FORBIDDEN_OPERATORS & set(operators)
     groups = [a.i for node in graph.node for a in node.attribute if a.name == "group"]
     assert groups.count(32) == 1  # one depthwise convolution for all heads
 
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     for shape in [(1, 32, 6, 6), (3, 32, 4, 9)]:
         x = torch.randn(shape, dtype=torch.float64)
         (y,) = session.run(None, {"x": x.float().numpy()})

@@ -11,15 +11,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.ops import xywh2xyxy
 
 from export.errors import CheckpointRefused, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from export.sources.state_dict import load_state_dict_checkpoint
+from model.attention.focused_linear import FocusedLinearAttention
 from model.checkpoint import load
-from model.focused_linear_attention import FocusedLinearAttention
 from model.registration import architecture, register
-from tests.support.forks import TABLE, saved, small_network
+from tests.support.forks import TABLE, Calls, check_predictions, saved, small_network
 
 TUTORIALS = ("tutorial_flattention_layers", "tutorial_c2f_fla_neck")
 
@@ -65,14 +64,7 @@ def test_a_tutorials_parameters_with_its_yaml_give_what_its_fork_gave(
     assert checkpoint.class_names == ("RBC", "WBC", "Platelets")
     assert checkpoint.architecture == "yolov8n-fla"
     for imgsz in (160, 320):
-        with np.load(tutorial.with_name(f"{name}_{imgsz}.npz")) as file:
-            images, expected = file["images_rgb_uint8_nhwc"], file["output"]
-        for image, wanted in zip(images, expected, strict=True):
-            x = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
-            output = checkpoint.predict(x)
-            boxes, wanted_boxes = (xywh2xyxy(each[:4].T) for each in (output, wanted))
-            np.testing.assert_allclose(boxes, wanted_boxes, atol=1e-2, rtol=0)
-            np.testing.assert_allclose(output[4:], wanted[4:], atol=5e-5, rtol=0)
+        check_predictions(checkpoint.predict, tutorial, imgsz)
 
 
 def test_the_default_weights_parameters_give_what_the_checkpoint_gives(
@@ -248,11 +240,7 @@ def test_a_whole_model_needs_no_arch(repo_dir: Path) -> None:
 
 
 def test_a_command_among_parameters_is_refused(tmp_path: Path, table: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return eval, ("1",)
-
-    path = saved({"model.0.conv.weight": Hostile()}, tmp_path / "hostile.pt")
+    path = saved({"model.0.conv.weight": Calls(eval, "1")}, tmp_path / "hostile.pt")
     with pytest.raises(CheckpointRefused, match=r"it asks for builtins\.eval,"):
         load_state_dict_checkpoint(path, str(table))
 

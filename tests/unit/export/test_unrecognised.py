@@ -3,7 +3,6 @@
 import copyreg
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,11 @@ from ultralytics.nn.tasks import (
 from export.errors import CheckpointRefused, ExportError, ModelUnsupported
 from export.sources.checkpoint import load_checkpoint
 from model.allow_list import ForeignLayer
-from model.focused_linear_attention import FocusedLinearAttention
+from model.attention.focused_linear import FocusedLinearAttention
 from model.unpickle import shell
-from tests.support.forks import ATTENTION, Fork, renamed, saved, small_network
+from tests.support.forks import ATTENTION, Calls, Fork, renamed, saved, small_network
 
 FLA = "my_fork.nn.attn.FLA"
-
-
-class Hostile:
-    """Unpickled the usual way, calls a function."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-@pytest.fixture
-def fork() -> Iterator[Fork]:
-    fork = Fork()
-    yield fork
-    fork.leave()
 
 
 def said_of(path: Path) -> ExportError:
@@ -53,16 +35,10 @@ def said_of(path: Path) -> ExportError:
     return caught.value
 
 
-def network_with(fork: Fork, layer: nn.Module, name: str) -> DetectionModel:
-    return small_network(fork.own(layer, name))
-
-
 def test_an_unknown_layer_is_listed_with_its_path_parameters_and_what_to_try(
     fork: Fork, tmp_path: Path
 ) -> None:
-    network = network_with(fork, FocusedLinearAttention(32, num_heads=4), FLA)
-    path = saved({"model": network}, tmp_path / "fork.pt")
-    fork.leave()
+    path = fork.save(tmp_path / "fork.pt", FocusedLinearAttention(32, num_heads=4), FLA)
     error = said_of(path)
     assert isinstance(error, ModelUnsupported)
     first, line = str(error).splitlines()
@@ -75,7 +51,7 @@ def test_an_unknown_layer_is_listed_with_its_path_parameters_and_what_to_try(
 def test_every_class_has_one_line_with_the_paths_of_all_its_layers(
     fork: Fork, tmp_path: Path
 ) -> None:
-    network = network_with(fork, nn.Linear(3, 5), "my_fork.Odd")
+    network = small_network(fork.own(nn.Linear(3, 5), "my_fork.Odd"))
     fork.own(network.model[2].m[0], "my_fork.Narrow")
     fork.own(network.model[0], "my_fork.Act")
     fork.own(network.model[1], "my_fork.Act")
@@ -94,7 +70,7 @@ def test_every_class_has_one_line_with_the_paths_of_all_its_layers(
 
 
 def test_layers_of_yolo11_are_not_said_to_look_like_known_ones(fork: Fork, tmp_path: Path) -> None:
-    network = network_with(fork, C2PSA(128, 128), "my_fork.Psa")
+    network = small_network(fork.own(C2PSA(128, 128), "my_fork.Psa"))
     fork.own(network.model[ATTENTION].m[0], "my_fork.PsaBlock")
     fork.own(network.model[0], "my_fork.Act")
     network.model[2] = fork.own(C3k(64, 64), "my_fork.Narrow")
@@ -150,8 +126,7 @@ def test_a_class_that_only_has_a_known_name_is_not_taken_for_the_known_one(
 def test_a_function_in_a_layers_place_is_refused_by_its_name(
     fork: Fork, tmp_path: Path, name: str
 ) -> None:
-    layer = network_with(fork, FocusedLinearAttention(32, num_heads=4), FLA)
-    path = saved({"model": layer}, tmp_path / "fork.pt")
+    path = fork.save(tmp_path / "fork.pt", FocusedLinearAttention(32, num_heads=4), FLA)
     error = said_of(renamed(path, {FLA: name}, tmp_path / "evil.pt"))
     assert isinstance(error, CheckpointRefused)
     assert f"it asks for {name}, " in str(error)
@@ -163,8 +138,8 @@ def test_a_command_beside_an_unknown_layer_is_what_the_message_names(
     fork: Fork, tmp_path: Path, where: str
 ) -> None:
     trace = tmp_path / "trace"
-    command = Hostile(os.system, f"touch {trace}")
-    network = network_with(fork, FocusedLinearAttention(32, num_heads=4), FLA)
+    command = Calls(os.system, f"touch {trace}")
+    network = small_network(fork.own(FocusedLinearAttention(32, num_heads=4), FLA))
     layer = network.model[ATTENTION]
     content: dict[str, Any] = {"model": network}
     if where == "beside":
@@ -189,7 +164,7 @@ def test_a_command_beside_an_unknown_layer_is_what_the_message_names(
 def test_an_unknown_class_that_is_called_is_refused(
     fork: Fork, tmp_path: Path, arguments: tuple[Any, ...], where: str
 ) -> None:
-    call = Hostile(fork.kind(FLA, object), *arguments)
+    call = Calls(fork.kind(FLA, object), *arguments)
     network = small_network()
     if where == "layer":
         network.model[ATTENTION].extra = call
@@ -208,7 +183,7 @@ def test_an_unknown_class_made_with_arguments_is_refused(fork: Fork, tmp_path: P
     def made_with_an_argument(layer: nn.Module, _: object) -> tuple[Any, ...]:
         return vars(copyreg)["__newobj__"], (type(layer), "argument"), layer.__dict__
 
-    network = network_with(fork, nn.Linear(3, 5), FLA)
+    network = small_network(fork.own(nn.Linear(3, 5), FLA))
     setattr(type(network.model[ATTENTION]), "__reduce_ex__", made_with_an_argument)  # noqa: B010
     path = saved({"model": network}, tmp_path / "hostile.pt")
     fork.leave()
@@ -229,12 +204,12 @@ def test_a_filled_layer_cannot_be_run_while_the_file_is_read(fork: Fork, tmp_pat
     """torch lets a pickle call anything through this function of its own."""
     rebuild = torch._tensor._rebuild_from_type_v2
     network = small_network()
-    call = Hostile(rebuild, network, torch.Tensor, (torch.zeros(1, 3, 32, 32),), None)
+    call = Calls(rebuild, network, torch.Tensor, (torch.zeros(1, 3, 32, 32),), None)
     path = saved({"model": network, "extra": call}, tmp_path / "hostile.pt")
     assert "it calls ultralytics.nn.tasks.DetectionModel;" in str(said_of(path))
 
-    unknown = network_with(fork, nn.Linear(3, 5), FLA).model[ATTENTION]
-    call = Hostile(rebuild, unknown, torch.Tensor, (torch.zeros(1, 3),), None)
+    unknown = small_network(fork.own(nn.Linear(3, 5), FLA)).model[ATTENTION]
+    call = Calls(rebuild, unknown, torch.Tensor, (torch.zeros(1, 3),), None)
     path = saved({"model": network, "extra": call}, tmp_path / "unknown.pt")
     fork.leave()
     assert f"it calls {FLA};" in str(said_of(path))
@@ -250,15 +225,14 @@ def test_a_shell_is_neither_constructed_nor_called() -> None:
 
 
 def test_names_in_a_message_cannot_steer_a_terminal(fork: Fork, tmp_path: Path) -> None:
-    layer = network_with(fork, FocusedLinearAttention(32, num_heads=4), FLA)
-    path = saved({"model": layer}, tmp_path / "fork.pt")
+    path = fork.save(tmp_path / "fork.pt", FocusedLinearAttention(32, num_heads=4), FLA)
     said = str(said_of(renamed(path, {FLA: "my\x1b[2Jfork.FLA"}, tmp_path / "evil.pt")))
     assert "my?[2Jfork.FLA" in said
     assert "\x1b" not in said
 
 
 def test_damaged_parameters_of_an_unknown_layer_are_refused(fork: Fork, tmp_path: Path) -> None:
-    network = network_with(fork, nn.Linear(3, 5), FLA)
+    network = small_network(fork.own(nn.Linear(3, 5), FLA))
     network.model[ATTENTION].__dict__["_parameters"] = ["no", "table"]
     path = saved({"model": network}, tmp_path / "fork.pt")
     fork.leave()
@@ -296,7 +270,5 @@ def test_layers_of_other_families_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_c2f_of_another_name_is_recognised_by_its_parameters(fork: Fork, tmp_path: Path) -> None:
-    network = network_with(fork, C2f(32, 32, 2), "my_fork.Split")
-    path = saved({"model": network}, tmp_path / "fork.pt")
-    fork.leave()
+    path = fork.save(tmp_path / "fork.pt", C2f(32, 32, 2), "my_fork.Split")
     assert "`my_fork.Split: C2f`" in str(said_of(path))

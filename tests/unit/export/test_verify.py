@@ -16,7 +16,7 @@ from export.sources.checkpoint import Checkpoint, load_checkpoint
 from export.stamp import stamp
 from export.verification.answers import run_batch, threshold
 from export.verification.compare import DIFFERENT, candidate_difference
-from export.verification.pictures import MIN_SIDE, Image, cropped_to, pictures
+from export.verification.images import MIN_SIDE, Image, comparison_images, cropped_to
 from export.verification.reference import Case, make_cases
 from export.verification.verify import (
     RELATIVE_SCORE_LIMIT,
@@ -48,7 +48,7 @@ def checkpoint(repo_dir: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def images(repo_dir: Path) -> list[Image]:
-    return pictures(repo_dir / "samples")[0]
+    return comparison_images(repo_dir / "samples")[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_damaged_candidates_are_found(case: Case, damage: str) -> None:
 
 def test_a_missing_or_moved_detection_is_found(case: Case, detector: Detector) -> None:
     parameters = DetectParameters(conf=threshold([case]))
-    (ours,) = detector.detect([case.picture], parameters)
+    (ours,) = detector.detect([case.image], parameters)
     compare_detections(case, ours, parameters)
 
     found = ours.detections
@@ -194,19 +194,19 @@ def test_thresholds_moved_by_rounding_are_still_thresholds(conf: float) -> None:
 
 
 @pytest.mark.parametrize("imgsz", [96, 480, 640, 928, 1280])
-def test_crops_of_any_picture_go_to_the_bucket_that_they_are_made_for(
+def test_crops_of_any_image_go_to_the_bucket_that_they_are_made_for(
     artifact: Artifact, imgsz: int
 ) -> None:
     shapes = buckets(imgsz, 32)
     metadata = artifact.metadata.model_copy(update={"input_hw": (imgsz, imgsz), "buckets": shapes})
     rng = np.random.default_rng(0)
     for height, width in rng.integers(MIN_SIDE, 1500, (60, 2)):
-        picture = np.zeros((height, width, 3), np.uint8)
+        image = np.zeros((height, width, 3), np.uint8)
         for shape in shapes:
-            assert choose_bucket(cropped_to(picture, shape).shape[:2], metadata.buckets) == shape
+            assert choose_bucket(cropped_to(image, shape).shape[:2], metadata.buckets) == shape
 
 
 def test_cropping_takes_the_largest_centred_part() -> None:
-    picture = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
-    np.testing.assert_array_equal(cropped_to(picture, (100, 100)), picture[:, 2:6])
-    np.testing.assert_array_equal(cropped_to(picture, (4, 8)), picture)
+    image = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
+    np.testing.assert_array_equal(cropped_to(image, (100, 100)), image[:, 2:6])
+    np.testing.assert_array_equal(cropped_to(image, (4, 8)), image)

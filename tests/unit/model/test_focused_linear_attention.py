@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.focused_linear_attention import FocusedLinearAttention, focus, map_size
+from model.attention.focused_linear import FocusedLinearAttention, focus, map_size
 
 GOLDEN = (
     "pvt_c32_h2_8x8_p4_k3_nobias",
@@ -87,7 +87,7 @@ def test_maps_need_not_be_square_nor_of_the_encoded_size(map_hw: tuple[int, int]
     assert bool(y.isfinite().all())
 
 
-def test_one_picture_does_not_see_its_neighbours_in_the_batch() -> None:
+def test_one_image_does_not_see_its_neighbours_in_the_batch() -> None:
     torch.manual_seed(0)
     attention = FocusedLinearAttention(16, 16, num_heads=4).double()
     x = torch.randn(3, 16, 4, 4, dtype=torch.float64)

@@ -7,7 +7,7 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
 
-from model.blocks import BottleneckFLA, C2fFLA, FLABlock
+from model.attention.focused_linear import BottleneckFLA, C2fFLA, FLABlock
 from model.info import comparison
 from model.registration import architecture, register
 

@@ -6,12 +6,19 @@ published modules, so a state dict of either form (separate `q`/`kv`, or fused `
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ultralytics.nn.modules import C2f, Conv
+from ultralytics.nn.modules.block import Bottleneck
+
+from model.attention.mechanism import Mechanism, Row
 
 EPSILON = 1e-6  # of the published code: keeps an all-negative token away from 0/0
+MIXED_IN = 1 / 16  # share of the attention in what a new C2fFLA passes on
 
 
 def focus(t: Tensor, focusing_factor: float) -> Tensor:
@@ -238,3 +245,140 @@ def map_size(num_patches: int | tuple[int, int]) -> tuple[int, int]:
     if side * side != num_patches:
         raise ValueError(f"num_patches {num_patches} is not a square: give (height, width)")
     return side, side
+
+
+class FLABlock(nn.Module):
+    """A residual layer: x + attention(x). Keeps the shape of its input.
+
+    Its output projection starts at zero, so a new block is the identity: a trained network that
+    gets one inserted computes what it did before.
+
+    Args:
+        dim: channels C, a multiple of `num_heads`.
+        map_side: side of the square map that the positional encoding is made for, in cells; it
+            is interpolated at every other size.
+        num_heads: heads of the attention.
+    """
+
+    def __init__(self, dim: int, map_side: int = 20, num_heads: int = 8) -> None:
+        super().__init__()
+        self.attention = FocusedLinearAttention(
+            dim, (map_side, map_side), num_heads=num_heads, qkv_bias=True
+        )
+        nn.init.zeros_(self.attention.proj.weight)
+        nn.init.zeros_(self.attention.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float to the same shape."""
+        y: Tensor = x + self.attention(x)
+        return y
+
+
+class BottleneckFLA(Bottleneck):  # type: ignore[misc]  # ultralytics has no type information
+    """YOLOv8's bottleneck, with attention behind its convolutions where it has no shortcut.
+
+    Source: the `Bottleneck_FLA` of the published tutorials, which has no positional encoding and
+    leaves the bottlenecks with a shortcut as they are.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, shortcut: bool = True, num_heads: int = 8, e: float = 0.5
+    ) -> None:
+        super().__init__(c1, c2, shortcut, 1, (3, 3), e)
+        self.attention = None if self.add else FocusedLinearAttention(c2, num_heads=num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c1, H, W) float to (B, c2, H, W)."""
+        y: Tensor = self.cv2(self.cv1(x))
+        if self.attention is None:
+            return x + y
+        attended: Tensor = self.attention(y)
+        return attended
+
+
+class C2fFLA(C2f):  # type: ignore[misc]  # ultralytics has no type information
+    """YOLOv8's C2f with `BottleneckFLA` inside.
+
+    Args:
+        c1: input channels.
+        c2: output channels; half of them, a multiple of `num_heads`, pass through attention.
+        n: number of bottlenecks.
+        shortcut: whether the bottlenecks add their input; then there is no attention in them.
+        num_heads: heads of the attention.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = False, num_heads: int = 8
+    ) -> None:
+        super().__init__(c1, c2, n, shortcut)
+        self.m = nn.ModuleList(
+            BottleneckFLA(self.c, self.c, shortcut, num_heads, e=1.0) for _ in range(n)
+        )
+
+
+def fla_block(stand_in: Conv, args: list[Any]) -> FLABlock:
+    """The block for a 1x1 convolution with its channels; args: channels, map side, heads."""
+    convolution = stand_in.conv
+    if convolution.in_channels != convolution.out_channels:
+        raise ValueError(
+            f"FLABlock keeps its channels: it gets {convolution.in_channels}, "
+            f"its row says {convolution.out_channels}"
+        )
+    return FLABlock(convolution.out_channels, *args[1:])
+
+
+def c2f_fla(stand_in: C2f, args: list[Any]) -> C2fFLA:
+    """The block for a C2f with its channels and depth; args: channels, shortcut, heads."""
+    channels = stand_in.cv1.conv.in_channels, stand_in.cv2.conv.out_channels
+    return C2fFLA(*channels, len(stand_in.m), *args[1:])
+
+
+def start(layer: nn.Module, attentions: Sequence[FocusedLinearAttention]) -> str:
+    """Sets new attentions of a layer so that it begins as an identity, or nearly; says which."""
+    if isinstance(layer, FLABlock):  # which is made so
+        return "identity"
+    if not isinstance(layer, C2fFLA):
+        return ""
+    for attention in attentions:
+        start_near_identity(attention)
+    return f"near identity: {MIXED_IN:.0%} attention"
+
+
+@torch.no_grad()
+def start_near_identity(attention: FocusedLinearAttention) -> None:
+    """Sets weights so that y = x + MIXED_IN · (the mean of x that the attention weighs).
+
+    The tutorials' C2f has no residual around its attention: y = proj(o + DWC(v)). Its o is a mean
+    over the map with weights that sum to 1, of the same v that goes through the convolution, so
+    no weights make it vanish beside an exact identity, short of queries or keys too small to
+    learn. But the convolution can amplify v: with v = r x, a kernel of 1/r² at its centre, and
+    proj = r, the share of o is r². All factors are powers of two, so nothing is rounded.
+
+    Args:
+        attention: without `sr_ratio`; its q and k stay as they were drawn, so it can learn.
+    """
+    r = MIXED_IN**0.5
+    identity = torch.eye(attention.dim)
+    projection = attention.qkv if attention.fused_qkv else attention.kv
+    projection.weight[-attention.dim :] = r * identity
+    if projection.bias is not None:
+        projection.bias[-attention.dim :] = 0
+    centre = attention.kernel_size // 2
+    attention.dwc.weight.zero_()
+    attention.dwc.weight[:, :, centre, centre] = 1 / r**2
+    nn.init.zeros_(attention.dwc.bias)  # type: ignore[arg-type]  # the module always has one
+    attention.proj.weight.copy_(r * identity)
+    nn.init.zeros_(attention.proj.bias)
+
+
+MECHANISM = Mechanism(
+    module=FocusedLinearAttention,
+    layers=(FocusedLinearAttention, FLABlock, BottleneckFLA, C2fFLA),
+    former_modules=("model.focused_linear_attention", "model.blocks"),
+    tutorial_names=("FocusedLinearAttention", "FLAttention", "Bottleneck_FLA", "C2f_FLA"),
+    rows={
+        "FLABlock": Row(lambda args: ("Conv", [args[0], 1, 1]), fla_block, repeatable=False),
+        "C2fFLA": Row(lambda args: ("C2f", args[:2]), c2f_fla, repeatable=True),
+    },
+    start=start,
+)

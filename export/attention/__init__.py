@@ -1,0 +1,1 @@
+"""Attentions: how each is recognised and exported, all of them in `table`."""

@@ -1,0 +1,1 @@
+"""Attentions: each in a file of its own, all of them in `table`."""
