@@ -55,9 +55,9 @@ def measure(
 
 
 def put_load(url: str, clients: int, seconds: float) -> Summary:
-    """The sample pictures, again and again."""
-    pictures = sorted((ROOT / "samples").glob("*.jpg"))
-    requests = [image_request("/detect", each.read_bytes()) for each in pictures]
+    """The sample images, again and again."""
+    images = sorted((ROOT / "samples").glob("*.jpg"))
+    requests = [image_request("/detect", each.read_bytes()) for each in images]
     return summarize(run_light(closed_load(url, requests, clients=clients, seconds=seconds)))
 
 

@@ -1,4 +1,4 @@
-"""Pre-labels a folder of pictures for Label Studio: tasks with predictions, to be imported.
+"""Pre-labels a folder of images for Label Studio: tasks with predictions, to be imported.
 
     python examples/label_studio.py samples --prefix '/data/local-files/?d=samples/' -o tasks.json
 
@@ -20,10 +20,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def task(found: ImageResult, image: str) -> dict[str, Any]:
-    """Label Studio's task: coordinates are percent of the picture's width and height.
+    """Label Studio's task: coordinates are percent of the image's width and height.
 
     Args:
-        found: in a picture that the server could read.
+        found: in an image that the server could read.
         image: URL under which Label Studio finds it.
 
     Raises:
@@ -34,7 +34,7 @@ def task(found: ImageResult, image: str) -> dict[str, Any]:
     """
     width, height, model = found.width, found.height, found.model
     if width is None or height is None or model is None:
-        raise ValueError("the server has not read the picture")
+        raise ValueError("the server has not read the image")
     results = []
     for index, each in enumerate(found.detections):
         box = each.box
@@ -73,7 +73,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Writes the tasks of a folder; 1 where some pictures failed, 2 where nothing was written."""
+    """Writes the tasks of a folder; 1 where some images failed, 2 where nothing was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="with the folders in it")
     parser.add_argument("--prefix", required=True, help="what Label Studio has before a file name")
@@ -85,7 +85,7 @@ def main() -> int:
     tasks, failed = [], 0
     try:
         with Client(chosen.url, api_key=chosen.api_key) as client:
-            client.model()  # a wrong address or key ends it before the first picture is read
+            client.model()  # a wrong address or key ends it before the first image is read
             for found in client.detect_folder(chosen.folder, ordered=True, conf=chosen.conf):
                 if found.error is None:
                     tasks.append(task(found, chosen.prefix + quote(found.filename or "")))
@@ -99,7 +99,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
-    print(f"{len(tasks)} tasks, {failed} pictures failed: {chosen.output}", file=sys.stderr)
+    print(f"{len(tasks)} tasks, {failed} images failed: {chosen.output}", file=sys.stderr)
     return 1 if failed else 0
 
 

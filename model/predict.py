@@ -12,7 +12,7 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 
 from model.checkpoint import read_checkpoint, rebuild
 from model.convert.dataset import unique_names
-from model.convert.pictures import SUFFIXES
+from model.convert.images import SUFFIXES
 from model.val import checked_imgsz
 
 

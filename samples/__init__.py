@@ -1,1 +1,1 @@
-"""Rendered blood smears: the renderer and the three pictures made with it."""
+"""Rendered blood smears: the renderer and the three images made with it."""

@@ -1,6 +1,6 @@
 """Where the cells of a smear lie, how they are outlined, and which of them are labelled.
 
-Figures are in pixels of a 640 pixel wide picture and follow the BCCD data set's label statistics.
+Figures are in pixels of a 640 pixel wide image and follow the BCCD data set's label statistics.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Blob:
-    """A closed outline around a centre, radius given per angle, in picture pixels."""
+    """A closed outline around a centre, radius given per angle, in image pixels."""
 
     class_id: int
     x: float
@@ -34,7 +34,7 @@ class Blob:
         return float(self.radii.mean())
 
     def box(self, size_hw: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the tight box, xyxy, clipped to the picture, to a tenth of a pixel."""
+        """Return the tight box, xyxy, clipped to the image, to a tenth of a pixel."""
         reach = self.radii + BOX_MARGIN * max(size_hw) / REFERENCE_WIDTH
         xs, ys = self.x + reach * np.cos(ANGLES), self.y + reach * np.sin(ANGLES)
         x1, x2 = np.clip([xs.min(), xs.max()], 0, size_hw[1])
@@ -72,7 +72,7 @@ def outline(
 
 
 def place_white(rng: np.random.Generator, size_hw: tuple[int, int], scale: float) -> list[Blob]:
-    """Return mostly one white cell, small (lymphocyte) or large, anywhere in the picture."""
+    """Return mostly one white cell, small (lymphocyte) or large, anywhere in the image."""
     height, width = size_hw
     blobs: list[Blob] = []
     for _ in range(int(rng.choice([0, 1, 2], p=[0.06, 0.84, 0.10]))):
@@ -147,7 +147,7 @@ def place_platelets(
 
 
 def visible_truth(blobs: list[Blob], size_hw: tuple[int, int]) -> Truth:
-    """Label what `MIN_VISIBLE` asks for: inside the picture, not under white cells or piles."""
+    """Label what `MIN_VISIBLE` asks for: inside the image, not under white cells or piles."""
     cover = np.zeros(size_hw, np.float32)  # red cells are translucent: two deep still reads
     drawn = []
     for blob in blobs:

@@ -1,7 +1,7 @@
 """How the cells of a smear look: optical density (OD) per channel, added up cell by cell.
 
 Light passes through the cells, so densities add and overlapping red cells darken each other as
-they do under a microscope. Colours are OD ratios measured on BCCD's training pictures.
+they do under a microscope. Colours are OD ratios measured on BCCD's training images.
 """
 
 import cv2

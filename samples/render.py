@@ -1,4 +1,4 @@
-"""Draw blood smears with exact truth: rendered pictures, no photographs, no patient data.
+"""Draw blood smears with exact truth: rendered images, no photographs, no patient data.
 
 python samples/render.py --count 200 --seed 1 --out DIR     a YOLO-form data set
 python samples/render.py --samples                          the committed samples
@@ -37,7 +37,7 @@ JPEG_QUALITY = 84
 
 
 def _develop(rng: np.random.Generator, od: Floats, scale: float) -> NDArray[np.uint8]:
-    """Turn optical density into the picture of an ordinary camera: light, lens, sensor."""
+    """Turn optical density into the image of an ordinary camera: light, lens, sensor."""
     height, width = od.shape[:2]
     wide = rng.random() < 0.2
     lamp = np.array([205.5, 205, 202.5]) + rng.normal(0, 12 if wide else 2.5)
@@ -48,31 +48,31 @@ def _develop(rng: np.random.Generator, od: Floats, scale: float) -> NDArray[np.u
         1 + tilt * (x * np.cos(turn) + y * np.sin(turn)) - rng.uniform(0, 0.10) * (x * x + y * y)
     )
     light += 0.006 * texture(rng, (height, width), 60 * scale)
-    picture = np.exp(-od) * light[..., None] * lamp.astype(np.float32)
-    picture = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), scale * rng.uniform(0.9, 2.2))
+    image = np.exp(-od) * light[..., None] * lamp.astype(np.float32)
+    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), scale * rng.uniform(0.9, 2.2))
     for channel in (0, 2):  # colour fringes of the lens
         shift = np.array([[1, 0, rng.normal(0, 0.6)], [0, 1, rng.normal(0, 0.6)]], np.float32)
-        picture[..., channel] = cv2.warpAffine(
-            picture[..., channel].copy(), shift, (width, height), borderMode=cv2.BORDER_REPLICATE
+        image[..., channel] = cv2.warpAffine(
+            image[..., channel].copy(), shift, (width, height), borderMode=cv2.BORDER_REPLICATE
         )
     noise = rng.standard_normal((height, width, 3), np.float32)
     noise = 0.6 * noise + rng.standard_normal((height, width, 1), np.float32)
-    picture += rng.uniform(1.6, 3.2) * cv2.GaussianBlur(noise, (0, 0), 0.55)
-    return np.asarray(np.clip(np.rint(picture), 0, 255), np.uint8)
+    image += rng.uniform(1.6, 3.2) * cv2.GaussianBlur(noise, (0, 0), 0.55)
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
 def render_smear(
     seed: int, size_hw: tuple[int, int] = (480, 640)
 ) -> tuple[NDArray[np.uint8], Truth]:
-    """Draw one smear; the same seed and size give the same picture.
+    """Draw one smear; the same seed and size give the same image.
 
     Args:
         seed: Any non-negative integer.
         size_hw: Height and width; cells keep their size relative to the longer side.
 
     Returns:
-        The picture, (H, W, 3) uint8 RGB, and its truth: (class_id, box) a cell, box xyxy in
-        pixels, tight around the cell and clipped to the picture.
+        The image, (H, W, 3) uint8 RGB, and its truth: (class_id, box) a cell, box xyxy in
+        pixels, tight around the cell and clipped to the image.
     """
     rng = np.random.default_rng(seed)
     scale = max(size_hw) / REFERENCE_WIDTH
@@ -92,10 +92,10 @@ def render_smear(
     return _develop(rng, od, scale), visible_truth(red + white + platelets, size_hw)
 
 
-def write_jpeg(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture with the artefacts of an ordinary JPEG."""
+def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an RGB image with the artefacts of an ordinary JPEG."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    if not cv2.imwrite(str(path), picture[..., ::-1], quality):
+    if not cv2.imwrite(str(path), image[..., ::-1], quality):
         raise OSError(f"cannot write {path}")
 
 
@@ -108,9 +108,9 @@ def write_dataset(out: Path, count: int, seed: int, held_out: int = 0) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     written = []
     for k in range(seed, seed + count):
-        picture, truth = render_smear(k)
-        height, width = picture.shape[:2]
-        write_jpeg(out / "images" / f"smear_{k:06d}.jpg", picture)
+        image, truth = render_smear(k)
+        height, width = image.shape[:2]
+        write_jpeg(out / "images" / f"smear_{k:06d}.jpg", image)
         written.append(f"./images/smear_{k:06d}.jpg\n")
         lines = [
             f"{class_id} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
@@ -131,8 +131,8 @@ def write_samples(out: Path) -> None:
     """Write the committed samples and their truth, smears.json."""
     truths = {}
     for name, (seed, size_hw) in SAMPLES.items():
-        picture, truth = render_smear(seed, size_hw)
-        write_jpeg(out / name, picture)
+        image, truth = render_smear(seed, size_hw)
+        write_jpeg(out / name, image)
         cells = [
             {"class_id": c, "class_name": CLASS_NAMES[c], "box": list(box)} for c, box in truth
         ]
@@ -143,10 +143,10 @@ def write_samples(out: Path) -> None:
 def main() -> None:
     """Read the command line and write what it asks for."""
     parser = argparse.ArgumentParser(description="Draw blood smears with exact truth.")
-    parser.add_argument("--count", type=int, default=200, help="pictures in the data set")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the first picture")
+    parser.add_argument("--count", type=int, default=200, help="images in the data set")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first image")
     parser.add_argument(
-        "--held-out", type=int, default=0, help="pictures of them for validation only; default: all"
+        "--held-out", type=int, default=0, help="images of them for validation only; default: all"
     )
     parser.add_argument("--out", type=Path, help="folder of the data set")
     parser.add_argument("--samples", action="store_true", help="write the committed samples")

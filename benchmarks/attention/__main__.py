@@ -75,7 +75,7 @@ def focus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from benchmarks.attention.plots import plot_focus, plot_rows
     from benchmarks.attention.trained import gaussian_tokens, trained_tokens
 
-    tokens = trained_tokens(arguments.weights, sample_pictures(), FOCUS_IMGSZ)
+    tokens = trained_tokens(arguments.weights, sample_images(), FOCUS_IMGSZ)
     figures = {
         "imgsz": FOCUS_IMGSZ,
         "trained": measure_focus(tokens),
@@ -92,7 +92,7 @@ def diversity(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from benchmarks.attention.plots import plot_diversity
     from benchmarks.attention.trained import trained_tokens
 
-    tokens = trained_tokens(arguments.weights, sample_pictures(), DIVERSITY_IMGSZ)
+    tokens = trained_tokens(arguments.weights, sample_images(), DIVERSITY_IMGSZ)
     figures = {"imgsz": DIVERSITY_IMGSZ, **measure_diversity(tokens)}
     plot_diversity(figures, folder / "diversity.png")
     return figures
@@ -117,13 +117,13 @@ def cost(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures
 
 
-def sample_pictures() -> list[Path]:
+def sample_images() -> list[Path]:
     """The rendered smears of the repository."""
     return sorted((ROOT / "samples").glob("*.jpg"))
 
 
 def token_on_white_cell(tokens: Any) -> tuple[int, int]:
-    """(row, column) of the token at the centre of the picture's first white cell."""
+    """(row, column) of the token at the centre of the image's first white cell."""
     cells = json.loads((ROOT / "samples" / "smears.json").read_text())[f"{tokens.name}.jpg"][
         "cells"
     ]

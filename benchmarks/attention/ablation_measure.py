@@ -49,7 +49,7 @@ def check_recipe(folder: Path, seed: int, stages: Sequence[Mapping[str, Any]]) -
 
 
 def export_run(checkpoint: Path, output: Path, imgsz: int, data: Path) -> Artifact:
-    """The checkpoint's artifact; its certificate holds the accuracy on the validation pictures."""
+    """The checkpoint's artifact; its certificate holds the accuracy on the validation images."""
     return export(Request(Origin(checkpoint), output, imgsz=imgsz, data=data))
 
 
@@ -70,7 +70,7 @@ def curve_of(folder: Path) -> dict[str, list[float]]:
 
 
 def size_of(arch: str, classes: int, imgsz: int) -> dict[str, float]:
-    """Parameters, and GFLOPs of one square picture, of an architecture with that many classes."""
+    """Parameters, and GFLOPs of one square image, of an architecture with that many classes."""
     register()
     model = DetectionModel(architecture(arch) | {"nc": classes}, verbose=False)
     return {
@@ -80,13 +80,13 @@ def size_of(arch: str, classes: int, imgsz: int) -> dict[str, float]:
 
 
 def latencies(
-    artifacts: Mapping[str, Artifact], picture: Path, rounds: int, threads: int
+    artifacts: Mapping[str, Artifact], image: Path, rounds: int, threads: int
 ) -> dict[str, dict[str, float]]:
-    """Times of the served session for one picture; the architectures take turns.
+    """Times of the served session for one image; the architectures take turns.
 
     Args:
         artifacts: by architecture; the first one is what the others are compared with.
-        picture: letterboxed into its bucket as the server does it.
+        image: letterboxed into its bucket as the server does it.
         rounds: runs of each.
         threads: of ONNX Runtime.
 
@@ -94,11 +94,11 @@ def latencies(
         By architecture `ms`, the median, and `ratio`, the median over rounds of its time by the
         first one's in the same round.
     """
-    image = decode(picture.read_bytes(), max_pixels=MAX_PIXELS)
+    pixels = decode(image.read_bytes(), max_pixels=MAX_PIXELS)
     runs = []
     for arch, artifact in artifacts.items():
         session = Session.open(artifact, device="cpu", threads=threads)
-        canvas = prepare_image(image, artifact.metadata).canvas[None]
+        canvas = prepare_image(pixels, artifact.metadata).canvas[None]
         for _ in range(WARM_UP_RUNS):
             session.run(canvas)
         runs.append((arch, session, canvas))
@@ -135,7 +135,7 @@ def measure(
         threads: of ONNX Runtime, for the latency.
 
     Returns:
-        `runs`: one each, `arch`, `seed`, `map50_95`, `map50` and its `curve`; `pictures`: how many
+        `runs`: one each, `arch`, `seed`, `map50_95`, `map50` and its `curve`; `images`: how many
         there are in `train` and `val`; and `architectures`: by name `parameters`, `gflops`, `ms`,
         `ratio` (to the first).
     """
@@ -153,7 +153,7 @@ def measure(
         times = latencies(artifacts, images[0].path, rounds, threads)
     sizes = {arch: size_of(arch, len(names), imgsz) for arch in artifacts}
     return {
-        "pictures": {"train": len(read_dataset(data, "train")[1]), "val": len(images)},
+        "images": {"train": len(read_dataset(data, "train")[1]), "val": len(images)},
         "runs": runs,
         "architectures": {arch: sizes[arch] | times[arch] for arch in artifacts},
     }

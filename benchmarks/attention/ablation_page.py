@@ -34,13 +34,13 @@ def parts(figures: Figures, architectures: Sequence[str]) -> Iterable[str]:
     """Its paragraphs, tables and titles."""
     seeds = figures["seeds"]
     command = f"{COMMAND} --seeds {','.join(map(str, seeds))}"
-    pictures = figures["pictures"]
+    images = figures["images"]
     yield "# Does the attention help? YOLOv8n with and without it"
     yield f"""This page is written by `{command}`; its figures are what that command measured, raw
         in [evidence/ablation.json](evidence/ablation.json)."""
     yield f"""Three networks, trained alike ([recipe](../benchmarks/attention/ablation.yaml)): from
         random weights, {figures["epochs"]} epochs at {figures["imgsz"]} px, on the
-        {pictures["train"]} real pictures of BCCD's training set, with {listed_seeds(seeds)}.
+        {images["train"]} real images of BCCD's training set, with {listed_seeds(seeds)}.
         `yolov8n-fla` has one focused linear attention behind SPPF, as a residual; `yolov8n-c2f-fla`
         has one in each bottleneck of the neck. The recipe was made for `yolov8n-fla` and tuned for
         none of the others."""
@@ -49,7 +49,7 @@ def parts(figures: Figures, architectures: Sequence[str]) -> Iterable[str]:
     yield "## Accuracy"
     yield "![Validation over epochs, and final accuracy](evidence/ablation.png)"
     yield accuracy_table(figures, architectures, seeds)
-    yield f"""COCO's mAP in points (0 to 100) on the {pictures["val"]} validation pictures, through
+    yield f"""COCO's mAP in points (0 to 100) on the {images["val"]} validation images, through
         the artifact and the code that serves it. Spread is the largest less the smallest seed. The
         epoch with the best validation accuracy was kept, so all figures are a little too good,
         alike."""
@@ -57,8 +57,8 @@ def parts(figures: Figures, architectures: Sequence[str]) -> Iterable[str]:
     yield "## Cost"
     yield cost_table(figures, architectures)
     machine = figures["machine"]
-    yield f"""GFLOPs of one square picture of {figures["imgsz"]} px, two a multiply-add, counted on
-        the operators that run. Latency of the session that serves, one picture in its bucket, ONNX
+    yield f"""GFLOPs of one square image of {figures["imgsz"]} px, two a multiply-add, counted on
+        the operators that run. Latency of the session that serves, one image in its bucket, ONNX
         Runtime {machine["onnxruntime"]} on a CPU ({machine["processor"]}, threads:
         {figures["threads"]}); the networks took turns, median of {figures["rounds"]} runs."""
     yield prices(figures, architectures)
@@ -107,9 +107,9 @@ def verdict(figures: Figures, architectures: Sequence[str]) -> str:
     sentences += [compared(arch, own, measured) for arch, own in measured.items() if arch != first]
     count = len(measured[first])
     sentences.append(
-        f"{count} seed{'s' if count > 1 else ''} and {figures['pictures']['val']} pictures of one "
+        f"{count} seed{'s' if count > 1 else ''} and {figures['images']['val']} images of one "
         "data set can't show that a small difference is real, and say nothing about more data, "
-        "larger pictures or pretrained weights."
+        "larger images or pretrained weights."
     )
     return " ".join(sentences)
 

@@ -27,16 +27,16 @@ def measure_diversity(tokens: Sequence[Tokens]) -> dict[str, Any]:
     figures are averaged.
 
     Returns:
-        `pictures`, one each: `name`, `tokens` N, `head_dim` d, `dwc_to_attention`: the ratio of
+        `images`, one each: `name`, `tokens` N, `head_dim` d, `dwc_to_attention`: the ratio of
         their Frobenius norms; and `forms`: by name, `rank` and `effective_rank` of every head,
         and `spectrum`: N singular values as shares of the largest, largest first, the geometric
         mean over heads and channels. The DWC alone counts as one head.
     """
-    return {"pictures": [measure_picture(each) for each in tokens]}
+    return {"images": [measure_image(each) for each in tokens]}
 
 
-def measure_picture(tokens: Tokens) -> dict[str, Any]:
-    """The figures of one picture, see `measure_diversity`."""
+def measure_image(tokens: Tokens) -> dict[str, Any]:
+    """The figures of one image, see `measure_diversity`."""
     assert tokens.dwc_weight is not None
     linear = focused_map(tokens.q, tokens.k, tokens.heads, 1, tokens.scale)
     focused = focused_map(tokens.q, tokens.k, tokens.heads, FOCUSING_FACTOR, tokens.scale)

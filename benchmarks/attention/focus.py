@@ -12,7 +12,7 @@ FACTORS = (1, 2, 3, 4, 6, 8)  # p; 1 is linear attention with ReLU, 3 the defaul
 
 
 def measure_focus(tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """Normalised entropy of the attention rows, all heads of all pictures together.
+    """Normalised entropy of the attention rows, all heads of all images together.
 
     Returns:
         `tokens`: N of each; `softmax`: the statistics of `summary`; `focused`: the same for each
@@ -51,7 +51,7 @@ def attention_rows(tokens: Tokens, token: int) -> tuple[int, dict[str, torch.Ten
     """One token's attention row in several forms, of the head that is sharpest there at p = 3.
 
     Args:
-        tokens: of a picture.
+        tokens: of an image.
         token: index into its N.
 
     Returns:

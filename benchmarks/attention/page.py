@@ -76,7 +76,7 @@ def focus_section(figures: Figures) -> Iterable[str]:
     factors = list(trained["focused"])
     yield "![Entropy of attention rows over p](evidence/focus.png)"
     yield f"""The entropy of a row divided by log N: 1 means that a token weighs all tokens equally,
-        0 that it looks at one. Means over rows, heads and pictures (the rendered smears
+        0 that it looks at one. Means over rows, heads and images (the rendered smears
         `samples/*.jpg` at {figures["imgsz"]} px, N = {listed(trained["tokens"])}; Gaussian: N =
         {listed(gaussian["tokens"])}, {len(gaussian["tokens"])} seeds):"""
     yield table(
@@ -119,7 +119,7 @@ def crossing(source: Figures) -> str:
 
 def diversity_section(figures: Figures) -> Iterable[str]:
     """Claim (b) in words."""
-    pictures = figures["pictures"]
+    images = figures["images"]
     names = {
         "softmax": "softmax",
         "linear": "linear (p = 1)",
@@ -128,35 +128,32 @@ def diversity_section(figures: Figures) -> Iterable[str]:
         "linear + DWC": "linear (p = 1) + DWC",
         "focused + DWC": "focused (p = 3) + DWC",
     }
-    heads, head_dim = len(pictures[0]["forms"]["focused"]["rank"]), pictures[0]["head_dim"]
+    heads, head_dim = len(images[0]["forms"]["focused"]["rank"]), images[0]["head_dim"]
     yield "![Spectra and ranks of attention maps](evidence/diversity.png)"
     yield f"""Means over the {heads} heads of the numerical rank (singular values that float32 can
         tell from zero, above N · 2⁻²³ of the largest) and, in brackets, of the effective rank (exp
         of the entropy of the singular values, which weighs how large they are). Weights and
-        pictures as above at {figures["imgsz"]} px, so that N is far above d = {head_dim}; the plots
-        show the first picture."""
+        images as above at {figures["imgsz"]} px, so that N is far above d = {head_dim}; the plots
+        show the first image."""
     yield table(
-        ["", *(f"{each['name']}, N = {each['tokens']}" for each in pictures)],
-        [
-            [name, *(ranks(each["forms"][form]) for each in pictures)]
-            for form, name in names.items()
-        ],
+        ["", *(f"{each['name']}, N = {each['tokens']}" for each in images)],
+        [[name, *(ranks(each["forms"][form]) for each in images)] for form, name in names.items()],
     )
-    first = pictures[0]["forms"]
+    first = images[0]["forms"]
     most = max(
-        max(each["forms"][form]["rank"]) for each in pictures for form in ("linear", "focused")
+        max(each["forms"][form]["rank"]) for each in images for form in ("linear", "focused")
     )
     weak, strong = (
-        max(mean(each["forms"][form]["effective_rank"]) for each in pictures for form in forms)
+        max(mean(each["forms"][form]["effective_rank"]) for each in images for form in forms)
         for forms in (("linear", "focused"), ("softmax",))
     )
     lowers = mean(first["focused"]["rank"]) < mean(first["linear"]["rank"])
     full, alone = (
-        100 * mean(mean(each["forms"][form]["rank"]) / each["tokens"] for each in pictures)
+        100 * mean(mean(each["forms"][form]["rank"]) / each["tokens"] for each in images)
         for form in ("focused + DWC", "DWC")
     )
-    few = max(weak, strong) < min(each["tokens"] for each in pictures) / 10
-    ratio = mean(each["dwc_to_attention"] for each in pictures)
+    few = max(weak, strong) < min(each["tokens"] for each in images) / 10
+    ratio = mean(each["dwc_to_attention"] for each in images)
     yield f"""Without the DWC the map of a head is N × d times d × N and can't have a rank above
         d = {head_dim}; float32 sees at most {most:.0f}. {FEWER if lowers else ""}
         By the effective rank, both have at most {weak:.1f}, softmax

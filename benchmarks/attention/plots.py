@@ -71,16 +71,16 @@ def plot_focus(figures: Mapping[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("entropy of attention rows / log N\n(1 = all tokens weigh the same)")
     figure.supxlabel(
-        "lines: mean over rows, heads and pictures; bands: 10th to 90th percentile", fontsize=8
+        "lines: mean over rows, heads and images; bands: 10th to 90th percentile", fontsize=8
     )
     save(figure, path)
 
 
 def plot_rows(tokens: Tokens, token_hw: tuple[int, int], path: Path) -> None:
-    """What one token attends to, drawn over the picture.
+    """What one token attends to, drawn over the image.
 
     Args:
-        tokens: of a picture, with its canvas.
+        tokens: of an image, with its canvas.
         token_hw: (row, column) of the token on the map.
         path: where to.
     """
@@ -121,20 +121,20 @@ def plot_rows(tokens: Tokens, token_hw: tuple[int, int], path: Path) -> None:
 
 
 def plot_diversity(figures: Mapping[str, Any], path: Path) -> None:
-    """Spectra and ranks of the attention maps of the first picture."""
-    picture = figures["pictures"][0]
-    tokens, head_dim = picture["tokens"], picture["head_dim"]
+    """Spectra and ranks of the attention maps of the first image."""
+    image = figures["images"][0]
+    tokens, head_dim = image["tokens"], image["head_dim"]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     spectra, ranks = axes
     for name, style in STYLES.items():
-        values = np.array(picture["forms"][name]["spectrum"])
+        values = np.array(image["forms"][name]["spectrum"])
         spectra.plot(
             np.arange(1, tokens + 1),
             np.where(values > 1e-10, values, np.nan),
             color=style["color"],
             linestyle=style["linestyle"],
         )
-        heads = picture["forms"][name]["rank"]
+        heads = image["forms"][name]["rank"]
         ranks.plot(
             range(1, len(heads) + 1),
             heads,

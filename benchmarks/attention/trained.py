@@ -1,4 +1,4 @@
-"""Queries and keys of a trained network on pictures, and Gaussian ones to compare with."""
+"""Queries and keys of a trained network on images, and Gaussian ones to compare with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ GAUSSIAN_HW, GAUSSIAN_CHANNELS, GAUSSIAN_HEADS = (12, 15), 256, 8
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one attention works on, for one picture; all tensors float64.
+    """What one attention works on, for one image; all tensors float64.
 
     Attributes:
-        name: of the picture.
+        name: of the image.
         q: (N, C) queries, before the feature map.
         k: (N, C) keys, their positional encoding added.
         heads: h.
         scale: (C,) what both are divided by, softplus of the learned parameter.
         map_hw: (height, width) of the map; N = height · width.
         dwc_weight: (d, 1, k, k) of the depthwise convolution; None where there is no trained one.
-        canvas: (H, W, 3) uint8, the letterboxed picture; None where there is none.
-        placed: how the picture lies in the canvas.
+        canvas: (H, W, 3) uint8, the letterboxed image; None where there is none.
+        placed: how the image lies in the canvas.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Tokens:
     placed: Letterbox | None = None
 
 
-def trained_tokens(checkpoint: Path, pictures: Sequence[Path], imgsz: int) -> list[Tokens]:
-    """The tokens of a detector's first focused linear attention, one a picture.
+def trained_tokens(checkpoint: Path, images: Sequence[Path], imgsz: int) -> list[Tokens]:
+    """The tokens of a detector's first focused linear attention, one an image.
 
     Args:
         checkpoint: a `.pt` as `python -m export` takes it.
-        pictures: each is letterboxed into its bucket, as the server does it.
+        images: each is letterboxed into its bucket, as the server does it.
         imgsz: the longer side of the network's input in pixels.
 
     Raises:
@@ -67,7 +67,7 @@ def trained_tokens(checkpoint: Path, pictures: Sequence[Path], imgsz: int) -> li
     attention = found[0]
     shapes = buckets(imgsz, int(model.stride.max()))
     tokens = []
-    for path in pictures:
+    for path in images:
         image = decode(path.read_bytes(), max_pixels=MAX_PIXELS)
         bucket_hw = choose_bucket((image.shape[0], image.shape[1]), shapes)
         canvas, placed = letterbox(image, bucket_hw, full_hw=full_size(shapes))

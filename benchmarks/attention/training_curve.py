@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 @dataclass(frozen=True)
 class Point:
-    """Validation of one epoch, at the picture size of its stage."""
+    """Validation of one epoch, at the image size of its stage."""
 
     run: str
     stage: int
@@ -75,7 +75,7 @@ def plot(points: list[Point], path: Path) -> None:
             starts = [p for before, p in pairwise(own) if p.stage > before.stage]
             for start in starts:
                 axis.axvline(start.epoch - 0.5, color=line.get_color(), linestyle=":")
-        axis.set(title=f"{title}, real validation pictures", xlabel="epoch", ylim=(0, 1))
+        axis.set(title=f"{title}, real validation images", xlabel="epoch", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].legend(loc="lower right")
     figure.savefig(path, dpi=110)

@@ -1,6 +1,6 @@
 """What Grafana would show: every query of the dashboard, answered by Prometheus after some load.
 
-    python -m benchmarks.dashboard [--seconds 60] [--clients 32] [--pictures FOLDER]
+    python -m benchmarks.dashboard [--seconds 60] [--clients 32] [--images FOLDER]
 
 Starts the server with the default weights and a Prometheus with the shipped configuration (only
 target and interval differ), lets clients ask, and prints a table of what Prometheus answers for the
@@ -21,7 +21,7 @@ from benchmarks.dashboard.queries import ROOT, PanelQuery, alerts, panel_queries
 from benchmarks.dashboard.watch import RATE_INTERVAL, Watched, watched
 from benchmarks.load.process import DidNotStart
 from benchmarks.load.summary import summarize
-from benchmarks.serving.pictures import read_pictures
+from benchmarks.serving.sample_images import read_images
 from server.observability.gpu_metrics import open_nvml
 
 MOST_SHOWN = 6  # series of an answer
@@ -32,11 +32,11 @@ TEMPLATE = re.compile(r"(,|GPU| of)? *\{\{\w+\}\}")  # what a legend takes from 
 def main(arguments: Sequence[str]) -> int:
     """Runs and prints; returns the exit code."""
     given = _parser().parse_args(arguments)
-    pictures = [each.data for each in read_pictures(given.pictures, 32)]
+    images = [each.data for each in read_images(given.images, 32)]
     try:
         with watched(
             ROOT / "weights",
-            pictures,
+            images,
             clients=given.clients,
             seconds=given.seconds,
             interval_s=given.interval,
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=60, help="of load")
     add("--clients", type=int, default=32)
     add("--interval", type=float, default=1, help="seconds between scrapes")
-    add("--pictures", type=Path, default=ROOT / "samples", help="JPEGs, some of 640 x 480")
+    add("--images", type=Path, default=ROOT / "samples", help="JPEGs, some of 640 x 480")
     return parser
 
 

@@ -37,7 +37,7 @@ class Watched:
 @contextmanager
 def watched(
     model: Path,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     *,
     clients: int,
     seconds: float,
@@ -48,7 +48,7 @@ def watched(
 
     Args:
         model: a file, or a folder of one model in several precisions.
-        pictures: JPEG files.
+        images: JPEG files.
         clients: that ask all the time.
         seconds: of load.
         interval_s: between scrapes.
@@ -59,7 +59,7 @@ def watched(
     """
     find_prometheus()  # before anything is started
     contestant = ours(model, Thresholds(), free_port())
-    requests = mixture(contestant.path, pictures)
+    requests = mixture(contestant.path, images)
     with running(contestant, requests[0]) as server:
         address = urlsplit(server.url).netloc
         with prometheus([address, *others], interval_s) as watcher:
@@ -72,8 +72,8 @@ def watched(
             yield Watched(watcher, address, load, began_s + seconds)
 
 
-def mixture(path: str, pictures: Sequence[bytes]) -> list[Request]:
-    """Requests to be sent in turn: pictures, and now and then what is none."""
-    sound = [image_request(path, picture) for picture in pictures]
+def mixture(path: str, images: Sequence[bytes]) -> list[Request]:
+    """Requests to be sent in turn: images, and now and then what is none."""
+    sound = [image_request(path, image) for image in images]
     rounds = [sound[i % len(sound)] for i in range(BROKEN_EVERY - 1)]
     return [*rounds, image_request(path, b"no image", name="broken")]

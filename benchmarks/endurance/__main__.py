@@ -119,7 +119,7 @@ def plan_of(arguments: argparse.Namespace, flags: list[str]) -> Plan:
         flags=flags,
         settings=Settings.load(flags, {}),
         python=arguments.python,
-        pictures=arguments.pictures,
+        images=arguments.images,
         artifacts=tuple(arguments.artifacts),
         saturation_s=arguments.saturation_seconds,
         overload_s=arguments.seconds,
@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         WEIGHTS / "yolov8n-fla-bccd-int8.onnx",
     ]
     add("--artifacts", type=Path, nargs=2, default=default_artifacts, help="for reloads: A B")
-    add("--pictures", type=Path, default=ROOT / "samples", help="JPEGs, some of 640 x 480")
+    add("--images", type=Path, default=ROOT / "samples", help="JPEGs, some of 640 x 480")
     add("--out", type=Path, default=ROOT / "runs" / "endurance")
     add("--python", default=sys.executable, help="runs the server")
     add("--seed", type=int, default=0)

@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from benchmarks.endurance.corpus import Picture
+from benchmarks.endurance.corpus import Image
 from benchmarks.endurance.forms import DETECT, BadFile, Part, multipart
 from benchmarks.endurance.shots import Shot, loaded
 from benchmarks.load.http_client import Answer
@@ -11,38 +11,38 @@ from benchmarks.load.http_client import Answer
 BOMB_SIDE = 40_000  # 1.6 thousand million pixels in a file of less than 100 bytes
 
 
-def bad_files(picture: Picture) -> list[BadFile]:
-    """Files that stand among good ones, or alone; `picture` is a JPEG."""
+def bad_files(image: Image) -> list[BadFile]:
+    """Files that stand among good ones, or alone; `image` is a JPEG."""
     return [
-        BadFile("cut.jpg", picture.data[: len(picture.data) // 2], "undecodable_image"),
-        BadFile("head.jpg", picture.data[:3], "undecodable_image"),
+        BadFile("cut.jpg", image.data[: len(image.data) // 2], "undecodable_image"),
+        BadFile("head.jpg", image.data[:3], "undecodable_image"),
         BadFile("bomb.png", png_bomb(), "too_many_pixels"),
-        BadFile("text.jpg", b"this is no picture" * 10, "unsupported_image"),
+        BadFile("text.jpg", b"this is no image" * 10, "unsupported_image"),
         BadFile("empty.jpg", b"", "undecodable_image"),
     ]
 
 
-def broken_shots(picture: Picture) -> list[Shot]:
-    """One of each kind; `picture` is a JPEG."""
+def broken_shots(image: Image) -> list[Shot]:
+    """One of each kind; `image` is a JPEG."""
     statuses = {"undecodable_image": 422, "too_many_pixels": 413, "unsupported_image": 415}
     alone = [
         _shot(each.name, each.data, "image/jpeg", statuses[each.code], each.code, counted=True)
-        for each in bad_files(picture)
+        for each in bad_files(image)
         if each.data  # an empty body holds no image
     ]
     form_of_bad, form_headers = multipart(
-        [Part("a", each.name, each.data) for each in bad_files(picture)[:2]]
+        [Part("a", each.name, each.data) for each in bad_files(image)[:2]]
     )
     cut_form = form_of_bad[: len(form_of_bad) - 40]
     as_form = form_headers["Content-Type"]
     return [
         *alone,
         _shot("nothing", b"", "image/jpeg", 400, "no_image"),
-        _shot("wrong type", picture.data, "text/html", 415, "unsupported_image"),
+        _shot("wrong type", image.data, "text/html", 415, "unsupported_image"),
         _shot("no JSON", b'{"images": [', "application/json", 400, "malformed_request"),
         _shot("no base64", b'{"images": ["!"]}', "application/json", 400, "malformed_request"),
         _shot("cut form", cut_form, as_form, 400, "malformed_request"),
-        _shot("bad conf", picture.data, "image/jpeg", 422, "invalid_parameter", query="?conf=2"),
+        _shot("bad conf", image.data, "image/jpeg", 422, "invalid_parameter", query="?conf=2"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of many sizes and formats, and what a server at rest finds in each."""
+"""Images of many sizes and formats, and what a server at rest finds in each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ MANY_BOXES_SLACK = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Image:
     """One image file.
 
     Attributes:
@@ -58,17 +58,17 @@ class Bounds:
         return self.least <= boxes <= self.most
 
 
-# (picture's name, conf) -> bounds
+# (image's name, conf) -> bounds
 Expected = Mapping[tuple[str, float], Bounds]
 
 
-def corpus(folder: Path, most: int = 4) -> list[Picture]:
+def corpus(folder: Path, most: int = 4) -> list[Image]:
     """The first JPEGs of a folder, by name, in every size, and the smaller sizes in every format.
 
     Raises:
         ValueError: it holds no JPEG.
     """
-    pictures = []
+    images = []
     for path in sorted(folder.glob("*.jpg"))[:most]:
         original = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert original is not None, path
@@ -78,10 +78,10 @@ def corpus(folder: Path, most: int = 4) -> list[Picture]:
                 if ending == ".jpg" or width * height <= MOST_PIXELS:
                     name = f"{path.stem}_{width}x{height}{ending}"
                     data = cv2.imencode(ending, image)[1].tobytes()
-                    pictures.append(Picture(name, media_type, data, (height, width)))
-    if not pictures:
+                    images.append(Image(name, media_type, data, (height, width)))
+    if not images:
         raise ValueError(f"{folder} holds no JPEG")
-    return pictures
+    return images
 
 
 def fitted(image: NDArray[Any], hw: tuple[int, int]) -> NDArray[Any]:
@@ -96,32 +96,32 @@ def fitted(image: NDArray[Any], hw: tuple[int, int]) -> NDArray[Any]:
 
 async def expected(
     server: Server,
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     thresholds: Sequence[float],
     headers: Mapping[str, str] | None = None,
 ) -> dict[tuple[str, float], Bounds]:
     """Asks a server at rest, one image at a time: what it must find under load, too."""
     found = {}
-    for picture in pictures:
+    for image in images:
         for conf in thresholds:
             if conf == LEAST_CONF:
-                boxes = await _boxes(server, picture, conf, headers)
+                boxes = await _boxes(server, image, conf, headers)
                 slack = int(MANY_BOXES_SLACK * boxes) + 1
                 bounds = Bounds(boxes - slack, boxes + slack)
             else:
-                counts = [await _boxes(server, picture, conf + d, headers) for d in (NEAR, -NEAR)]
+                counts = [await _boxes(server, image, conf + d, headers) for d in (NEAR, -NEAR)]
                 bounds = Bounds(min(counts), max(counts))
-            found[picture.name, conf] = bounds
+            found[image.name, conf] = bounds
     return found
 
 
 async def _boxes(
-    server: Server, picture: Picture, conf: float, headers: Mapping[str, str] | None
+    server: Server, image: Image, conf: float, headers: Mapping[str, str] | None
 ) -> int:
     path = f"/detect?conf={conf}"
-    sent = {"Content-Type": picture.media_type} | dict(headers or {})
-    answer = await answered(server, Request(request_wire("POST", path, picture.data, sent)))
+    sent = {"Content-Type": image.media_type} | dict(headers or {})
+    answer = await answered(server, Request(request_wire("POST", path, image.data, sent)))
     if answer.status != 200:
-        raise RuntimeError(f"{picture.name} at rest: {answer.status} {answer.body!r}")
+        raise RuntimeError(f"{image.name} at rest: {answer.status} {answer.body!r}")
     (result,) = json.loads(answer.body)["results"]
     return len(result["detections"])

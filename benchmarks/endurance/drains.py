@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.endurance.corpus import Bounds, Picture, corpus
+from benchmarks.endurance.corpus import Bounds, Image, corpus
 from benchmarks.endurance.forms import form, raw
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.process import Server, serving
@@ -54,8 +54,8 @@ class Drain:
 async def drains(plan: Plan) -> Report:
     """Ends as many servers as planned."""
     chance = random.Random(plan.seed)
-    pictures = [each for each in corpus(plan.pictures) if each.hw[0] <= 720]
-    ended = [await one_drain(plan, pictures, chance, i) for i in range(plan.drains)]
+    images = [each for each in corpus(plan.images) if each.hw[0] <= 720]
+    ended = [await one_drain(plan, images, chance, i) for i in range(plan.drains)]
     limit_s = plan.settings.drain_timeout_s
     fates: Counter[Fate] = Counter()
     failures, after_signal = [], Counter[str]()
@@ -91,11 +91,11 @@ async def drains(plan: Plan) -> Report:
 
 
 async def one_drain(
-    plan: Plan, pictures: Sequence[Picture], chance: random.Random, number: int
+    plan: Plan, images: Sequence[Image], chance: random.Random, number: int
 ) -> Drain:
     """Starts a server, loads it, and ends it in the midst of that."""
-    known = {(each.name, 0.25): ANY for each in pictures}
-    shots = [shot_of(chance, pictures, known) for _ in range(32)]
+    known = {(each.name, 0.25): ANY for each in images}
+    shots = [shot_of(chance, images, known) for _ in range(32)]
     ids = (f"{number}-{i}" for i in itertools.count())
     outcomes: list[Outcome] = []
     async with serving(plan.flags, plan.python) as server, Client(server.url) as client:
@@ -157,10 +157,10 @@ def logged_ids(server: Server) -> set[str]:
 
 def shot_of(
     chance: random.Random,
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     known: Mapping[tuple[str, float], Bounds],
 ) -> Shot:
     """A single image, or sometimes a form of eight."""
     if chance.random() < 0.1:
-        return form(chance.choices(pictures, k=8), known)
-    return raw(chance.choice(pictures), known)
+        return form(chance.choices(images, k=8), known)
+    return raw(chance.choice(images), known)

@@ -30,7 +30,7 @@ ANY = Bounds(0, 10_000)
 
 async def fairness(plan: Plan) -> Report:
     """Runs it against a server of its own."""
-    vga = [p for p in corpus(plan.pictures) if p.hw == (480, 640) and p.name.endswith(".jpg")]
+    vga = [p for p in corpus(plan.images) if p.hw == (480, 640) and p.name.endswith(".jpg")]
     known = {(each.name, 0.25): ANY for each in vga}
     pick = in_turn([raw(each, known).request("single") for each in vga])
     images = min(LARGE, plan.settings.max_images_per_request)

@@ -13,13 +13,13 @@ from benchmarks.endurance.corpus import (
     LEAST_CONF,
     Bounds,
     Expected,
-    Picture,
+    Image,
 )
 from benchmarks.endurance.shots import Check, Shot, loaded
 from benchmarks.load.http_client import Answer
 
 DETECT, INFER, DEEPSTACK = "/detect", "/v2/models/{name}/infer", "/v1/vision/detection"
-BOUNDARY = "a-boundary-that-no-picture-holds"
+BOUNDARY = "a-boundary-that-no-image-holds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +51,21 @@ def multipart(parts: Sequence[Part]) -> tuple[bytes, dict[str, str]]:
     return body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
-def raw(picture: Picture, expected: Expected, conf: float = DEFAULT_CONF) -> Shot:
+def raw(image: Image, expected: Expected, conf: float = DEFAULT_CONF) -> Shot:
     """One image as the body."""
     path = DETECT if conf == DEFAULT_CONF else f"{DETECT}?conf={conf}"
-    check = results_check([(picture, expected[picture.name, conf])])
-    headers = {"Content-Type": picture.media_type}
+    check = results_check([(image, expected[image.name, conf])])
+    headers = {"Content-Type": image.media_type}
     kind = "raw" if conf == DEFAULT_CONF else "many boxes"
-    return Shot(kind, DETECT, path, picture.data, headers, {"ok": 1}, check=check)
+    return Shot(kind, DETECT, path, image.data, headers, {"ok": 1}, check=check)
 
 
-def many_boxes(picture: Picture, expected: Expected) -> Shot:
+def many_boxes(image: Image, expected: Expected) -> Shot:
     """One image with all that the model suspects in it."""
-    return raw(picture, expected, LEAST_CONF)
+    return raw(image, expected, LEAST_CONF)
 
 
-def form(files: Sequence[Picture | BadFile], expected: Expected) -> Shot:
+def form(files: Sequence[Image | BadFile], expected: Expected) -> Shot:
     """Several images in a form; at least one of them can be read."""
     body, headers = multipart([Part("image", each.name, each.data) for each in files])
     images = Counter(each.code if isinstance(each, BadFile) else "ok" for each in files)
@@ -73,7 +73,7 @@ def form(files: Sequence[Picture | BadFile], expected: Expected) -> Shot:
     return Shot("form", DETECT, DETECT, body, headers, images, check=check)
 
 
-def document(files: Sequence[Picture | BadFile], expected: Expected) -> Shot:
+def document(files: Sequence[Image | BadFile], expected: Expected) -> Shot:
     """Several images as base64 in JSON; at least one of them can be read."""
     texts = [base64.b64encode(each.data).decode() for each in files]
     images = Counter(each.code if isinstance(each, BadFile) else "ok" for each in files)
@@ -84,25 +84,25 @@ def document(files: Sequence[Picture | BadFile], expected: Expected) -> Shot:
     )
 
 
-def annotated(picture: Picture) -> Shot:
-    """A picture back."""
+def annotated(image: Image) -> Shot:
+    """An image back."""
 
     def check(answer: Answer) -> str | None:
         is_jpeg = answer.headers.get("content-type") == "image/jpeg"
         whole = answer.body.startswith(b"\xff\xd8\xff") and answer.body.endswith(b"\xff\xd9")
-        return None if is_jpeg and whole else f"annotated: no JPEG of {picture.name}"
+        return None if is_jpeg and whole else f"annotated: no JPEG of {image.name}"
 
-    headers = {"Content-Type": picture.media_type}
+    headers = {"Content-Type": image.media_type}
     path = f"{DETECT}?format=image"
-    return Shot("annotated", DETECT, path, picture.data, headers, {"ok": 1}, check=check)
+    return Shot("annotated", DETECT, path, image.data, headers, {"ok": 1}, check=check)
 
 
-def infer(model: str, pictures: Sequence[Picture], expected: Expected, *, binary: bool) -> Shot:
+def infer(model: str, images: Sequence[Image], expected: Expected, *, binary: bool) -> Shot:
     """Image files in the Open Inference Protocol; the answer as JSON."""
-    tensor: dict[str, object] = {"name": "image", "datatype": "BYTES", "shape": [len(pictures)]}
+    tensor: dict[str, object] = {"name": "image", "datatype": "BYTES", "shape": [len(images)]}
     headers = {"Content-Type": "application/json"}
     if binary:
-        blob = b"".join(struct.pack("<I", len(each.data)) + each.data for each in pictures)
+        blob = b"".join(struct.pack("<I", len(each.data)) + each.data for each in images)
         tensor["parameters"] = {"binary_data_size": len(blob)}
         head = json.dumps({"inputs": [tensor]}).encode()
         headers = {
@@ -111,9 +111,9 @@ def infer(model: str, pictures: Sequence[Picture], expected: Expected, *, binary
         }
         body = head + blob
     else:
-        tensor["data"] = [base64.b64encode(each.data).decode() for each in pictures]
+        tensor["data"] = [base64.b64encode(each.data).decode() for each in images]
         body = json.dumps({"inputs": [tensor]}).encode()
-    bounds = [expected[each.name, DEFAULT_CONF] for each in pictures]
+    bounds = [expected[each.name, DEFAULT_CONF] for each in images]
 
     def check(answer: Answer) -> str | None:
         answered = loaded(answer) or {}
@@ -126,27 +126,25 @@ def infer(model: str, pictures: Sequence[Picture], expected: Expected, *, binary
 
     kind = "infer, binary" if binary else "infer, JSON"
     return Shot(
-        kind, INFER, f"/v2/models/{model}/infer", body, headers, {"ok": len(pictures)}, check=check
+        kind, INFER, f"/v2/models/{model}/infer", body, headers, {"ok": len(images)}, check=check
     )
 
 
-def deepstack(picture: Picture, expected: Expected) -> Shot:
+def deepstack(image: Image, expected: Expected) -> Shot:
     """One image in the form of camera software."""
-    body, headers = multipart([Part("image", picture.name, picture.data)])
-    bounds = expected[picture.name, DEEPSTACK_CONF]
+    body, headers = multipart([Part("image", image.name, image.data)])
+    bounds = expected[image.name, DEEPSTACK_CONF]
 
     def check(answer: Answer) -> str | None:
         found = loaded(answer) or {}
         count = len(found.get("predictions", []))
         right = found.get("success") is True and bounds.hold(count)
-        return None if right else f"deepstack: {count} boxes in {picture.name}, expected {bounds}"
+        return None if right else f"deepstack: {count} boxes in {image.name}, expected {bounds}"
 
     return Shot("deepstack", DEEPSTACK, DEEPSTACK, body, headers, {"ok": 1}, check=check)
 
 
-def results_check(
-    files: Sequence[tuple[Picture, Bounds] | BadFile], *, named: bool = False
-) -> Check:
+def results_check(files: Sequence[tuple[Image, Bounds] | BadFile], *, named: bool = False) -> Check:
     """One result for each file, in their order, with its size and number of boxes, or its error."""
 
     def check(answer: Answer) -> str | None:
@@ -164,22 +162,22 @@ def results_check(
     return check
 
 
-def _wrong_result(file: tuple[Picture, Bounds] | BadFile, result: dict[str, object]) -> str | None:
+def _wrong_result(file: tuple[Image, Bounds] | BadFile, result: dict[str, object]) -> str | None:
     error, boxes = result["error"], result["detections"]
     assert isinstance(boxes, list)
     if isinstance(file, BadFile):
         assert isinstance(error, dict | None)
         code = error and error["code"]
         return None if code == file.code and not boxes else f"error {code}, not {file.code}"
-    picture, bounds = file
+    image, bounds = file
     if error is not None:
         return f"error {error}"
-    if (result["height"], result["width"]) != picture.hw:
+    if (result["height"], result["width"]) != image.hw:
         return f"{result['width']} x {result['height']} pixels"
     if not bounds.hold(len(boxes)):
         return f"{len(boxes)} boxes, expected {bounds.least} to {bounds.most}"
     return None
 
 
-def _with_bounds(file: Picture | BadFile, expected: Expected) -> tuple[Picture, Bounds] | BadFile:
+def _with_bounds(file: Image | BadFile, expected: Expected) -> tuple[Image, Bounds] | BadFile:
     return file if isinstance(file, BadFile) else (file, expected[file.name, DEFAULT_CONF])

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.endurance.broken import bad_files, broken_shots
-from benchmarks.endurance.corpus import Expected, Picture
+from benchmarks.endurance.corpus import Expected, Image
 from benchmarks.endurance.forms import (
     BadFile,
     annotated,
@@ -45,20 +45,20 @@ OF_A_KIND = 16
 Choose = Callable[[Mapping[str, float]], Shot]
 
 
-def mix(pictures: Sequence[Picture], known: Expected, model: str, chance: random.Random) -> Choose:
+def mix(images: Sequence[Image], known: Expected, model: str, chance: random.Random) -> Choose:
     """Makes requests of every kind; gives a function that takes one of a kind chosen by weight."""
-    jpeg = next(each for each in pictures if each.media_type == "image/jpeg")
+    jpeg = next(each for each in images if each.media_type == "image/jpeg")
     bad = bad_files(jpeg)
-    several = [each for each in pictures if each.hw[0] * each.hw[1] <= 640 * 480]
+    several = [each for each in images if each.hw[0] * each.hw[1] <= 640 * 480]
 
-    def one() -> Picture:
+    def one() -> Image:
         return chance.choice(several)
 
-    def some(most: int = MOST_IN_FORM) -> list[Picture]:
+    def some(most: int = MOST_IN_FORM) -> list[Image]:
         return chance.choices(several, k=chance.randint(1, most))
 
-    def some_with_bad() -> list[Picture | BadFile]:
-        chosen: list[Picture | BadFile] = [*some(MOST_IN_FORM - 1)]
+    def some_with_bad() -> list[Image | BadFile]:
+        chosen: list[Image | BadFile] = [*some(MOST_IN_FORM - 1)]
         if chance.random() < BAD_IN_FORM:
             chosen.insert(chance.randint(0, len(chosen)), chance.choice(bad))
         return chosen
@@ -68,7 +68,7 @@ def mix(pictures: Sequence[Picture], known: Expected, model: str, chance: random
 
     # Made once: the generator should spend its time on sending.
     shots: dict[str, list[Shot]] = {
-        "raw": [raw(each, known) for each in pictures],
+        "raw": [raw(each, known) for each in images],
         "many boxes": [many_boxes(each, known) for each in several],
         "form": many(lambda: form(some_with_bad(), known)),
         "json": many(lambda: document(some_with_bad(), known)),

@@ -84,9 +84,9 @@ async def mixed(plan: Plan) -> Report:
     """Runs it against a server of its own."""
     chance = random.Random(plan.seed)
     async with serving(plan.flags, plan.python) as server:
-        pictures = corpus(plan.pictures)
-        known = await expected(server, pictures, (DEFAULT_CONF, DEEPSTACK_CONF, LEAST_CONF))
-        choose = mix(pictures, known, (await server.health())["model"], chance)
+        images = corpus(plan.images)
+        known = await expected(server, images, (DEFAULT_CONF, DEEPSTACK_CONF, LEAST_CONF))
+        choose = mix(images, known, (await server.health())["model"], chance)
         ids = (f"{plan.seed}-{i}" for i in itertools.count())
         best = await saturation(
             server.url, lambda: choose(POLITE).request(next(ids)), plan.saturation_s

@@ -21,7 +21,7 @@ from benchmarks.endurance.verdict import Criterion, Report, none_of
 from benchmarks.load.http_client import Answer, Client, Request, request_wire
 from benchmarks.load.loops import Outcome, arrive, in_turn, poisson, send
 from benchmarks.load.summary import percentile
-from benchmarks.serving.pictures import read_pictures
+from benchmarks.serving.sample_images import read_images
 
 CONNECTIONS = 512
 LONE = 20  # requests for a lone client's median latency
@@ -57,7 +57,7 @@ class Seen:
 
 async def overload(plan: Plan) -> Report:
     """Runs it against a server of its own."""
-    pick = in_turn([refusable(each.data) for each in read_pictures(plan.pictures, 32)])
+    pick = in_turn([refusable(each.data) for each in read_images(plan.images, 32)])
     async with serving(plan.flags, plan.python) as server:
         await lone_latency_s(server.url, pick, LONE)  # warm
         before_ms = median_ms(await lone_latency_s(server.url, pick, LONE))

@@ -15,7 +15,7 @@ class Plan:
         flags: of `python -m server`.
         settings: as the server reads them.
         python: whose environment serves.
-        pictures: a folder with JPEGs, some of them 640 x 480.
+        images: a folder with JPEGs, some of them 640 x 480.
         artifacts: two different files of models with the same classes, for reloads.
         times: of saturation, that the overload offers.
         seed: of all chance.
@@ -24,7 +24,7 @@ class Plan:
     flags: Sequence[str]
     settings: Settings
     python: str
-    pictures: Path
+    images: Path
     artifacts: tuple[Path, Path]
     saturation_s: float
     overload_s: float

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.endurance.corpus import DEFAULT_CONF, Bounds, Picture, corpus, expected
+from benchmarks.endurance.corpus import DEFAULT_CONF, Bounds, Image, corpus, expected
 from benchmarks.endurance.forms import form, raw
 from benchmarks.endurance.plan import Plan
 from benchmarks.endurance.probe import MEGA, Sample, constant, sample, sampled, series, settled
@@ -36,7 +36,7 @@ from benchmarks.load.loops import Outcome, send
 CLIENTS = 8
 WARM_S = 3.0
 OF_A_KIND = 24
-FIRST_FEW = 8  # pictures; more would only make the start longer
+FIRST_FEW = 8  # images; more would only make the start longer
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ async def reloads(plan: Plan) -> Report:
     """Runs it against a server of its own."""
     models = [Model.of(path) for path in plan.artifacts]
     chance = random.Random(plan.seed)
-    pictures = [each for each in corpus(plan.pictures) if each.hw[0] <= 720][:FIRST_FEW]
+    images = [each for each in corpus(plan.images) if each.hw[0] <= 720][:FIRST_FEW]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "model.onnx"
         put(models[0].path, place)
@@ -74,9 +74,9 @@ async def reloads(plan: Plan) -> Report:
             for i in (1, 0):
                 problems += await take(server, place, models, Step(i, good=True, by_http=True))
                 known[models[i].version] = await expected(
-                    server, pictures, (DEFAULT_CONF,), KEY_HEADER
+                    server, images, (DEFAULT_CONF,), KEY_HEADER
                 )
-            shots = [of_any_version(pictures, known, chance) for _ in range(OF_A_KIND)]
+            shots = [of_any_version(images, known, chance) for _ in range(OF_A_KIND)]
             await warm(server, shots[0])
             before = sample(server.pid)
             seen = Seen([Swap(0, time.perf_counter(), models[0].version)], problems)
@@ -164,12 +164,12 @@ class AnyVersion:
 
 
 def of_any_version(
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     known: Mapping[str, Mapping[tuple[str, float], Bounds]],
     chance: random.Random,
 ) -> AnyVersion:
     """A single image or a form of two to four."""
-    chosen = chance.choices(pictures, k=chance.choice((1, 1, 1, 2, 4)))
+    chosen = chance.choices(images, k=chance.choice((1, 1, 1, 2, 4)))
     shots = {}
     for version, bounds in known.items():
         shot = raw(chosen[0], bounds) if len(chosen) == 1 else form(chosen, bounds)

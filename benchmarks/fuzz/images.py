@@ -4,7 +4,7 @@
 
 Each input goes the server's way from bytes to a letterboxed canvas, exactly and at reduced scale.
 It may be refused as bad input, or give a canvas; anything else is a finding: another error, a
-picture over the pixel limit, a crash of the process, a hang, memory that grows past its bound,
+image over the pixel limit, a crash of the process, a hang, memory that grows past its bound,
 more than 0.1 s of CPU for a KB that was sent.
 Inputs follow from the seed alone; those with a finding are written to --keep. Exit code 1 if any.
 """
@@ -35,7 +35,7 @@ MAX_PIXELS = 1_000_000
 # The dearest form (16-bit TIFF with alpha) takes 16 bytes a pixel; the rest is allocator.
 MAX_GROWTH_MB = 64
 MAX_S_PER_KB = 0.1
-BUCKETS = ((32, 32), (32, 64), (64, 32), (64, 64))  # small: pictures of 128 pixels are reduced
+BUCKETS = ((32, 32), (32, 64), (64, 32), (64, 64))  # small: images of 128 pixels are reduced
 _REPORT_EVERY = 50
 
 
@@ -45,7 +45,7 @@ class Outcome:
 
     Attributes:
         examined: how many inputs were looked at.
-        accepted: of these, how many gave a picture.
+        accepted: of these, how many gave an image.
         findings: what escaped, by the number of the input.
         slowest_s: CPU seconds of the slowest input, both ways together.
         dearest_s: the most CPU seconds that an accepted input took for a KB (1,024 bytes, and at
@@ -138,10 +138,10 @@ def fuzz(
         ended = "a hang" if complete is None else f"the process ended: {worker.exitcode}"
         outcome.findings[number] = ended
         first = number + 1
-    pictures = seeds()
+    images = seeds()
     for number in outcome.findings:
         keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"{seed}-{number}").write_bytes(damaged(pictures, seed, number))
+        (keep / f"{seed}-{number}").write_bytes(damaged(images, seed, number))
     if outcome.growth_mb > MAX_GROWTH_MB:
         outcome.findings[-1] = f"memory grew by {outcome.growth_mb:.0f} MB"
     return outcome
@@ -180,16 +180,16 @@ def _work(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     quiet_codecs()
     cv2.setNumThreads(1)
-    pictures, metadata = seeds(), small_metadata()
-    for picture in pictures:
-        examine(picture, metadata)
+    images, metadata = seeds(), small_metadata()
+    for image in images:
+        examine(image, metadata)
     at_start = _peak_mb()
     sending.send(None)
     since = numbers.start
     accepted, findings, slowest_s, dearest_s = 0, {}, 0.0, 0.0
     for number in numbers:
         current.value = number
-        data = damaged(pictures, seed, number)
+        data = damaged(images, seed, number)
         said, took_s = _timed(examine, data, metadata)
         if took_s > MAX_S_PER_KB:  # once more: the machine may have been busy
             took_s = min(took_s, _timed(examine, data, metadata)[1])
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     took_s = time.perf_counter() - started
     print(
-        f"{outcome.examined} inputs in {took_s:.0f} s: {outcome.accepted} gave a picture, "
+        f"{outcome.examined} inputs in {took_s:.0f} s: {outcome.accepted} gave an image, "
         f"{len(outcome.findings)} findings\n"
         f"slowest input {outcome.slowest_s * 1e3:.0f} ms of CPU, dearest accepted "
         f"{outcome.dearest_s * 1e3:.0f} ms per KB; peak memory "

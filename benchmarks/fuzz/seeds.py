@@ -1,4 +1,4 @@
-"""Small pictures in every form of file that the server reads: where the fuzzer starts from."""
+"""Small images in every form of file that the server reads: where the fuzzer starts from."""
 
 import base64
 import io
@@ -37,8 +37,8 @@ def seeds() -> tuple[bytes, ...]:
 
 def refused_seeds() -> tuple[bytes, ...]:
     """Files that the server refuses, each a small step from what it decodes."""
-    baseline = _saved(_picture(), "JPEG", quality=60)
-    progressive = _saved(_picture(), "JPEG", quality=60, progressive=True)
+    baseline = _saved(_image(), "JPEG", quality=60)
+    progressive = _saved(_image(), "JPEG", quality=60, progressive=True)
     tables_end = baseline.index(b"\xff\xc0")
     first = progressive.index(b"\xff\xda")
     second = progressive.index(b"\xff\xc4", first)
@@ -66,7 +66,7 @@ def png_chunk(kind: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", checksum)
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     coarse = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     smooth = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
     return Image.fromarray(smooth.astype(np.uint8))
@@ -79,34 +79,34 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def _jpegs() -> Iterator[bytes]:
-    picture = _picture()
+    image = _image()
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
-    yield _saved(picture, "JPEG", quality=60)
-    yield _saved(picture, "JPEG", quality=60, exif=exif, subsampling=0)
-    yield _saved(picture, "JPEG", quality=60, progressive=True)
-    yield _saved(picture.convert("L"), "JPEG", quality=60)
-    yield _saved(picture.convert("CMYK"), "JPEG", quality=60)
+    yield _saved(image, "JPEG", quality=60)
+    yield _saved(image, "JPEG", quality=60, exif=exif, subsampling=0)
+    yield _saved(image, "JPEG", quality=60, progressive=True)
+    yield _saved(image.convert("L"), "JPEG", quality=60)
+    yield _saved(image.convert("CMYK"), "JPEG", quality=60)
     restarts = [cv2.IMWRITE_JPEG_QUALITY, 60, cv2.IMWRITE_JPEG_RST_INTERVAL, 4]
-    yield cv2.imencode(".jpg", np.asarray(picture), restarts)[1].tobytes()
-    yield _saved(picture, "JPEG", quality=60).replace(b"\xff\xc0", b"\xff\xc9", 1)  # arithmetic
+    yield cv2.imencode(".jpg", np.asarray(image), restarts)[1].tobytes()
+    yield _saved(image, "JPEG", quality=60).replace(b"\xff\xc0", b"\xff\xc9", 1)  # arithmetic
     yield _ARITHMETIC
-    yield _saved(picture, "JPEG", quality=60, progressive=True, restart_marker_blocks=3)
-    yield _saved(picture, "JPEG", quality=60, progressive=True, restart_marker_rows=1)
+    yield _saved(image, "JPEG", quality=60, progressive=True, restart_marker_blocks=3)
+    yield _saved(image, "JPEG", quality=60, progressive=True, restart_marker_rows=1)
 
 
 def _pngs() -> Iterator[bytes]:
-    picture = _picture()
-    alpha = picture.copy()
-    alpha.putalpha(Image.linear_gradient("L").resize(picture.size))
+    image = _image()
+    alpha = image.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
     exif[_ORIENTATION] = 8
     for mode in ("1", "L", "P", "RGB"):
-        yield _saved(picture.convert(mode), "PNG")
-    yield _saved(picture.quantize(16), "PNG", transparency=3, bits=4)
+        yield _saved(image.convert(mode), "PNG")
+    yield _saved(image.quantize(16), "PNG", transparency=3, bits=4)
     yield _saved(alpha, "PNG", exif=exif)
     yield _saved(alpha.convert("LA"), "PNG")
-    yield _saved(picture, "PNG", save_all=True, append_images=[picture.rotate(180)])
+    yield _saved(image, "PNG", save_all=True, append_images=[image.rotate(180)])
     random = np.random.default_rng(1)
     for samples in (1, 3, 4):
         deep = random.integers(0, 2**16, (20, 30, samples)).astype(np.uint16)
@@ -138,25 +138,25 @@ def _interlaced(depth: int, colour: int, samples: int, extra: bytes) -> bytes:
 
 
 def _webps() -> Iterator[bytes]:
-    picture = _picture()
-    alpha = picture.copy()
-    alpha.putalpha(Image.linear_gradient("L").resize(picture.size))
+    image = _image()
+    alpha = image.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
     exif[_ORIENTATION] = 3
-    yield _saved(picture, "WEBP", quality=40)
-    yield _saved(picture, "WEBP", quality=40, exif=exif)
-    yield _saved(picture, "WEBP", lossless=True)
+    yield _saved(image, "WEBP", quality=40)
+    yield _saved(image, "WEBP", quality=40, exif=exif)
+    yield _saved(image, "WEBP", lossless=True)
     yield _saved(alpha, "WEBP", quality=40)
     yield _saved(alpha, "WEBP", lossless=True)
-    frames = [picture.rotate(90), picture.rotate(180)]
-    yield _saved(picture, "WEBP", quality=40, save_all=True, append_images=frames)
+    frames = [image.rotate(90), image.rotate(180)]
+    yield _saved(image, "WEBP", quality=40, save_all=True, append_images=frames)
     yield _saved(alpha, "WEBP", lossless=True, save_all=True, append_images=[alpha.rotate(180)])
 
 
 def _bmps() -> Iterator[bytes]:
-    picture = _picture().resize((40, 30))
+    image = _image().resize((40, 30))
     for mode in ("1", "L", "P", "RGB", "RGBA"):
-        yield _saved(picture.convert(mode), "BMP")
+        yield _saved(image.convert(mode), "BMP")
     pixels = b"\x09\x07" * 40 + b"\0\0" + b"\0\3\1\2\3\0" + b"\0\2\1\1" + b"\0\1"  # runs, literals
     head = struct.pack("<2sIHHI", b"BM", 54 + 1024 + len(pixels), 0, 0, 54 + 1024)
     about = struct.pack("<IiiHHIIiiII", 40, 360, 20, 1, 8, 1, len(pixels), 0, 0, 256, 0)
@@ -164,14 +164,14 @@ def _bmps() -> Iterator[bytes]:
 
 
 def _tiffs() -> Iterator[bytes]:
-    picture = _picture().resize((60, 40))
+    image = _image().resize((60, 40))
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        yield _saved(picture, "TIFF", compression=compression)
-    yield _saved(picture, "TIFF", compression="tiff_lzw", tiffinfo={317: 2, _ORIENTATION: 5})
-    yield _saved(picture.convert("1"), "TIFF", compression="group4")
-    yield _saved(picture.convert("P"), "TIFF", compression="packbits")
-    yield _saved(picture.convert("CMYK"), "TIFF")
-    yield _saved(picture.convert("RGBA"), "TIFF", big_tiff=True)
+        yield _saved(image, "TIFF", compression=compression)
+    yield _saved(image, "TIFF", compression="tiff_lzw", tiffinfo={317: 2, _ORIENTATION: 5})
+    yield _saved(image.convert("1"), "TIFF", compression="group4")
+    yield _saved(image.convert("P"), "TIFF", compression="packbits")
+    yield _saved(image.convert("CMYK"), "TIFF")
+    yield _saved(image.convert("RGBA"), "TIFF", big_tiff=True)
     deep = np.random.default_rng(3).integers(0, 2**16, (40, 48, 3)).astype(np.uint16)
     yield _tiled(deep, 1)
     yield _tiled(deep, 8)

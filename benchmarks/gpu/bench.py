@@ -73,7 +73,7 @@ class Bench:
 
     Attributes:
         deadline: nothing new is begun later.
-        inputs: models, blocks and pictures.
+        inputs: models, blocks and images.
         on_gpu: models run on one.
     """
 
@@ -95,9 +95,9 @@ class Bench:
         return "fla-fp16" if self.on_gpu and "fla-fp16" in self.inputs.models else "fla-fp32"
 
     @cached_property
-    def pictures(self) -> list[bytes]:
+    def images(self) -> list[bytes]:
         """All JPEG files."""
-        return [path.read_bytes() for path in self.inputs.pictures]
+        return [path.read_bytes() for path in self.inputs.images]
 
     def artifact(self, name: str) -> Artifact:
         """A model as it is."""
@@ -108,16 +108,16 @@ class Bench:
         return with_buckets(self.artifact(name), self.artifact(name).metadata.buckets[:1])
 
     def met(self, name: str) -> Artifact:
-        """The same with the input shapes that the pictures have alone."""
+        """The same with the input shapes that the images have alone."""
         artifact = self.artifact(name)
-        shapes = {self.bucket_of(each, artifact) for each in self.pictures}
+        shapes = {self.bucket_of(each, artifact) for each in self.images}
         kept = [each for each in artifact.metadata.buckets if each in shapes]
         return with_buckets(artifact, kept)
 
     @staticmethod
-    def bucket_of(picture: bytes, artifact: Artifact) -> tuple[int, int]:
-        """The input shape of an encoded picture."""
-        return prepare_encoded(picture, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True)[
+    def bucket_of(image: bytes, artifact: Artifact) -> tuple[int, int]:
+        """The input shape of an encoded image."""
+        return prepare_encoded(image, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True)[
             0
         ].bucket_hw
 
@@ -154,14 +154,14 @@ class Bench:
             session.close()
 
     def canvases(self, artifact: Artifact, images: int) -> NDArray[np.uint8]:
-        """The pictures in turn, letterboxed: (images, H, W, 3) uint8 of the largest input shape.
+        """The images in turn, letterboxed: (images, H, W, 3) uint8 of the largest input shape.
 
-        Pictures and not noise or zeros: what a GPU computes has a part in how fast it does.
+        Images and not noise or zeros: what a GPU computes has a part in how fast it does.
         """
         square = with_buckets(artifact, artifact.metadata.buckets[:1]).metadata
         some = [
             prepare_encoded(each, square, max_pixels=MAX_PIXELS, dct_scaling=True)[0].canvas
-            for each in self.pictures[:images]
+            for each in self.images[:images]
         ]
         return np.ascontiguousarray(stacked(list(islice(cycle(some), images))))
 

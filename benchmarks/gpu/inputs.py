@@ -1,4 +1,4 @@
-"""Makes what the GPU benchmark reads, where torch and ultralytics are: models, blocks, pictures.
+"""Makes what the GPU benchmark reads, where torch and ultralytics are: models, blocks, images.
 
     python -m benchmarks.gpu.inputs -o FOLDER
 
@@ -62,7 +62,7 @@ def make(folder: Path, checkpoint: Path, imgsz: int, *, int8: bool) -> None:
     """Fills a new folder with all inputs and their manifest."""
     from benchmarks.gpu.block_files import write_blocks
 
-    pictures = write_pictures(folder / "pictures")
+    images = write_images(folder / "images")
     models = write_models(folder, checkpoint, imgsz, int8=int8)
     blocks: list[BlockFile] = []
     weights: dict[str, None] = {}
@@ -70,12 +70,12 @@ def make(folder: Path, checkpoint: Path, imgsz: int, *, int8: bool) -> None:
         blocks.append(block)
         weights[weight] = None
     print(f"{len(blocks)} blocks", flush=True)
-    encoded = [(folder / each).read_bytes() for each in pictures]
+    encoded = [(folder / each).read_bytes() for each in images]
     write_expected(folder, models["fla-fp32"], encoded)
     write_manifest(
         folder,
         models=models,
-        pictures=pictures,
+        images=images,
         blocks=blocks,
         others=list(weights),
         expected="expected.npz",
@@ -102,8 +102,8 @@ def write_models(folder: Path, checkpoint: Path, imgsz: int, *, int8: bool) -> d
                 folder / f"{name}.onnx",
                 imgsz=imgsz,
                 precision=precision,  # type: ignore[arg-type]  # one of these words
-                data=folder / "pictures",
-                calibration=folder / "pictures" if precision == "int8" else None,
+                data=folder / "images",
+                calibration=folder / "images" if precision == "int8" else None,
                 accept_loss=True,  # there are no labels to tell; accuracy is not what is measured
             )
             export(request)
@@ -140,7 +140,7 @@ def without_attention(checkpoint: Path, output: Path) -> tuple[str, ...]:
     return source.class_names
 
 
-def write_pictures(folder: Path) -> list[str]:
+def write_images(folder: Path) -> list[str]:
     """Samples and more smears in shapes of photographs, with the grain of a camera.
 
     Returns:
@@ -154,20 +154,20 @@ def write_pictures(folder: Path) -> list[str]:
         for i in range(count):
             seed = 1000 * number + i
             # Drawn at half the size: drawing is slow, and a camera's pixels are not sharper.
-            picture, _ = render_smear(seed, (height // 2, width // 2))
-            large = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+            image, _ = render_smear(seed, (height // 2, width // 2))
+            large = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
             grain = chance.normal(0, 4.0, large.shape)
             name = f"{height}x{width}-{i}.jpg"
             write_jpeg(folder / name, np.clip(large + grain, 0, 255).round().astype(np.uint8))
-            by_shape[-1].append(f"pictures/{name}")
+            by_shape[-1].append(f"images/{name}")
     for sample in sorted((ROOT / "samples").glob("*.jpg")):
         shutil.copy(sample, folder / sample.name)
-        by_shape[0].append(f"pictures/{sample.name}")
+        by_shape[0].append(f"images/{sample.name}")
     most = max(map(len, by_shape))
     return [names[i] for i in range(most) for names in by_shape if i < len(names)]
 
 
-def write_expected(folder: Path, model: str, pictures: Sequence[bytes]) -> None:
+def write_expected(folder: Path, model: str, images: Sequence[bytes]) -> None:
     """What the float32 model finds on a CPU."""
     from benchmarks.gpu.parity import detections, write_found
     from server.inference.artifact import load_artifact
@@ -175,7 +175,7 @@ def write_expected(folder: Path, model: str, pictures: Sequence[bytes]) -> None:
 
     artifact = load_artifact(folder / model)
     session = Session.open(artifact, device="cpu")
-    write_found(detections(session, artifact, pictures), folder / "expected.npz")
+    write_found(detections(session, artifact, images), folder / "expected.npz")
     session.close()
 
 

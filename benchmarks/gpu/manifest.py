@@ -3,8 +3,8 @@
     manifest.json        what is what, and the sha256 of every other file
     fla-fp32.onnx ...    artifacts: `fla` and `plain`, each in some precisions
     block-*.onnx, *.bin  attention blocks, one input `x` and one output, of fixed shape
-    pictures/*.jpg       what is sent and decoded
-    expected.npz         what the fp32 artifact finds in the pictures on a CPU
+    images/*.jpg       what is sent and decoded
+    expected.npz         what the fp32 artifact finds in the images on a CPU
 
 Nothing here needs more than the standard library: the folder is read where there is no torch.
 """
@@ -55,8 +55,8 @@ class Inputs:
         sha256: of the manifest.
         models: artifacts by name, such as "fla-fp16".
         blocks: of the attention.
-        pictures: JPEG files, at least one.
-        expected: detections in the pictures, or None.
+        images: JPEG files, at least one.
+        expected: detections in the images, or None.
         about: how it was made, in words by subject.
     """
 
@@ -64,7 +64,7 @@ class Inputs:
     sha256: str
     models: Mapping[str, Path]
     blocks: Sequence[BlockFile]
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     expected: Path | None
     about: Mapping[str, Any]
 
@@ -77,7 +77,7 @@ def write_manifest(
     folder: Path,
     *,
     models: Mapping[str, str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     blocks: Sequence[BlockFile] = (),
     others: Sequence[str] = (),
     expected: str | None = None,
@@ -88,14 +88,14 @@ def write_manifest(
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    names = [*models.values(), *(each.file for each in blocks), *others, *pictures]
+    names = [*models.values(), *(each.file for each in blocks), *others, *images]
     names += [expected] if expected else []
     manifest = {
         "schema": SCHEMA,
         "about": dict(about),
         "models": dict(models),
         "blocks": [asdict(each) for each in blocks],
-        "pictures": list(pictures),
+        "images": list(images),
         "expected": expected,
         "sha256": {name: digest(folder / name) for name in names},
     }
@@ -124,7 +124,7 @@ def read_inputs(folder: Path) -> Inputs:
             hashlib.sha256(text).hexdigest(),
             {name: folder / file for name, file in manifest["models"].items()},
             [BlockFile(**each) for each in manifest["blocks"]],
-            [folder / name for name in manifest["pictures"]],
+            [folder / name for name in manifest["images"]],
             folder / manifest["expected"] if manifest["expected"] else None,
             manifest["about"],
         )
@@ -132,8 +132,8 @@ def read_inputs(folder: Path) -> Inputs:
         raise InputsInvalid(f"{error.filename}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputsInvalid(f"{path}: no manifest of benchmarks.gpu.inputs: {error!r}") from None
-    if not inputs.pictures or not inputs.models:
-        raise InputsInvalid(f"{path}: names no pictures or no models")
+    if not inputs.images or not inputs.models:
+        raise InputsInvalid(f"{path}: names no images or no models")
     return inputs
 
 

@@ -18,7 +18,7 @@ SAME_IOU = 0.5  # boxes of one class that overlap more are the same detection
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Detections of one picture: (N, 4) float32 xyxy in original pixels, (N,) and (N,)."""
+    """Detections of one image: (N, 4) float32 xyxy in original pixels, (N,) and (N,)."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -35,17 +35,17 @@ def measure(bench: Bench) -> Generator[Figures]:
     for precision in bench.precisions:
         artifact = bench.artifact(f"fla-{precision}")
         with bench.session(artifact, 1) as session:
-            found = detections(session, artifact, bench.pictures)
+            found = detections(session, artifact, bench.images)
         figures["models"][precision] = agreement(expected, found)
         yield figures
 
 
-def detections(session: OpenSession, artifact: Artifact, pictures: Sequence[bytes]) -> list[Found]:
-    """What a session finds in encoded pictures, one at a time."""
+def detections(session: OpenSession, artifact: Artifact, images: Sequence[bytes]) -> list[Found]:
+    """What a session finds in encoded images, one at a time."""
     results = []
-    for picture in pictures:
+    for image in images:
         prepared, _ = prepare_encoded(
-            picture, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
+            image, artifact.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
         )
         (rows,) = session.run(prepared.canvas[None])
         found = finish(rows, prepared, artifact.metadata, PARAMETERS).detections
@@ -54,7 +54,7 @@ def detections(session: OpenSession, artifact: Artifact, pictures: Sequence[byte
 
 
 def agreement(expected: Sequence[Found], found: Sequence[Found]) -> dict[str, float | int]:
-    """How far two lists of detections, by picture, are the same.
+    """How far two lists of detections, by image, are the same.
 
     Returns:
         `expected`, `found`: how many detections; `same`: of them, pairs of one class that overlap;
@@ -90,7 +90,7 @@ def iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def write_found(found: Sequence[Found], path: Path) -> None:
-    """Keeps detections by picture."""
+    """Keeps detections by image."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, each in enumerate(found):
         arrays |= {f"{i}.boxes": each.boxes, f"{i}.scores": each.scores}

@@ -79,11 +79,11 @@ class Instances:
         self._artifact = bench.met(bench.served)
         self._max_batch_size = max_batch_size
         self._sessions: list[OpenSession] = []
-        self._pipeline = Pipeline(self._artifact.path, bench.pictures, PARAMETERS)
+        self._pipeline = Pipeline(self._artifact.path, bench.images, PARAMETERS)
 
     @property
     def metadata(self) -> Metadata:
-        """Of the model, with the input shapes that the pictures have."""
+        """Of the model, with the input shapes that the images have."""
         return self._artifact.metadata
 
     def session(self, instances: int, batch: int) -> OpenSession:

@@ -128,7 +128,7 @@ def serving(
     Args:
         bench: what is measured with.
         processes: that speak HTTP; 1 sets nothing.
-        boxes: about how many the answer to each picture holds.
+        boxes: about how many the answer to each image holds.
         environment: of the server, beside what every one has.
 
     Raises:
@@ -144,17 +144,17 @@ def serving(
     command += bench.job.server_flags
     ours = Contestant("ours", f"{processes}", command, port, PATH, environment or {})
     with (
-        running(ours, image_request(PATH, bench.pictures[0])) as server,
+        running(ours, image_request(PATH, bench.images[0])) as server,
         generating(
-            bench.job.generators, server.url, PATH, bench.inputs.pictures, boxes, server.pid
+            bench.job.generators, server.url, PATH, bench.inputs.images, boxes, server.pid
         ) as load,
     ):
         yield load, server.start_s
 
 
 def counts(bench: Bench, instances: Instances) -> list[int]:
-    """How many boxes this device finds in each picture."""
-    found = detections(instances.session(1, 1), bench.met(bench.served), bench.pictures)
+    """How many boxes this device finds in each image."""
+    found = detections(instances.session(1, 1), bench.met(bench.served), bench.images)
     return [len(each.scores) for each in found]
 
 

@@ -33,10 +33,10 @@ def about(count: int) -> Callable[[Answer], str | None]:
 
 
 def requests_of(start: Mapping[str, Any]) -> list[Request]:
-    """The pictures as requests, from where this process begins."""
+    """The images as requests, from where this process begins."""
     requests = [
-        image_request(start["path"], Path(picture).read_bytes(), about(count))
-        for picture, count in zip(start["pictures"], start["counts"], strict=True)
+        image_request(start["path"], Path(image).read_bytes(), about(count))
+        for image, count in zip(start["images"], start["counts"], strict=True)
     ]
     first = start["first"] % len(requests)
     return requests[first:] + requests[:first]

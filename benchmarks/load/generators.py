@@ -67,7 +67,7 @@ def generating(
     count: int,
     url: str,
     path: str,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     boxes: Sequence[int],
     server_pid: int,
 ) -> Iterator[Generators]:
@@ -77,7 +77,7 @@ def generating(
         count: how many.
         url: of the server.
         path: where it takes images.
-        pictures: JPEG files.
+        images: JPEG files.
         boxes: about how many the answer to each holds.
         server_pid: whose CPU time and memory are noted.
     """
@@ -96,9 +96,9 @@ def generating(
             start = {
                 "url": url,
                 "path": path,
-                "pictures": [str(each) for each in pictures],
+                "images": [str(each) for each in images],
                 "counts": list(boxes),
-                "first": i * len(pictures) // count,
+                "first": i * len(images) // count,
             }
             assert process.stdin is not None
             process.stdin.write(json.dumps(start) + "\n")

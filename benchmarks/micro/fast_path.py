@@ -3,7 +3,7 @@
     python -m benchmarks.micro.fast_path [--rounds 100]
 
 For the default artifact on the CPU: a 640 x 480 and a 1280 x 720 JPEG, and one of 4000 x 3000, all
-made from a picture of samples/. Prints the median of each stage in milliseconds; a lone request
+made from an image of samples/. Prints the median of each stage in milliseconds; a lone request
 costs the sum of one of each. At last NMS alone, of 1,000 candidates that all pass.
 """
 
@@ -27,18 +27,18 @@ from server.inference.session import Session
 from server.serving.pipeline import Found
 from server.vision.nms import DetectParameters, nms
 
-PICTURE = Path(__file__).resolve().parents[2] / "samples" / "smear_1.jpg"
+IMAGE = Path(__file__).resolve().parents[2] / "samples" / "smear_1.jpg"
 SIZES = ((640, 480), (1280, 720), (4000, 3000))
 MAX_PIXELS = 50_000_000
 
 
-def encoded_picture(width: int, height: int) -> bytes:
+def encoded_image(width: int, height: int) -> bytes:
     """A JPEG of the sample, cut to the aspect ratio and scaled."""
-    picture = cv2.imread(str(PICTURE), cv2.IMREAD_COLOR)
-    assert picture is not None, f"{PICTURE} is missing"
-    rows = min(picture.shape[0], picture.shape[1] * height // width)
-    picture = cv2.resize(picture[:rows], (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    image = cv2.imread(str(IMAGE), cv2.IMREAD_COLOR)
+    assert image is not None, f"{IMAGE} is missing"
+    rows = min(image.shape[0], image.shape[1] * height // width)
+    image = cv2.resize(image[:rows], (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 
 def median_ms(work: Callable[[], object], rounds: int) -> float:
@@ -53,7 +53,7 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
 
 
 def stages(data: bytes, model: Path, rounds: int) -> dict[str, float]:
-    """Milliseconds by stage of one encoded picture."""
+    """Milliseconds by stage of one encoded image."""
     artifact = select_variant(load_model(model), "cpu").artifact
     metadata = artifact.metadata
     found: dict[str, float] = {}
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     for width, height in SIZES:
-        data = encoded_picture(width, height)
+        data = encoded_image(width, height)
         print(f"{width} x {height}, {len(data) / 1e3:.0f} KB")
         show(stages(data, options.model, options.rounds))
     print("conf 0.001, one class")

@@ -95,12 +95,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--picture", type=Path, default=ROOT / "samples" / "smear_1.jpg")
+    parser.add_argument("--image", type=Path, default=ROOT / "samples" / "smear_1.jpg")
     arguments, flags = parser.parse_known_args()
     if arguments.model:
         flags.append(f"--model={arguments.model.resolve()}")
-    request = image_request("/detect", arguments.picture.read_bytes())
-    print(f"{os.cpu_count()} CPUs, {arguments.clients} clients, {arguments.picture.name}\n")
+    request = image_request("/detect", arguments.image.read_bytes())
+    print(f"{os.cpu_count()} CPUs, {arguments.clients} clients, {arguments.image.name}\n")
     print("| HTTP workers | process | event loop, ms/image | other threads | images/s |")
     print("|---|---|---|---|---|")
     for workers in arguments.workers:

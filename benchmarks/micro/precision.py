@@ -1,8 +1,8 @@
-"""Artifacts against each other, one picture at a time, through the session that serves them.
+"""Artifacts against each other, one image at a time, through the session that serves them.
 
     python -m benchmarks.micro.precision FP32.onnx INT8.onnx [FP16.onnx ...] --threads 2
 
-The artifacts take turns on the same picture and the same input shape. What counts is how many
+The artifacts take turns on the same image and the same input shape. What counts is how many
 times as fast as the first one each is within a round: what else the machine does slows all of it.
 """
 
@@ -66,7 +66,7 @@ def measure(
     repeats: int,
 ) -> list[dict[str, Any]]:
     """One row an artifact: median time, and how many times as fast as the first it is."""
-    # Noise: on a plain picture float32 would meet more zeros than in use.
+    # Noise: on a plain image float32 would meet more zeros than in use.
     images = np.random.default_rng(0).integers(0, 256, (1, *bucket_hw, 3), np.uint8)
     # They can live side by side: the threads of the serving session don't spin when idle.
     sessions = [Session.open(artifact, device="cpu", threads=threads) for artifact in artifacts]

@@ -37,8 +37,8 @@ def ask(url: str, method: str, path: str, body: bytes | None = None) -> int:
     return response.status
 
 
-def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]:
-    """Starts one server, waits until it is ready, and posts the picture some times."""
+def measure(flags: list[str], image: bytes, requests: int) -> dict[str, float]:
+    """Starts one server, waits until it is ready, and posts the image some times."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "--port", "0", "--log-format", "json", *flags],
@@ -60,7 +60,7 @@ def measure(flags: list[str], picture: bytes, requests: int) -> dict[str, float]
         ready_s = time.perf_counter() - started
         at_start = tree_usage(process.pid)
         for _ in range(requests):
-            if (status := ask(event["url"], "POST", "/detect", picture)) != 200:
+            if (status := ask(event["url"], "POST", "/detect", image)) != 200:
                 raise SystemExit(f"/detect answered {status}")
         return {
             "ready_s": ready_s,
@@ -81,10 +81,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--requests", type=int, default=50)
-    parser.add_argument("--picture", type=Path, default=ROOT / "samples" / "smear_1.jpg")
+    parser.add_argument("--image", type=Path, default=ROOT / "samples" / "smear_1.jpg")
     arguments, flags = parser.parse_known_args()
-    picture = arguments.picture.read_bytes()
-    runs = [measure(flags, picture, arguments.requests) for _ in range(arguments.runs)]
+    image = arguments.image.read_bytes()
+    runs = [measure(flags, image, arguments.requests) for _ in range(arguments.runs)]
     print_spread(runs)
 
 

@@ -1,6 +1,6 @@
 """The server against its limit and against others, as ratios within one run.
 
-    .venv/bin/python -m benchmarks.serving --pictures DATA/bccd/images/val --output docs
+    .venv/bin/python -m benchmarks.serving --images DATA/bccd/images/val --output docs
 
 One contestant runs at a time. In every round all of a case take turns, in another order. Writes
 OUTPUT/serving-benchmark.md and, beside it, evidence/serving.json and evidence/serving.png. Each
@@ -30,9 +30,9 @@ from benchmarks.load.contestants import PEERS
 from benchmarks.load.envs import ROOT
 from benchmarks.serving.cases import Case, Models, cases
 from benchmarks.serving.measure import Bench, Row, shapes
-from benchmarks.serving.pictures import read_pictures, widened
 from benchmarks.serving.plot import draw
 from benchmarks.serving.report import by_round, claims, claims_table, page
+from benchmarks.serving.sample_images import read_images, widened
 from export.stamp import write
 from server.host import available_cpus, cpu_name
 from server.inference.artifact import read_metadata
@@ -60,7 +60,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, models: Models) -> dict[str, Any]:
     """All rounds of all cases, then the open-loop curve of ours."""
-    photos = read_pictures(arguments.pictures, arguments.most_pictures)
+    photos = read_images(arguments.images, arguments.most_images)
     bench = Bench(
         photos,
         [widened(photo) for photo in photos],
@@ -126,10 +126,10 @@ def square_only(artifact: Path, path: Path) -> Path:
 
 
 def describe(case: Case, bench: Bench) -> dict[str, Any]:
-    """A case as the page needs it, with the shapes that each model infers its pictures at."""
-    pictures = bench.wide if case.wide else bench.photos
+    """A case as the page needs it, with the shapes that each model infers its images at."""
+    images = bench.wide if case.wide else bench.photos
     by_entry = {
-        entry.name: shapes(entry.model, pictures)
+        entry.name: shapes(entry.model, images)
         for entry in case.entries
         if entry.kind != "tutorial"
     }
@@ -148,7 +148,7 @@ def describe(case: Case, bench: Bench) -> dict[str, Any]:
     }
 
 
-def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> dict[str, Any]:
+def metadata(arguments: argparse.Namespace, models: Models, images: int) -> dict[str, Any]:
     """What the figures hold for."""
     packages = ("onnxruntime", "numpy", "fastapi", "uvicorn", "uvloop", "httptools")
     return {
@@ -159,7 +159,7 @@ def metadata(arguments: argparse.Namespace, models: Models, pictures: int) -> di
         "seconds": arguments.seconds,
         "warm_s": arguments.warm_s,
         "clients": arguments.clients,
-        "pictures": pictures,
+        "images": images,
         "peers": list(arguments.peers),
         "models": {
             "fp32": read_metadata(models.fp32).name,
@@ -178,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-s", type=float, default=1.2, help="before each window")
     parser.add_argument("--cases", type=_some_of(names), default=names, help=",".join(names))
     parser.add_argument("--peers", type=_some_of(PEERS), default=PEERS, help=",".join(PEERS))
-    parser.add_argument("--pictures", type=Path, default=ROOT / "samples", help="640 x 480 JPEGs")
-    parser.add_argument("--most-pictures", type=int, default=32)
+    parser.add_argument("--images", type=Path, default=ROOT / "samples", help="640 x 480 JPEGs")
+    parser.add_argument("--most-images", type=int, default=32)
     parser.add_argument("--fp32", type=Path, default=WEIGHTS / "yolov8n-fla-bccd.onnx")
     parser.add_argument("--int8", type=Path, default=WEIGHTS / "yolov8n-fla-bccd-int8.onnx")
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS / "yolov8n-fla-bccd.pt")

@@ -35,7 +35,7 @@ class Case:
         name: for the figures.
         title: for people.
         clients: closed-loop clients; 1 measures latency, and peers get all CPUs for one request.
-        wide: 16:9 pictures instead of 640 x 480.
+        wide: 16:9 images instead of 640 x 480.
         thresholds: of the NMS.
         slack: by which share the number of boxes in an answer may be off.
         entries: at least two.

@@ -1,6 +1,6 @@
 """The limit: the server's own decode, letterbox, inferences and NMS in one process without HTTP.
 
-    python -m benchmarks.serving.limit --model MODEL.onnx --pictures FOLDER --lone
+    python -m benchmarks.serving.limit --model MODEL.onnx --images FOLDER --lone
 
 Prints one JSON object: images/s and CPU milliseconds an image by arrangement, or the median
 latency of one image at a time. An arrangement is INSTANCESxTHREADSxBATCHxFEEDERS: inferences side
@@ -167,7 +167,7 @@ def main() -> None:
     """Prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs")
     parser.add_argument("--arrangement", type=LimitArrangement.parse, action="append")
     parser.add_argument("--lone", action="store_true", help="latency of one image at a time")
     parser.add_argument("--seconds", type=float, default=5.0)
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--max-det", type=int, default=300)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)  # as in the server: images side by side, one thread each
-    images = [path.read_bytes() for path in sorted(arguments.pictures.glob("*.jpg"))]
+    images = [path.read_bytes() for path in sorted(arguments.images.glob("*.jpg"))]
     parameters = DetectParameters(conf=arguments.conf, max_det=arguments.max_det)
     pipeline = Pipeline(arguments.model, images, parameters)
     seconds, warm_s = arguments.seconds, arguments.warm_s

@@ -19,7 +19,7 @@ from benchmarks.load.process import DidNotStart, free_port, running
 from benchmarks.load.summary import summarize
 from benchmarks.serving.cases import Case, Entry
 from benchmarks.serving.limit import arrangements
-from benchmarks.serving.pictures import Picture, box_counts, requests
+from benchmarks.serving.sample_images import Image, box_counts, requests
 from server.host import available_cpus
 from server.inference.artifact import read_metadata
 from server.vision.letterbox import choose_bucket
@@ -34,15 +34,15 @@ class Bench:
     """All that stays the same over a benchmark.
 
     Attributes:
-        photos, wide: the pictures at 4:3 and at 16:9.
+        photos, wide: the images at 4:3 and at 16:9.
         seconds, warm_s: of each window, and before it.
         envs: folder of the peers' environments.
         python: that runs our server.
         tutorial_python: that runs the tutorial form; by default an environment of its own.
     """
 
-    photos: Sequence[Picture]
-    wide: Sequence[Picture]
+    photos: Sequence[Image]
+    wide: Sequence[Image]
     seconds: float
     warm_s: float
     envs: Path
@@ -117,12 +117,12 @@ class Bench:
         return contestants.peer(entry.kind, python, entry.model, thresholds, tuned, port)
 
     def requests(self, case: Case, path: str, artifact: Path) -> list[Request]:
-        """The case's pictures as requests that know their answer."""
-        pictures = self.wide if case.wide else self.photos
+        """The case's images as requests that know their answer."""
+        images = self.wide if case.wide else self.photos
         key = artifact, case.wide, case.thresholds
         if key not in self._counts:
-            self._counts[key] = box_counts(artifact, pictures, case.thresholds)
-        return requests(path, pictures, self._counts[key], case.slack)
+            self._counts[key] = box_counts(artifact, images, case.thresholds)
+        return requests(path, images, self._counts[key], case.slack)
 
     def _artifact(self, entry: Entry, reference: Path) -> Path:
         return reference if entry.kind == "tutorial" else entry.model
@@ -158,10 +158,10 @@ class Bench:
         warm_s: float | None = None,
     ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            for i, picture in enumerate(self.wide if case.wide else self.photos):
-                (Path(folder) / f"{i:04}.jpg").write_bytes(picture.data)
+            for i, image in enumerate(self.wide if case.wide else self.photos):
+                (Path(folder) / f"{i:04}.jpg").write_bytes(image.data)
             command = [self.python, "-m", "benchmarks.serving.limit", "--model", str(entry.model)]
-            command += ["--pictures", folder, "--seconds", str(seconds)]
+            command += ["--images", folder, "--seconds", str(seconds)]
             command += ["--warm-s", str(self.warm_s if warm_s is None else warm_s), *flags]
             command += ["--conf", str(case.thresholds.conf)]
             command += ["--max-det", str(case.thresholds.max_det)]
@@ -178,10 +178,10 @@ def figures_of(load: Load) -> Row:
     }
 
 
-def shapes(artifact: Path, pictures: Sequence[Picture]) -> dict[str, int]:
-    """How many pictures go to each bucket of an artifact."""
+def shapes(artifact: Path, images: Sequence[Image]) -> dict[str, int]:
+    """How many images go to each bucket of an artifact."""
     buckets = read_metadata(artifact).buckets
-    chosen = [choose_bucket(picture.hw, buckets) for picture in pictures]
+    chosen = [choose_bucket(image.hw, buckets) for image in images]
     return {f"{h}x{w}": chosen.count((h, w)) for h, w in dict.fromkeys(chosen)}
 
 

@@ -1,4 +1,4 @@
-"""The figures as one picture: bars by case, and latency over the offered rate."""
+"""The figures as one image: bars by case, and latency over the offered rate."""
 
 import statistics
 from collections.abc import Mapping

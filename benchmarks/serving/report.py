@@ -126,12 +126,12 @@ def page(figures: Mapping[str, Any]) -> str:
     parts = [
         "# How fast the server is, and against what",
         f"This page is written by `{COMMAND} --rounds {about['rounds']} --clients "
-        f"{about['clients']} --seconds {about['seconds']:g} --pictures DATA/bccd/images/val`; its "
+        f"{about['clients']} --seconds {about['seconds']:g} --images DATA/bccd/images/val`; its "
         "figures are what that command measured, raw in "
         "[evidence/serving.json](evidence/serving.json).",
         f"{about['cpu']}, {about['cpus']} CPUs, {about['date']}. Rounds: {about['rounds']}, in "
         f"which all take turns, one at a time; each window {about['seconds']:g} s after "
-        f"{about['warm_s']:g} s of warm-up. {about['pictures']} pictures. The load generator "
+        f"{about['warm_s']:g} s of warm-up. {about['images']} images. The load generator "
         f"shares the CPUs; it used at most {_most(rows, 'generator_cpus'):.2f} of one. Figures "
         "are medians over the rounds, some with the lowest and the highest; ratios are taken "
         "within a round.",

@@ -1,4 +1,4 @@
-"""What the readers of all forms give: pictures by name, with their boxes."""
+"""What the readers of all forms give: images by name, with their boxes."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ class Box:
 
     Attributes:
         class_name: as the file has it, without surrounding blanks.
-        xyxy: x1, y1, x2, y2 in pixels, the picture's upper left corner being (0, 0) and its lower
+        xyxy: x1, y1, x2, y2 in pixels, the image's upper left corner being (0, 0) and its lower
             right one (width, height); or fractions of the size where `Annotations` says so.
             Neither clipped nor ordered yet.
     """
@@ -25,8 +25,8 @@ class Box:
 
 
 @dataclass
-class Picture:
-    """One picture as its annotations describe it.
+class Image:
+    """One image as its annotations describe it.
 
     Attributes:
         names: of the file, the likeliest first; with or without folders and ending.
@@ -42,21 +42,21 @@ class Picture:
 
 @dataclass
 class Annotations:
-    """A data set before its pictures were looked at.
+    """A data set before its images were looked at.
 
     Attributes:
         source: the file or folder that was read, for messages.
         form: "COCO", "Pascal VOC" or "CSV".
         class_names: in the order of their class ids.
-        pictures: in the order of the file.
+        images: in the order of the file.
         left_out: how many of what the reader left out, by reason.
-        fractions: boxes are fractions of the picture's size and not pixels.
+        fractions: boxes are fractions of the image's size and not pixels.
     """
 
     source: Path
     form: str
     class_names: list[str]
-    pictures: list[Picture]
+    images: list[Image]
     left_out: Counter[str] = field(default_factory=Counter)
     fractions: bool = False
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from model.convert.annotations import Annotations, Box, Picture, given_size, number
+from model.convert.annotations import Annotations, Box, Image, given_size, number
 
 
 def read_coco(path: Path) -> Annotations:
@@ -13,7 +13,7 @@ def read_coco(path: Path) -> Annotations:
 
     Class ids follow the order of the category ids, which may have gaps; categories of one name
     are one class. A box is [x, y, width, height] in pixels from the upper left corner. Crowd
-    boxes are left out, pictures without boxes are kept.
+    boxes are left out, images without boxes are kept.
 
     Raises:
         ValueError: it is not such a file; the message names the record.
@@ -29,21 +29,21 @@ def read_coco(path: Path) -> Annotations:
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise ValueError(f"{path}: a COCO file has images, annotations and categories")
     names = categories(path, content)
-    pictures = images(path, content)
+    images = images_by_id(path, content)
     left_out: Counter[str] = Counter()
     for index, record in enumerate(records(path, content, "annotations")):
         where = f"{path}: annotation {record.get('id', f'number {index + 1}')}"
         if record.get("iscrowd"):
             left_out["crowd boxes"] += 1
             continue
-        picture, name = pictures.get(record.get("image_id")), names.get(record.get("category_id"))
-        if picture is None:
+        image, name = images.get(record.get("image_id")), names.get(record.get("category_id"))
+        if image is None:
             raise ValueError(f"{where}: there is no image {record.get('image_id')}")
         if name is None:
             raise ValueError(f"{where}: there is no category {record.get('category_id')}")
-        picture.boxes.append(Box(name, corners(record.get("bbox"), where)))
+        image.boxes.append(Box(name, corners(record.get("bbox"), where)))
     return Annotations(
-        path, "COCO", list(dict.fromkeys(names.values())), list(pictures.values()), left_out
+        path, "COCO", list(dict.fromkeys(names.values())), list(images.values()), left_out
     )
 
 
@@ -71,9 +71,9 @@ def categories(path: Path, content: dict[str, Any]) -> dict[Any, str]:
     return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def images(path: Path, content: dict[str, Any]) -> dict[Any, Picture]:
-    """The picture of each image id."""
-    by_id: dict[Any, Picture] = {}
+def images_by_id(path: Path, content: dict[str, Any]) -> dict[Any, Image]:
+    """The image of each image id."""
+    by_id: dict[Any, Image] = {}
     for index, record in enumerate(records(path, content, "images"), 1):
         where = f"{path}: image {record.get('id', f'number {index}')}"
         name = record.get("file_name")
@@ -82,7 +82,7 @@ def images(path: Path, content: dict[str, Any]) -> dict[Any, Picture]:
         if record["id"] in by_id:
             raise ValueError(f"{where}: there are two images of this id")
         size = given_size(record.get("width"), record.get("height"), where)
-        by_id[record["id"]] = Picture((name,), where, size)
+        by_id[record["id"]] = Image((name,), where, size)
     return by_id
 
 

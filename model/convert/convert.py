@@ -7,7 +7,7 @@ from pathlib import Path
 from model.convert.annotations import Annotations, in_order
 from model.convert.coco import read_coco
 from model.convert.dataset import check_output, copies_in, split, write
-from model.convert.pictures import Folder
+from model.convert.images import Folder
 from model.convert.placement import Labelled, Notes, Placed, count_strangers, place
 from model.convert.table import read_csv
 from model.convert.voc import read_voc
@@ -32,20 +32,20 @@ def convert(
 ) -> str:
     """Converts a data set into YOLO form.
 
-    Without `val` the pictures are split by chance. With it the split is kept: `source` is for
-    training, `val` for validation. A picture of both is left out of training, as `val` has to
+    Without `val` the images are split by chance. With it the split is kept: `source` is for
+    training, `val` for validation. An image of both is left out of training, as `val` has to
     stay the one that others measured on.
 
     Args:
         source: the annotations: a COCO JSON, a CSV, a VOC XML or a folder of those.
-        images: the folder with the pictures, however deep.
+        images: the folder with the images, however deep.
         output: made: data.yaml, images/ and labels/ with train/ and val/ each.
         form: "coco", "voc" or "csv"; None takes it from the source.
         val: the annotations for validation, in the same form.
-        val_images: the folder with their pictures; None is `images`.
-        val_fraction: share of the pictures for validation, between 0 and 1; None is a fifth.
+        val_images: the folder with their images; None is `images`.
+        val_fraction: share of the images for validation, between 0 and 1; None is a fifth.
         seed: of the split.
-        link: link to the pictures instead of copying them.
+        link: link to the images instead of copying them.
         skip_difficult: leave out VOC's difficult objects.
         force: replace a data set in `output`.
 
@@ -53,12 +53,12 @@ def convert(
         A summary for the user.
 
     Raises:
-        FileNotFoundError: the annotations or the folder of pictures do not exist.
+        FileNotFoundError: the annotations or the folder of images do not exist.
         ValueError: something in them can't be converted; the message names file and record.
             Nothing was written then.
     """
     if val is None and val_images is not None:
-        raise ValueError("--val-images has the pictures of --val, which is not given")
+        raise ValueError("--val-images has the images of --val, which is not given")
     if val is not None and val_fraction is not None:
         raise ValueError("--val-fraction draws a split and --val keeps one: give one of them")
     sources = [source] if val is None else [source, val]
@@ -84,9 +84,7 @@ def convert(
     else:
         parts, lines = keep(placed, sources, class_names)
     if strangers := count_strangers(folders, placed):
-        lines.append(
-            f"pictures of the folder that the annotations don't name, left out: {strangers}"
-        )
+        lines.append(f"images of the folder that the annotations don't name, left out: {strangers}")
     roots = {"train": folders[0].root, "val": folders[-1].root}
     write(parts, class_names, roots, output, link=link)
     return "\n".join([*table(annotations, class_names, parts), *lines, str(output / "data.yaml")])
@@ -108,7 +106,7 @@ def keep(
     """The parts of a given split, and lines for the user.
 
     Raises:
-        ValueError: without the pictures that are in `val` too, no box is left to train on.
+        ValueError: without the images that are in `val` too, no box is left to train on.
     """
     parts = {"train": placed[0].labelled, "val": placed[1].labelled}
     lines = [
@@ -118,16 +116,14 @@ def keep(
     ]
     notes = Notes()
     leaks = copies_in(parts["train"], parts["val"])
-    for picture in leaks:
-        notes.add("pictures of train that are in val too, left out of train", picture.file.name)
-    files = {picture.file for picture in leaks}
-    parts["train"] = [picture for picture in parts["train"] if picture.file not in files]
-    seen, measured = (
-        {row[0] for picture in part for row in picture.rows} for part in parts.values()
-    )
+    for image in leaks:
+        notes.add("images of train that are in val too, left out of train", image.file.name)
+    files = {image.file for image in leaks}
+    parts["train"] = [image for image in parts["train"] if image.file not in files]
+    seen, measured = ({row[0] for image in part for row in image.rows} for part in parts.values())
     if not seen:
         raise ValueError(
-            f"{sources[0]}: no box is left to train on without the {len(leaks)} pictures that are "
+            f"{sources[0]}: no box is left to train on without the {len(leaks)} images that are "
             f"in {sources[1]} too"
         )
     for class_id in sorted(measured - seen):
@@ -166,10 +162,10 @@ def table(
     class_names: Sequence[str],
     parts: Mapping[str, Sequence[Labelled]],
 ) -> list[str]:
-    """Pictures and boxes of each class in each part, below the form of the sources."""
+    """Images and boxes of each class in each part, below the form of the sources."""
     counts = {
-        part: Counter(row[0] for picture in pictures for row in picture.rows)
-        for part, pictures in parts.items()
+        part: Counter(row[0] for image in images for row in image.rows)
+        for part, images in parts.items()
     }
     width = max(len(name) for name in ["background", *class_names])
     forms = dict.fromkeys(
@@ -177,8 +173,8 @@ def table(
     )
     lines = [" and ".join(forms), f"{'':<{width}}{'train':>9}{'val':>9}"]
     for name, number in (
-        ("pictures", [len(pictures) for pictures in parts.values()]),
-        ("background", [sum(not p.rows for p in pictures) for pictures in parts.values()]),
+        ("images", [len(images) for images in parts.values()]),
+        ("background", [sum(not p.rows for p in images) for images in parts.values()]),
         *(
             (name, [count[class_id] for count in counts.values()])
             for class_id, name in enumerate(class_names)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from model.convert.pictures import originals
+from model.convert.images import originals
 from model.convert.placement import Labelled
 
 PARTS = {"data.yaml", "images", "labels"}  # what a data set of ours consists of
@@ -40,28 +40,28 @@ def split(
 ) -> tuple[list[Labelled], list[Labelled]]:
     """Parts for training and validation, by chance; the same seed gives the same.
 
-    Copies of a picture go into the same part as it: seen in training, they would prove nothing.
+    Copies of an image go into the same part as it: seen in training, they would prove nothing.
 
     Raises:
-        ValueError: the fraction is not between 0 and 1, or there are less than two pictures.
+        ValueError: the fraction is not between 0 and 1, or there are less than two images.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val-fraction {val_fraction} is not between 0 and 1")
-    first = originals([picture.file for picture in labelled])
+    first = originals([image.file for image in labelled])
     different = list(dict.fromkeys(first.values()))
     if len(different) < 2:
-        raise ValueError("one picture alone can't be split into training and validation")
+        raise ValueError("one image alone can't be split into training and validation")
     count = min(max(round(len(different) * val_fraction), 1), len(different) - 1)
     chosen = set(random.Random(seed).sample(different, count))
-    train = [picture for picture in labelled if first[picture.file] not in chosen]
-    return train, [picture for picture in labelled if first[picture.file] in chosen]
+    train = [image for image in labelled if first[image.file] not in chosen]
+    return train, [image for image in labelled if first[image.file] in chosen]
 
 
 def copies_in(train: Sequence[Labelled], val: Sequence[Labelled]) -> list[Labelled]:
-    """The pictures of `train` that are in `val` too, by their bytes."""
-    known = {picture.file for picture in val}
-    first = originals([picture.file for picture in (*val, *train)])
-    return [picture for picture in train if first[picture.file] in known]
+    """The images of `train` that are in `val` too, by their bytes."""
+    known = {image.file for image in val}
+    first = originals([image.file for image in (*val, *train)])
+    return [image for image in train if first[image.file] in known]
 
 
 def write(
@@ -75,30 +75,30 @@ def write(
     """Writes images/PART, labels/PART and data.yaml; what was in `output` is replaced at the end.
 
     Args:
-        parts: the pictures of "train" and "val".
+        parts: the images of "train" and "val".
         class_names: by class id.
-        roots: of each part the folder that its pictures are below; folders become part of a
-            picture's name where names of the part would meet.
+        roots: of each part the folder that its images are below; folders become part of an
+            image's name where names of the part would meet.
         output: the folder of the data set.
-        link: link to the pictures instead of copying them.
+        link: link to the images instead of copying them.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
         made = Path(scratch, "made")
-        for part, pictures in parts.items():
-            names = unique_names([picture.file for picture in pictures], roots[part])
+        for part, images in parts.items():
+            names = unique_names([image.file for image in images], roots[part])
             (made / "images" / part).mkdir(parents=True)
             (made / "labels" / part).mkdir(parents=True)
-            for picture in pictures:
-                name = names[picture.file]
-                image = made / "images" / part / f"{name}{picture.file.suffix.lower()}"
+            for image in images:
+                name = names[image.file]
+                copy = made / "images" / part / f"{name}{image.file.suffix.lower()}"
                 if link:
-                    image.symlink_to(picture.file.resolve())
+                    copy.symlink_to(image.file.resolve())
                 else:
-                    shutil.copyfile(picture.file, image)
+                    shutil.copyfile(image.file, copy)
                 rows = "".join(
                     " ".join([str(row[0]), *(f"{value:.8f}" for value in row[1:])]) + "\n"
-                    for row in picture.rows
+                    for row in image.rows
                 )
                 (made / "labels" / part / f"{name}.txt").write_text(rows)
         # Without `path`, which ultralytics would take from the working folder, the parts are
@@ -113,7 +113,7 @@ def write(
 
 
 def unique_names(files: Sequence[Path], root: Path) -> dict[Path, str]:
-    """A name without ending for each picture, different even where cases are the same.
+    """A name without ending for each image, different even where cases are the same.
 
     Labels are found by that name, so a.jpg and a.png need two.
     """

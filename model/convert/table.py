@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.convert.annotations import Annotations, Box, Picture, given_size, in_order, number
+from model.convert.annotations import Annotations, Box, Image, given_size, in_order, number
 
 # What our columns are called by TensorFlow's, RetinaNet's, Open Images' and others' tables, in
 # small letters and without blanks, underscores and hyphens.
@@ -26,7 +26,7 @@ def read_csv(path: Path) -> Annotations:
     """Reads a table; commas, semicolons and tabs part its columns.
 
     With a header, the columns are found by their names; without one they are path, x1, y1, x2,
-    y2, class. A row with neither box nor class is a picture without objects. Boxes are pixels
+    y2, class. A row with neither box nor class is an image without objects. Boxes are pixels
     from the upper left corner, or fractions of the size when no coordinate of the file is above 1.
     Class ids follow the sorted names.
 
@@ -42,7 +42,7 @@ def read_csv(path: Path) -> Annotations:
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     places: dict[str, int] = {}
-    pictures: dict[str, Picture] = {}
+    images: dict[str, Image] = {}
     largest = 0.0
     try:
         for row in reader:
@@ -56,16 +56,16 @@ def read_csv(path: Path) -> Annotations:
             cells = {name: cell_at(row, place) for name, place in places.items()}
             box = read_row(cells, where)
             size = given_size(cells.get("width"), cells.get("height"), where)
-            picture = pictures.setdefault(cells["file"], Picture((cells["file"],), where, size))
+            image = images.setdefault(cells["file"], Image((cells["file"],), where, size))
             if box:
-                picture.boxes.append(box)
+                image.boxes.append(box)
                 largest = max(largest, *box.xyxy)
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: {error}") from None
-    boxes = [box for picture in pictures.values() for box in picture.boxes]
+    boxes = [box for image in images.values() for box in image.boxes]
     names = in_order(box.class_name for box in boxes)
     fractions = bool(boxes) and largest <= 1
-    return Annotations(path, "CSV", names, list(pictures.values()), fractions=fractions)
+    return Annotations(path, "CSV", names, list(images.values()), fractions=fractions)
 
 
 def cell_at(row: Sequence[str], place: int) -> str:
@@ -103,7 +103,7 @@ def columns(path: Path, row: Sequence[str]) -> dict[str, int]:
 
 
 def read_row(cells: dict[str, str], where: str) -> Box | None:
-    """The box of a row; None for a picture without objects."""
+    """The box of a row; None for an image without objects."""
     if not cells["file"]:
         raise ValueError(f"{where}: has no file name")
     required = [cells[name] for name in (*CORNERS, "class")]

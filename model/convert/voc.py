@@ -1,4 +1,4 @@
-"""Reads Pascal VOC annotations: one XML a picture."""
+"""Reads Pascal VOC annotations: one XML an image."""
 
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -8,7 +8,7 @@ from model.convert.annotations import (
     Annotations,
     Box,
     Corners,
-    Picture,
+    Image,
     given_size,
     in_order,
     number,
@@ -19,7 +19,7 @@ def read_voc(path: Path, *, skip_difficult: bool = False) -> Annotations:
     """Reads one XML, or all below a folder (below its `Annotations`, where there is one).
 
     VOC's own convention: pixels are counted from 1 and both ends belong to the box, so
-    xmin = 1, xmax = 640 is the whole width of a picture of 640. Class ids follow the sorted names.
+    xmin = 1, xmax = 640 is the whole width of an image of 640. Class ids follow the sorted names.
 
     Args:
         path: a file or a folder.
@@ -33,13 +33,13 @@ def read_voc(path: Path, *, skip_difficult: bool = False) -> Annotations:
     if not files:
         raise ValueError(f"{path}: there is no XML in it")
     left_out: Counter[str] = Counter()
-    pictures = [read_picture(file, folder, left_out, skip_difficult) for file in files]
-    names = in_order(box.class_name for picture in pictures for box in picture.boxes)
-    return Annotations(path, "Pascal VOC", names, pictures, left_out)
+    images = [read_image(file, folder, left_out, skip_difficult) for file in files]
+    names = in_order(box.class_name for image in images for box in image.boxes)
+    return Annotations(path, "Pascal VOC", names, images, left_out)
 
 
-def read_picture(file: Path, folder: Path, left_out: Counter[str], skip_difficult: bool) -> Picture:
-    """The picture of one XML below the folder; counts in `left_out` what was skipped."""
+def read_image(file: Path, folder: Path, left_out: Counter[str], skip_difficult: bool) -> Image:
+    """The image of one XML below the folder; counts in `left_out` what was skipped."""
     try:
         root = ET.parse(file).getroot()
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two of its encoding
@@ -54,7 +54,7 @@ def read_picture(file: Path, folder: Path, left_out: Counter[str], skip_difficul
     )
     names = tuple(str(beside / name) for name in names if name) + tuple(filter(None, names))
     size = given_size(root.findtext("size/width"), root.findtext("size/height"), f"{file}: size")
-    picture = Picture(names, str(file), size)
+    image = Image(names, str(file), size)
     for index, element in enumerate(root.findall("object"), 1):
         where = f"{file}: object {index}"
         if skip_difficult and text(element, "difficult") == "1":
@@ -63,8 +63,8 @@ def read_picture(file: Path, folder: Path, left_out: Counter[str], skip_difficul
         class_name = text(element, "name")
         if not class_name:
             raise ValueError(f"{where}: has no name")
-        picture.boxes.append(Box(class_name, corners(element.find("bndbox"), where)))
-    return picture
+        image.boxes.append(Box(class_name, corners(element.find("bndbox"), where)))
+    return image
 
 
 def text(element: ET.Element, name: str) -> str:

@@ -41,7 +41,7 @@ _OUTPUT_BYTES = 3.5  # a pixel's red, green and blue, and a sixth for what is al
 _BYTES_A_PIXEL = {"PNG": 6.5, "BMP": 6.5, "WEBP": 12.0, "TIFF": 16.5}
 _COSTLIEST_BYTES_A_PIXEL = 17.0
 # To draw into an image and encode it as a PNG (8.8).
-_PICTURE_BYTES_A_PIXEL = 10.0
+_IMAGE_BYTES_A_PIXEL = 10.0
 # Times that the file is there once more: one that is all texts and profiles, or one strip, or one
 # chunk. A PNG, a WebP and a TIFF have what they read beside what they keep.
 _COPIES = {"JPEG": 1, "PNG": 2, "WEBP": 2, "TIFF": 2, "BMP": 0}
@@ -221,7 +221,7 @@ def decoding_bytes(data: bytes, header: ImageHeader, reduction: int = 1) -> int:
 
 def image_bytes(data: bytes, header: ImageHeader) -> int:
     """Memory that it takes at most to decode an image, then draw into it and encode it."""
-    drawing = int(_PICTURE_BYTES_A_PIXEL * header.width * header.height) + _ROWS_BYTES
+    drawing = int(_IMAGE_BYTES_A_PIXEL * header.width * header.height) + _ROWS_BYTES
     return max(decoding_bytes(data, header), drawing)
 
 

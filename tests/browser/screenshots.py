@@ -39,7 +39,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Page:
 
 
 def detected(page: Page, *files: Path) -> Page:
-    """The page with these pictures, all answered, and the pointer on nothing."""
+    """The page with these images, all answered, and the pointer on nothing."""
     page.locator("#picker").set_input_files(files)
     answered = page.locator(".item[data-state=done], .item[data-state=failed]")
     expect(answered).to_have_count(len(files))
@@ -51,11 +51,9 @@ def detected(page: Page, *files: Path) -> Page:
 
 def write(page: Page, path: Path, *, full: bool = False) -> None:
     """Takes the screenshot and closes the page."""
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
+    image = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
     # Six bits a channel look the same, and are three fifths of the bytes: smears have noise.
-    picture.point([min(255, (level + 2) & ~3) for level in range(256)] * 3).save(
-        path, optimize=True
-    )
+    image.point([min(255, (level + 2) & ~3) for level in range(256)] * 3).save(path, optimize=True)
     page.context.close()
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB", file=sys.stderr)
 
@@ -85,7 +83,7 @@ def write_states(browser: Browser, url: str, folder: Path) -> None:
     write(detected(opened(browser, url, **PHONE), *SAMPLES), folder / "full-phone.png", full=True)
     with tempfile.TemporaryDirectory() as scratch:
         broken = Path(scratch) / "notes.jpg"
-        broken.write_text("no picture")
+        broken.write_text("no image")
         page = detected(opened(browser, url, **DESKTOP), SAMPLES[0], broken)
         page.locator(".item").last.click()
         write(page, folder / "error.png")

@@ -58,8 +58,8 @@ def overlap(one: dict[str, float], other: list[float]) -> float:
 
 def assert_finds_the_cells(client: httpx.Client, repo_dir: Path, name: str = "smear_1.jpg") -> None:
     cells = json.loads((repo_dir / "samples" / "smears.json").read_text())[name]["cells"]
-    picture = (repo_dir / "samples" / name).read_bytes()
-    answer = client.post("/detect", content=picture, headers={"content-type": "image/jpeg"})
+    image = (repo_dir / "samples" / name).read_bytes()
+    answer = client.post("/detect", content=image, headers={"content-type": "image/jpeg"})
     assert answer.status_code == 200, answer.text
     (result,) = answer.json()["results"]
     found = [(each["class_name"], each["box"]) for each in result["detections"]]
@@ -74,7 +74,7 @@ def assert_finds_the_cells(client: httpx.Client, repo_dir: Path, name: str = "sm
     assert len(found) <= len(cells) + 2
 
 
-def test_it_finds_the_cells_of_a_picture(
+def test_it_finds_the_cells_of_a_image(
     running: tuple[Container, httpx.Client], repo_dir: Path
 ) -> None:
     assert_finds_the_cells(running[1], repo_dir)
@@ -147,22 +147,22 @@ def encoded(
     channels: int = 3,
     progressive: bool = False,
 ) -> bytes:
-    """A smooth picture: few bytes, all pixels different from their neighbours' rows."""
+    """A smooth image: few bytes, all pixels different from their neighbours' rows."""
     rows: NDArray[Any] = np.linspace(0, np.iinfo(dtype).max, hw[0]).astype(dtype)
-    picture = np.broadcast_to(rows[:, None, None], (*hw, channels))
+    image = np.broadcast_to(rows[:, None, None], (*hw, channels))
     flags = {
         ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
         ".jpg": [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)],
         ".tiff": [cv2.IMWRITE_TIFF_COMPRESSION, 8],
     }.get(extension, [])
-    return cv2.imencode(extension, np.ascontiguousarray(picture), flags)[1].tobytes()
+    return cv2.imencode(extension, np.ascontiguousarray(image), flags)[1].tobytes()
 
 
-def test_large_pictures_of_many_clients_do_not_end_it(
+def test_large_images_of_many_clients_do_not_end_it(
     engine: Engine, cpu_image: str, repo_dir: Path
 ) -> None:
     side = (6000, 8000)  # 48 million pixels, just under the limit
-    pictures = [
+    images = [
         encoded(".jpg", side),
         encoded(".png", side),
         encoded(".png", side, channels=4),
@@ -176,7 +176,7 @@ def test_large_pictures_of_many_clients_do_not_end_it(
     with ready(engine, cpu_image) as (container, client):
 
         def one_client(first: int) -> list[int]:
-            order = pictures[first:] + pictures[:first]
+            order = images[first:] + images[:first]
             return [client.post("/detect", content=each).status_code for each in order]
 
         with ThreadPoolExecutor(8) as clients:
@@ -193,8 +193,8 @@ def test_large_pictures_of_many_clients_do_not_end_it(
 def test_a_request_under_way_at_sigterm_is_answered(
     engine: Engine, cpu_image: str, repo_dir: Path
 ) -> None:
-    picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
-    files = [("image", (f"{index}.jpg", picture)) for index in range(64)]
+    image = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
+    files = [("image", (f"{index}.jpg", image)) for index in range(64)]
     with ready(engine, cpu_image) as (container, client):
         answers: list[httpx.Response] = []
         asking = threading.Thread(

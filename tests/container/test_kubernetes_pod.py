@@ -52,9 +52,9 @@ def test_the_pod_starts_hardened_answers_its_probes_and_ends_in_order(
         assert time.monotonic() < deadline, container.logs()
         time.sleep(startup["periodSeconds"])  # as the kubelet does
     assert {answers(client, probe["httpGet"]["path"]) for _, probe in probes(detector)} == {True}
-    picture = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
+    image = (repo_dir / "samples" / "smear_1.jpg").read_bytes()
     headers = {"Content-Type": "image/jpeg"}
-    answer = client.post("/detect", content=picture, headers=headers).json()
+    answer = client.post("/detect", content=image, headers=headers).json()
     assert answer["results"][0]["detections"]
     assert client.get("/health").json()["instances"] == int(detector["resources"]["limits"]["cpu"])
 

@@ -64,14 +64,14 @@ def test_every_way_of_calls_knows_that_it_is_lost(
 
 def test_the_process_ends_with_a_code_that_restarts_it(method: str, device: str) -> None:
     program = ("-m", "tests.support.lost_context", "process", method)
-    (_, picture), *_ = samples()
+    (_, image), *_ = samples()
     with ready(device, program=program) as (server, client):
-        assert client.post("/detect", content=picture).status_code == 200
+        assert client.post("/detect", content=image).status_code == 200
         server.process.send_signal(signal.SIGUSR1)
         # The loss is told in the log, before anything else that could be asked.
         assert lost(server), server.lines
         try:
-            assert client.post("/detect", content=picture).status_code in (500, 503)
+            assert client.post("/detect", content=image).status_code in (500, 503)
         except httpx.TransportError as error:
             print("no answer:", error)
         code = server.process.wait(FAILED_GRACE_S + CALLS_END_S)

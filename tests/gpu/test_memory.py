@@ -59,10 +59,10 @@ def test_reloads_do_not_add_up(
     device: str, memory: Reading, rehearsal: bool, record_property: RecordProperty
 ) -> None:
     reloads = 2 if rehearsal else RELOADS
-    pictures, seen = [each for _, each in samples()], []
+    images, seen = [each for _, each in samples()], []
     with ready(device) as (server, client):
         for i in count(1):
-            assert client.post("/detect", content=pictures[i % 3]).status_code == 200
+            assert client.post("/detect", content=images[i % 3]).status_code == 200
             seen.append(memory())
             if i > reloads:
                 break

@@ -12,7 +12,13 @@ from server.inference.session import Session
 from server.vision.nms import DetectParameters
 from tests.support.expected_detections import FILE, rows_of
 from tests.support.gpu_sessions import BATCH_SIZE, CALLS, Calls, RecordProperty, open_session
-from tests.support.pictures import apart, batch_of, farthest, pictures, ranked_scores_apart
+from tests.support.sample_images import (
+    apart,
+    batch_of,
+    farthest,
+    ranked_scores_apart,
+    sample_images,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -77,7 +83,7 @@ def check(
     assert np.isfinite(ours).all()
     ranks = ranked_scores_apart(ours, expected)
     found = farthest([apart(*each, least_score=SURE) for each in zip(ours, expected, strict=True)])
-    assert found.compared >= len(ours), "the pictures show next to nothing: no comparison"
+    assert found.compared >= len(ours), "the images show next to nothing: no comparison"
     assert found.unmatched == 0
     assert ranks <= limit.scores
     assert found.scores <= limit.scores
@@ -120,7 +126,7 @@ def test_an_answer_stays_when_the_next_batch_comes(opened: Opened, reference: An
     np.testing.assert_array_equal(kept, before)
 
 
-def test_pictures_that_are_not_contiguous_in_memory_give_the_same(
+def test_images_that_are_not_contiguous_in_memory_give_the_same(
     opened: Opened, reference: Any
 ) -> None:
     precision, _, session = opened
@@ -139,7 +145,7 @@ def test_detections_are_the_committed_ones(
     limit = LIMITS[precision]
     margin = limit.detection_scores
     detector = Detector(artifacts[precision], session, max_batch_size=BATCH_SIZE)
-    found = [rows_of(each) for each in detector.detect(pictures(), DetectParameters())]
+    found = [rows_of(each) for each in detector.detect(sample_images(), DetectParameters())]
     expected = [np.array(each, np.float32) for each in json.loads(FILE.read_text()).values()]
     assert len(found) == len(expected)
     # Whoever is sure of one: the other has it, too.
@@ -163,6 +169,6 @@ def test_the_committed_detections_are_of_these_weights(
 ) -> None:
     """Or the comparison above would blame the GPU for a file that is out of date."""
     detector = Detector(artifacts["fp32"], cpu)
-    found = [rows_of(each) for each in detector.detect(pictures(), DetectParameters())]
+    found = [rows_of(each) for each in detector.detect(sample_images(), DetectParameters())]
     for ours, theirs in zip(found, json.loads(FILE.read_text()).values(), strict=True):
         np.testing.assert_allclose(ours, np.array(theirs, np.float32), atol=2e-2)

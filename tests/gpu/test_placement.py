@@ -9,7 +9,7 @@ from server.inference.cuda.options import cuda_providers
 from server.inference.session import Session
 from tests.support.executed import COPIES, Executed, executed
 from tests.support.gpu_sessions import CALLS, Calls, RecordProperty, open_session
-from tests.support.pictures import batch_of
+from tests.support.sample_images import batch_of
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.support.expected_detections import FILE
 from tests.support.gpu_server import ready, run_to_the_end, samples
-from tests.support.pictures import apart, farthest
+from tests.support.sample_images import apart, farthest
 
 pytestmark = pytest.mark.gpu
 

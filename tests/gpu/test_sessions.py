@@ -13,12 +13,12 @@ from server.inference.engine import Engine
 from server.inference.repository import load_model
 from server.inference.session import Session
 from tests.support.gpu_sessions import BATCH_SIZE, CALLS, Calls, open_session
-from tests.support.pictures import REPO, batch_of, ranked_scores_apart
+from tests.support.sample_images import REPO, batch_of, ranked_scores_apart
 
 pytestmark = pytest.mark.gpu
 
 CALLERS = 4
-LIMIT = 0.01  # between two calls of one model with the same pictures
+LIMIT = 0.01  # between two calls of one model with the same images
 
 
 @pytest.fixture(scope="module")

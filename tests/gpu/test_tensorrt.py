@@ -7,7 +7,7 @@ import pytest
 from server.doctor.gpu_facts import TENSORRT_LIBRARIES, find_libraries
 from server.inference.artifact import Artifact
 from server.inference.session import Session
-from tests.support.pictures import batch_of, ranked_scores_apart
+from tests.support.sample_images import batch_of, ranked_scores_apart
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # engines are built, minutes each
 

@@ -17,7 +17,7 @@ TOKENS, CHANNELS = 16, 4
 
 
 def tiny_inputs(folder: Path) -> Path:
-    """Writes a folder of inputs: `fla` and `plain` in two precisions, blocks, three pictures."""
+    """Writes a folder of inputs: `fla` and `plain` in two precisions, blocks, three images."""
     folder.mkdir(parents=True)
     models = {}
     for network in ("fla", "plain"):
@@ -30,23 +30,23 @@ def tiny_inputs(folder: Path) -> Path:
         block = BlockFile(f"block-{form}.onnx", form, "fp32", 1, TOKENS, CHANNELS)
         _block(folder / block.file, again=form == "published")
         blocks.append(block)
-    pictures = []
+    images = []
     for i, hw in enumerate(((64, 64), (64, 64), (32, 64))):
         image = paint(hw, {(0, 0): (255, 0, 0), (0, 1): (200, 90, 8 * i)})
         bgr = np.ascontiguousarray(image[..., ::-1])
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
         (folder / f"{i}.jpg").write_bytes(cv2.imencode(".jpg", bgr, quality)[1].tobytes())
-        pictures.append(f"{i}.jpg")
+        images.append(f"{i}.jpg")
     artifact = load_artifact(folder / models["fla-fp32"])
     session = Session.open(artifact, device="cpu", threads=1)
-    encoded = [(folder / each).read_bytes() for each in pictures]
+    encoded = [(folder / each).read_bytes() for each in images]
     write_found(detections(session, artifact, encoded), folder / "expected.npz")
     session.close()
     write_manifest(
         folder,
         models=models,
         blocks=blocks,
-        pictures=pictures,
+        images=images,
         expected="expected.npz",
         about={"weights": "none: made for tests"},
     )

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import httpx
 
-from tests.support.pictures import REPO
 from tests.support.processes import ServerProcess, environment, started
+from tests.support.sample_images import REPO
 
 START_S = 180  # libraries of 2 GB are loaded, and every shape is run
 SERVER = ("-m", "server")

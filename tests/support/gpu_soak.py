@@ -16,7 +16,7 @@ from server.inference.engine import Engine
 from server.inference.repository import load_model
 from tests.support.gpu_machine import reading
 from tests.support.gpu_sessions import BATCH_SIZE, CALLS, Calls
-from tests.support.pictures import REPO, batch_of
+from tests.support.sample_images import REPO, batch_of
 
 LOOKS = 20  # at the memory, on the way
 

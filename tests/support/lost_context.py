@@ -34,7 +34,7 @@ from server.inference.repository import load_model
 from server.inference.session import Session
 from server.settings import Settings
 from tests.support.gpu_sessions import CALLS, Calls
-from tests.support.pictures import REPO, batch_of
+from tests.support.sample_images import REPO, batch_of
 
 LIMIT_S = 120
 POISON = b"""
@@ -111,7 +111,7 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
     """What the app answers before and after, without a port and without an end of the process."""
     app = create_app(Settings.load(flags, os.environ))
     service = state_of(app).service
-    picture = (REPO / "samples" / "smear_1.jpg").read_bytes()
+    image = (REPO / "samples" / "smear_1.jpg").read_bytes()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
         client = await stack.enter_async_context(
@@ -127,7 +127,7 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
         for when in ("before", "after"):
             if when == "after":
                 lose()
-            detected = await client.post("/detect", content=picture)
+            detected = await client.post("/detect", content=image)
             seen[when] = {
                 "detect": detected.status_code,
                 "live": (await client.get("/health/live")).status_code,
@@ -138,7 +138,7 @@ async def answers(flags: list[str], lose: Callable[[], None]) -> dict[str, objec
                 await asyncio.sleep(0.05)
         seen["end"] = {
             "live": (await client.get("/health/live")).status_code,
-            "detect": (await client.post("/detect", content=picture)).status_code,
+            "detect": (await client.post("/detect", content=image)).status_code,
             "state": service.model.state,
             "failure": str(service.model.failure),
         }

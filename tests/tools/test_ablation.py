@@ -18,7 +18,7 @@ def figures(accuracies: dict[str, list[float]], missing: list[str] | None = None
     return {
         "machine": {"processor": "made", "onnxruntime": "1"},
         **{"threads": 1, "rounds": 5, "imgsz": 320, "epochs": 50},
-        "pictures": {"train": 205, "val": 87},
+        "images": {"train": 205, "val": 87},
         "seeds": list(range(max(len(own) for own in accuracies.values()))),
         "missing": missing or [],
         "runs": [
@@ -139,7 +139,7 @@ def test_an_epoch_that_a_resumed_run_repeated_counts_once(tmp_path: Path) -> Non
 
 
 def data_set(folder: Path, repo_dir: Path) -> Path:
-    """The rendered smears with their labels, as training and validation pictures."""
+    """The rendered smears with their labels, as training and validation images."""
     smears = json.loads((repo_dir / "samples" / "smears.json").read_text())
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)

@@ -15,7 +15,7 @@ LABEL = "0 0.265625 0.734375 0.53125 0.53125\n"
 
 @pytest.fixture
 def data_yaml(tmp_path: Path) -> Path:
-    """One picture of eight times the model's input, with the box that the model gives for it."""
+    """One image of eight times the model's input, with the box that the model gives for it."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     pixels = np.full((SIDE, SIDE, 3), 0, np.uint8)

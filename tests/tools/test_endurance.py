@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.endurance.broken import bad_files, broken_shots, png_bomb
-from benchmarks.endurance.corpus import FORMATS, SIZES, Bounds, Picture, corpus, fitted
+from benchmarks.endurance.corpus import FORMATS, SIZES, Bounds, Image, corpus, fitted
 from benchmarks.endurance.drains import Drain, Fate, judge
 from benchmarks.endurance.forms import (
     DETECT,
@@ -50,14 +50,14 @@ from server.vision.decode import decode
 from tests.support.artifacts import tiny_artifact
 
 LIMIT = 50_000_000
-JPEG = Picture("a.jpg", "image/jpeg", b"\xff\xd8\xff" + bytes(100), (480, 640))
-PNG = Picture("b.png", "image/png", b"\x89PNG" + bytes(50), (90, 700))
+JPEG = Image("a.jpg", "image/jpeg", b"\xff\xd8\xff" + bytes(100), (480, 640))
+PNG = Image("b.png", "image/png", b"\x89PNG" + bytes(50), (90, 700))
 CUT = BadFile("cut.jpg", b"\xff\xd8\xff", "undecodable_image")
 EXPECTED = {(each.name, conf): Bounds(2, 3) for each in (JPEG, PNG) for conf in (0.25, 0.4, 0.001)}
 
 
 @pytest.fixture(scope="module")
-def pictures(repo_dir: Path) -> list[Picture]:
+def images(repo_dir: Path) -> list[Image]:
     return corpus(repo_dir / "samples", most=1)
 
 
@@ -66,9 +66,9 @@ def artifact(tmp_path: Path) -> Path:
     return tiny_artifact(tmp_path / "tiny.onnx")
 
 
-def result(picture: Picture, boxes: int, **other: Any) -> dict[str, Any]:
-    height, width = picture.hw
-    found = {"filename": picture.name, "width": width, "height": height, "error": None}
+def result(image: Image, boxes: int, **other: Any) -> dict[str, Any]:
+    height, width = image.hw
+    found = {"filename": image.name, "width": width, "height": height, "error": None}
     return found | {"detections": [{}] * boxes} | other
 
 
@@ -219,15 +219,15 @@ def test_metrics_are_read_by_name_and_labels() -> None:
 # ---- requests and their answers
 
 
-def test_pictures_come_in_all_sizes_and_formats(pictures: list[Picture]) -> None:
-    assert {each.hw for each in pictures} == {(height, width) for width, height in SIZES}
-    assert {each.media_type for each in pictures} == set(FORMATS.values())
-    assert len({each.name for each in pictures}) == len(pictures)
-    for each in pictures:
+def test_images_come_in_all_sizes_and_formats(images: list[Image]) -> None:
+    assert {each.hw for each in images} == {(height, width) for width, height in SIZES}
+    assert {each.media_type for each in images} == set(FORMATS.values())
+    assert len({each.name for each in images}) == len(images)
+    for each in images:
         assert decode(each.data, max_pixels=LIMIT).shape == (*each.hw, 3)
 
 
-def test_a_picture_is_cut_and_not_stretched() -> None:
+def test_a_image_is_cut_and_not_stretched() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     image[40:60, 90:110] = 255
     small = fitted(image, (50, 50))
@@ -236,8 +236,8 @@ def test_a_picture_is_cut_and_not_stretched() -> None:
     assert np.ptp(rows) == np.ptp(columns)
 
 
-def test_files_are_broken_in_the_way_that_is_said(pictures: list[Picture]) -> None:
-    for file in bad_files(pictures[0]):
+def test_files_are_broken_in_the_way_that_is_said(images: list[Image]) -> None:
+    for file in bad_files(images[0]):
         with pytest.raises(BadInput) as caught:
             decode(file.data, max_pixels=LIMIT)
         assert caught.value.code == file.code, file.name
@@ -261,14 +261,14 @@ def test_a_form_needs_a_result_for_each_file_in_order() -> None:
         (good[:2], "2 results for 3"),
         ([good[2], good[1], good[0]], "700 x 90 pixels"),
         ([result(JPEG, 4), *good[1:]], "4 boxes, expected 2 to 3"),
-        ([good[0], result(CUT_AS_PICTURE, 0), good[2]], "error None"),
+        ([good[0], result(CUT_AS_IMAGE, 0), good[2]], "error None"),
         ([good[0] | {"filename": "x"}, *good[1:]], "the result is of x"),
         ([good[0] | {"error": {"code": "bad_input"}}, *good[1:]], "error {'code'"),
     ):
         assert said in (wrong(shot, *changed) or ""), changed
 
 
-CUT_AS_PICTURE = Picture("cut.jpg", "image/jpeg", b"", (1, 1))
+CUT_AS_IMAGE = Image("cut.jpg", "image/jpeg", b"", (1, 1))
 
 
 def test_an_answer_to_another_request_is_wrong() -> None:
@@ -309,10 +309,10 @@ def test_the_other_apis_answers_are_counted() -> None:
     assert camera.wrong(answer({"success": True, "predictions": [1, 2]}), "me") is None
     assert camera.wrong(answer({"success": True, "predictions": [1]}), "me") is not None
     assert camera.wrong(answer({"success": False, "predictions": [1, 2]}), "me") is not None
-    picture = annotated(JPEG)
+    image = annotated(JPEG)
     jpeg = {"content-type": "image/jpeg"}
-    assert picture.wrong(answer(b"\xff\xd8\xff..\xff\xd9", 200, jpeg), "me") is None
-    assert picture.wrong(answer(b"\xff\xd8\xff..", 200, jpeg), "me") is not None
+    assert image.wrong(answer(b"\xff\xd8\xff..\xff\xd9", 200, jpeg), "me") is None
+    assert image.wrong(answer(b"\xff\xd8\xff..", 200, jpeg), "me") is not None
 
 
 def test_binary_tensors_hold_the_files_behind_their_lengths() -> None:
@@ -326,9 +326,9 @@ def test_binary_tensors_hold_the_files_behind_their_lengths() -> None:
     assert blob[8 + length :] == PNG.data
 
 
-def test_every_kind_of_the_mix_can_be_chosen(pictures: list[Picture]) -> None:
-    known = {(p.name, conf): Bounds(0, 9) for p in pictures for conf in (0.25, 0.4, 0.001)}
-    choose = mix(pictures, known, "m", random.Random(0))
+def test_every_kind_of_the_mix_can_be_chosen(images: list[Image]) -> None:
+    known = {(p.name, conf): Bounds(0, 9) for p in images for conf in (0.25, 0.4, 0.001)}
+    choose = mix(images, known, "m", random.Random(0))
     kinds = {kind: choose({kind: 1}) for kind in POLITE}
     assert {shot.kind for shot in kinds.values()} == set(POLITE)
     assert {choose(POLITE).kind for _ in range(500)} == set(POLITE)
@@ -374,9 +374,9 @@ def test_the_books_hold_what_was_answered_and_at_most_what_was_left(
     assert len(found) == len(said)
 
 
-def test_a_broken_request_counts_its_image_and_none_before_that(pictures: list[Picture]) -> None:
+def test_a_broken_request_counts_its_image_and_none_before_that(images: list[Image]) -> None:
     ledger = Ledger()
-    for shot in broken_shots(pictures[0]):
+    for shot in broken_shots(images[0]):
         ledger.answered(shot, shot.status)
     codes = {"undecodable_image": 2, "too_many_pixels": 1, "unsupported_image": 1}
     assert ledger.images == Counter(codes)

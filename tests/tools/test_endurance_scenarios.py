@@ -27,7 +27,7 @@ def plan(artifact: Path, repo_dir: Path, tmp_path: Path) -> Plan:
         flags=flags,
         settings=Settings.load(flags, {}),
         python=sys.executable,
-        pictures=repo_dir / "samples",
+        images=repo_dir / "samples",
         artifacts=(artifact, other),
         saturation_s=0.5,
         overload_s=1.0,

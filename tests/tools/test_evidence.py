@@ -93,9 +93,9 @@ def test_the_softmax_map_is_that_of_torch() -> None:
 def test_without_the_convolution_no_map_but_that_of_softmax_exceeds_the_channels_of_a_head() -> (
     None
 ):
-    (picture,) = measure_diversity([tokens()])["pictures"]
-    forms, head_dim = picture["forms"], picture["head_dim"]
-    assert picture["tokens"] == N
+    (image,) = measure_diversity([tokens()])["images"]
+    forms, head_dim = image["forms"], image["head_dim"]
+    assert image["tokens"] == N
     assert max(forms["linear"]["rank"] + forms["focused"]["rank"]) <= head_dim == 8
     assert min(forms["softmax"]["rank"]) > head_dim
     assert min(forms["focused + DWC"]["rank"]) > head_dim

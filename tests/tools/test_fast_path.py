@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.micro.fast_path import encoded_picture, main
+from benchmarks.micro.fast_path import encoded_image, main
 from tests.support.artifacts import tiny_artifact
 
 
@@ -24,7 +24,7 @@ def test_every_stage_of_every_size_is_printed(
     assert printed.count("1 thread ") == 3
 
 
-def test_the_picture_has_the_size_asked_for() -> None:
-    decoded = cv2.imdecode(np.frombuffer(encoded_picture(1280, 720), np.uint8), cv2.IMREAD_COLOR)
+def test_the_image_has_the_size_asked_for() -> None:
+    decoded = cv2.imdecode(np.frombuffer(encoded_image(1280, 720), np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     assert decoded.shape == (720, 1280, 3)

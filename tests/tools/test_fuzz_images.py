@@ -37,10 +37,10 @@ def complains(data: bytes, _: Metadata) -> str:
     return "odd" if data == damaged(seeds(), SEED, 4) else "refused"
 
 
-def test_every_undamaged_file_gives_a_picture() -> None:
+def test_every_undamaged_file_gives_a_image() -> None:
     metadata = small_metadata()
-    pictures = seeds()[: -len(refused_seeds())]
-    assert {examine(seed, metadata) for seed in pictures} == {"accepted"}
+    images = seeds()[: -len(refused_seeds())]
+    assert {examine(seed, metadata) for seed in images} == {"accepted"}
     assert {examine(seed, metadata) for seed in refused_seeds()} == {"refused"}
 
 

@@ -217,7 +217,7 @@ def inputs_folder(folder: Path) -> Path:
     folder.mkdir()
     for name in ("m.onnx", "p.jpg"):
         (folder / name).write_text(name)
-    write_manifest(folder, models={"fla-fp32": "m.onnx"}, pictures=["p.jpg"], about={"made": "x"})
+    write_manifest(folder, models={"fla-fp32": "m.onnx"}, images=["p.jpg"], about={"made": "x"})
     return folder
 
 
@@ -536,7 +536,7 @@ def test_a_generator_loses_nothing_of_a_long_answer(tmp_path: Path) -> None:
         "g.load = load\n"
         "g.main()\n"
     )
-    start = {"url": "", "path": "/", "pictures": [str(tmp_path / "p.jpg")], "counts": [1]}
+    start = {"url": "", "path": "/", "images": [str(tmp_path / "p.jpg")], "counts": [1]}
     lines = [json.dumps({**start, "first": 0}), "{}"]
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(

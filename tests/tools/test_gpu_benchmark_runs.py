@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks.gpu.inputs import without_attention, write_pictures
+from benchmarks.gpu.inputs import without_attention, write_images
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.record import read_record
 from server.vision.decode import decode
@@ -180,11 +180,11 @@ def test_missing_inputs_are_reported_in_a_line(
     assert "nowhere: no folder" in line
 
 
-def test_pictures_have_the_shapes_of_photographs_and_the_first_few_have_all(tmp_path: Path) -> None:
-    names = write_pictures(tmp_path / "pictures")
+def test_images_have_the_shapes_of_photographs_and_the_first_few_have_all(tmp_path: Path) -> None:
+    names = write_images(tmp_path / "images")
     shapes = [decode((tmp_path / name).read_bytes(), max_pixels=10**7).shape[:2] for name in names]
     assert {(1080, 1920), (720, 1280), (480, 640), (1440, 1080)} <= set(shapes[:5])
-    assert len(set(names)) == len(names) == len(list((tmp_path / "pictures").iterdir()))
+    assert len(set(names)) == len(names) == len(list((tmp_path / "images").iterdir()))
 
 
 def test_the_network_without_attention_has_the_other_layers_weights(

@@ -12,7 +12,7 @@ from tests.support.gpu_machine import missing_gpu, reading
 from tests.support.gpu_soak import grown
 from tests.support.hard_blocks import FOLDER, SIZES, attentions, expected
 from tests.support.hard_maps import CHANNELS, ordinary
-from tests.support.pictures import Apart, apart, batch_of, farthest, ranked_scores_apart
+from tests.support.sample_images import Apart, apart, batch_of, farthest, ranked_scores_apart
 
 ROW = (10, 10, 30, 40, 0.8, 1)
 
@@ -89,7 +89,7 @@ def test_what_was_there_before_the_model_does_not_make_growth_small() -> None:
     assert grown({"before": 1000, "warm": 1100, "after": 1102}) == pytest.approx(0.02)
 
 
-def test_every_input_shape_is_filled_with_different_pictures(repo_dir: Path) -> None:
+def test_every_input_shape_is_filled_with_different_images(repo_dir: Path) -> None:
     metadata = load_artifact(repo_dir / "weights" / "yolov8n-fla-bccd.onnx").metadata
     for hw in metadata.buckets:
         batch = batch_of(metadata, hw, 8)

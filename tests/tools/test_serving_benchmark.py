@@ -13,11 +13,11 @@ from benchmarks.serving.__main__ import square_only
 from benchmarks.serving.cases import Case, Entry
 from benchmarks.serving.limit import LimitArrangement, Pipeline, arrangements
 from benchmarks.serving.measure import Bench, shapes
-from benchmarks.serving.pictures import (
-    Picture,
+from benchmarks.serving.sample_images import (
+    Image,
     box_counts,
     counted,
-    read_pictures,
+    read_images,
     widened,
 )
 from server.inference.artifact import read_metadata
@@ -27,7 +27,7 @@ from tests.support.serving import encode, one_cell
 
 USUAL = Thresholds()
 TWO = encode(paint((64, 64), {(0, 0): (255, 0, 0), (1, 1): (255, 0, 0)}))
-PICTURES = [Picture("one", one_cell(), (64, 64)), Picture("two", TWO, (64, 64))]
+IMAGES = [Image("one", one_cell(), (64, 64)), Image("two", TWO, (64, 64))]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(folder: Path) -> Bench:
-    return Bench(PICTURES, PICTURES, seconds=0.3, warm_s=0.1, envs=folder)
+    return Bench(IMAGES, IMAGES, seconds=0.3, warm_s=0.1, envs=folder)
 
 
 def case(model: Path, clients: int) -> Case:
@@ -69,10 +69,10 @@ def test_a_peer_gives_the_boxes_that_we_give(model: Path) -> None:
 
         async def ask() -> list[Answer]:
             async with Client(server.url) as client:
-                return [await client.ask(image_request(peer.path, each.data)) for each in PICTURES]
+                return [await client.ask(image_request(peer.path, each.data)) for each in IMAGES]
 
         answers = run_light(ask())
-    counts = box_counts(model, PICTURES, USUAL)
+    counts = box_counts(model, IMAGES, USUAL)
     assert counts == [1, 2]
     for answer, count in zip(answers, counts, strict=True):
         assert counted(count, 0)(answer) is None
@@ -93,9 +93,9 @@ def test_the_square_copy_is_the_same_graph_with_one_bucket(model: Path, tmp_path
     square = square_only(model, tmp_path / "square.onnx")
     assert read_metadata(square).buckets == ((64, 64),)
     assert read_metadata(square).graph_sha256 == read_metadata(model).graph_sha256
-    wide = Picture("wide", b"", (30, 64))
-    assert shapes(model, [wide, PICTURES[0]]) == {"32x64": 1, "64x64": 1}
-    assert shapes(square, [wide, PICTURES[0]]) == {"64x64": 2}
+    wide = Image("wide", b"", (30, 64))
+    assert shapes(model, [wide, IMAGES[0]]) == {"32x64": 1, "64x64": 1}
+    assert shapes(square, [wide, IMAGES[0]]) == {"64x64": 2}
 
 
 @pytest.mark.parametrize("arrangement", arrangements(2), ids=str)
@@ -108,13 +108,13 @@ def test_every_arrangement_of_the_limit_passes_images_of_several_shapes(
     assert LimitArrangement.parse(str(arrangement)) == arrangement
 
 
-def test_pictures_are_640_by_480_and_their_wide_form_is_16_to_9(tmp_path: Path) -> None:
+def test_images_are_640_by_480_and_their_wide_form_is_16_to_9(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     (tmp_path / "b.jpg").write_bytes(encode(noise, ".jpg"))
     (tmp_path / "a.jpg").write_bytes(encode(noise[:400], ".jpg"))
-    (picture,) = read_pictures(tmp_path, 5)
-    assert picture.name == "b.jpg"
-    assert widened(picture).hw == (360, 640)
+    (image,) = read_images(tmp_path, 5)
+    assert image.name == "b.jpg"
+    assert widened(image).hw == (360, 640)
     (tmp_path / "b.jpg").unlink()
     with pytest.raises(ValueError, match="no JPEG of 640 x 480"):
-        read_pictures(tmp_path, 5)
+        read_images(tmp_path, 5)

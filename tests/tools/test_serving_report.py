@@ -33,7 +33,7 @@ ROWS = [
 FIGURES: dict[str, Any] = {
     "metadata": {
         "cpu": "a CPU", "cpus": 2, "clients": 32, "date": "2026-01-01", "rounds": 2,
-        "seconds": 6, "warm_s": 1.5, "pictures": 3,
+        "seconds": 6, "warm_s": 1.5, "images": 3,
     },
     "cases": [
         {"name": "saturated", "title": "32 clients", "clients": 32, "shapes": "all: 3 at 64x64"},

@@ -19,9 +19,9 @@ SEEDS = [3, 6, 39]
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    picture = cv2.imread(str(path))
-    assert picture is not None, path
-    return np.asarray(picture[..., ::-1], np.uint8)
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return np.asarray(image[..., ::-1], np.uint8)
 
 
 def disc(class_id: int, x: float, y: float, radius: float) -> Blob:
@@ -39,10 +39,10 @@ def test_a_seed_gives_the_same_smear_again_and_another_seed_another() -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(480, 640), (720, 1280), (640, 480)])
-def test_boxes_lie_inside_the_picture_and_have_an_area(size_hw: tuple[int, int]) -> None:
-    picture, truth = render_smear(6, size_hw)
-    assert picture.shape == (*size_hw, 3)
-    assert picture.dtype == np.uint8
+def test_boxes_lie_inside_the_image_and_have_an_area(size_hw: tuple[int, int]) -> None:
+    image, truth = render_smear(6, size_hw)
+    assert image.shape == (*size_hw, 3)
+    assert image.dtype == np.uint8
     assert truth
     for class_id, (x1, y1, x2, y2) in truth:
         assert class_id in (RBC, WBC, PLATELET)
@@ -50,16 +50,16 @@ def test_boxes_lie_inside_the_picture_and_have_an_area(size_hw: tuple[int, int])
         assert 0 <= y1 < y2 <= size_hw[0]
 
 
-def absorbed(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+def absorbed(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Darkness of the green channel, which every stain absorbs, against the free background."""
-    green = cv2.GaussianBlur(picture[..., 1].astype(np.float32), (0, 0), 1.5)
+    green = cv2.GaussianBlur(image[..., 1].astype(np.float32), (0, 0), 1.5)
     return np.asarray(np.percentile(green, 90) - green, np.float32)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_labelled_cell_is_darker_than_the_background(seed: int) -> None:
-    picture, truth = render_smear(seed)
-    dark = absorbed(picture)
+    image, truth = render_smear(seed)
+    dark = absorbed(image)
     for class_id, (x1, y1, x2, y2) in truth:
         inside = dark[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1]
         assert np.percentile(inside, 70) > 6, (class_id, x1, y1, x2, y2)
@@ -110,10 +110,10 @@ def test_a_cell_is_labelled_while_enough_of_it_is_seen() -> None:
 def test_smears_resemble_the_data_set_in_counts_and_sizes() -> None:
     truths = [render_smear(seed)[1] for seed in range(100, 124)]
     cells = [cell for truth in truths for cell in truth]
-    per_picture = {c: sum(k == c for k, _ in cells) / len(truths) for c in (RBC, WBC, PLATELET)}
-    assert 8 < per_picture[RBC] < 16
-    assert 0.6 < per_picture[WBC] < 1.4
-    assert 0.4 < per_picture[PLATELET] < 2.5
+    per_image = {c: sum(k == c for k, _ in cells) / len(truths) for c in (RBC, WBC, PLATELET)}
+    assert 8 < per_image[RBC] < 16
+    assert 0.6 < per_image[WBC] < 1.4
+    assert 0.4 < per_image[PLATELET] < 2.5
     # Median width of BCCD's boxes: 106, 199 and 39 px.
     for class_id, low, high in ((RBC, 94, 116), (WBC, 130, 230), (PLATELET, 32, 48)):
         assert low < np.median([b[2] - b[0] for c, b in cells if c == class_id]) < high
@@ -140,7 +140,7 @@ def test_the_command_writes_a_data_set_in_yolo_form(tmp_path: Path) -> None:
             np.testing.assert_allclose(corners * [640, 480, 640, 480], box, atol=1e-2)
 
 
-def test_pictures_can_be_held_out_for_validation(tmp_path: Path) -> None:
+def test_images_can_be_held_out_for_validation(tmp_path: Path) -> None:
     write_dataset(tmp_path, count=3, seed=7, held_out=1)
     _, train = split_images(tmp_path / "data.yaml", "train")
     _, val = split_images(tmp_path / "data.yaml", "val")

@@ -97,7 +97,7 @@ async def test_every_schema_of_the_servers_answers_has_a_value_with_its_fields(
     assert {"Box", "Detection", "ImageError", "ImageResult", "ModelName", "Timings"} <= seen
 
 
-async def test_pictures_come_back_in_their_order_and_broken_ones_are_values(
+async def test_images_come_back_in_their_order_and_broken_ones_are_values(
     artifact: Path, tmp_path: Path
 ) -> None:
     left = tmp_path / "left.png"
@@ -122,7 +122,7 @@ async def test_pictures_come_back_in_their_order_and_broken_ones_are_values(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-async def test_where_no_picture_can_be_read_each_has_its_own_error(
+async def test_where_no_image_can_be_read_each_has_its_own_error(
     artifact: Path, count: int
 ) -> None:
     images = [b"junk", b"", one_cell()[:60]][:count]
@@ -132,7 +132,7 @@ async def test_where_no_picture_can_be_read_each_has_its_own_error(
     assert codes == ["unsupported_image", "undecodable_image", "undecodable_image"][:count]
 
 
-async def test_an_array_is_seen_as_the_picture_that_it_was(artifact: Path) -> None:
+async def test_an_array_is_seen_as_the_image_that_it_was(artifact: Path) -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (96, 128, 3), np.uint8)
     async with served(artifact) as running, client_of(running) as client:
         as_file, as_array = await client.detect([encode(pixels), pixels], conf=0.01)
@@ -141,11 +141,11 @@ async def test_an_array_is_seen_as_the_picture_that_it_was(artifact: Path) -> No
 
 
 async def test_parameters_reach_the_server(artifact: Path) -> None:
-    picture = encode(paint((64, 64), {(0, 0): RED, (0, 1): (200, 100, 0), (1, 0): (255, 200, 0)}))
+    image = encode(paint((64, 64), {(0, 0): RED, (0, 1): (200, 100, 0), (1, 0): (255, 200, 0)}))
     async with served(artifact) as running, client_of(running) as client:
 
         async def classes(**chosen: Any) -> list[str]:
-            (found,) = await client.detect(picture, **chosen)
+            (found,) = await client.detect(image, **chosen)
             return [each.class_name for each in found.detections]
 
         assert await classes() == ["RBC", "Platelets", "WBC"]
@@ -153,21 +153,21 @@ async def test_parameters_reach_the_server(artifact: Path) -> None:
         assert await classes(classes=["WBC", 0]) == ["RBC", "WBC"]
         assert await classes(max_det=1, iou=0.5, agnostic_nms=True) == ["RBC"]
         with pytest.raises(Refused, match="conf is 7") as raised:
-            await client.detect(picture, conf=7)
+            await client.detect(image, conf=7)
         assert (raised.value.status, raised.value.code) == (422, "invalid_parameter")
         assert type(raised.value) is Refused
         with pytest.raises(TypeError, match="confidence"):
-            await client.detect(picture, confidence=0.5)  # type: ignore[call-arg]
+            await client.detect(image, confidence=0.5)  # type: ignore[call-arg]
 
 
 async def test_the_servers_limits_make_more_requests_of_one_call(artifact: Path) -> None:
-    pictures = [NamedImage(str(i), one_cell()) for i in range(7)]
+    images = [NamedImage(str(i), one_cell()) for i in range(7)]
     body_bytes = 2 * len(one_cell()) + 1000  # with the multipart around them
     limits: dict[str, Any] = {"max_images_per_request": 3, "max_body_bytes": body_bytes}
     async with served(artifact, **limits) as running, client_of(running) as client:
-        found = await client.detect(pictures)
+        found = await client.detect(images)
         (huge,) = await client.detect(b"x" * (body_bytes + 1))
-        streamed = [each async for each in client.stream(pictures, images_per_request=7)]
+        streamed = [each async for each in client.stream(images, images_per_request=7)]
     assert [each.filename for each in found] == list("0123456")
     assert all(each.detections == (CELL,) for each in found)
     assert sorted(each.filename or "" for each in streamed) == list("0123456")
@@ -176,14 +176,14 @@ async def test_the_servers_limits_make_more_requests_of_one_call(artifact: Path)
     assert f"max_body_bytes is {body_bytes}" in huge.error.detail
 
 
-async def test_a_call_of_many_pictures_is_answered_whole(artifact: Path) -> None:
+async def test_a_call_of_many_images_is_answered_whole(artifact: Path) -> None:
     async with served(artifact) as running, client_of(running) as client:
         found = await client.detect([one_cell()] * 150)
     assert len(found) == 150
     assert all(each.detections == (CELL,) for each in found)
 
 
-async def test_annotated_pictures_are_jpeg_or_png(artifact: Path) -> None:
+async def test_annotated_images_are_jpeg_or_png(artifact: Path) -> None:
     async with served(artifact) as running, client_of(running) as client:
         jpeg = await client.annotated(one_cell(), conf=0.5)
         png = await client.annotated(one_cell(), png=True)
@@ -280,7 +280,7 @@ def test_a_proxy_without_a_server_behind_it_is_told_as_unavailable() -> None:
         client.health()
 
 
-async def test_an_answer_of_more_than_any_picture_takes_is_given_up(
+async def test_an_answer_of_more_than_any_image_takes_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def large(_: httpx.Request) -> httpx.Response:
@@ -320,10 +320,10 @@ def test_a_key_or_time_that_can_not_be_is_refused_without_telling_the_key() -> N
             Client("http://x", timeout_s=wrong)
 
 
-def from_curl(url: str, picture: Path, query: str) -> dict[str, Any]:
+def from_curl(url: str, image: Path, query: str) -> dict[str, Any]:
     if shutil.which("curl") is None:
         pytest.skip("curl is not on the PATH")
-    command = ["curl", "-sS", "--fail", "-F", f"image=@{picture}", f"{url}/detect?{query}"]
+    command = ["curl", "-sS", "--fail", "-F", f"image=@{image}", f"{url}/detect?{query}"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=LIMIT_S)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -347,13 +347,13 @@ def test_detections_are_those_that_curl_gets(url: str, samples: list[Path]) -> N
     with Client(url) as client:
         found = client.detect(samples, conf=0.4, classes=["RBC", "WBC"])
     assert len(found) == len(samples) == 3
-    for result, picture in zip(found, samples, strict=True):
-        assert result.filename == str(picture)
-        answer = from_curl(url, picture, "conf=0.4&classes=RBC,WBC")
+    for result, image in zip(found, samples, strict=True):
+        assert result.filename == str(image)
+        answer = from_curl(url, image, "conf=0.4&classes=RBC,WBC")
         assert as_json(result) == answer["results"][0]["detections"] != []
 
 
-def test_a_folder_gives_what_single_pictures_give(url: str, samples: list[Path]) -> None:
+def test_a_folder_gives_what_single_images_give(url: str, samples: list[Path]) -> None:
     with Client(url) as client:
         alone = {each.name: client.detect(each)[0].detections for each in samples}
         streamed = {each.filename: each for each in client.detect_folder(samples[0].parent)}
@@ -373,7 +373,7 @@ def test_a_file_that_is_not_there_is_an_error_of_a_call_and_a_value_of_a_stream(
     assert (bad.filename, bad.error.code) == (str(missing), "unreadable_file")
 
 
-def test_the_library_for_pictures_and_the_client_agree_on_colours(
+def test_the_library_for_images_and_the_client_agree_on_colours(
     url: str, samples: list[Path]
 ) -> None:
     # PNG: of a JPEG, the server may decode fewer pixels.

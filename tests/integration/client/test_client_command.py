@@ -53,8 +53,8 @@ def url(repo_dir: Path, artifact: Path) -> Iterator[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Four pictures, two of one name, and one that is broken."""
-    pictures = tmp_path / "in"
+    """Four images, two of one name, and one that is broken."""
+    images = tmp_path / "in"
     for name, content in {
         "a.png": one_cell(),
         "b.png": encode(paint((64, 32), {})),
@@ -62,10 +62,10 @@ def tree(tmp_path: Path) -> Path:
         "z/y/a.jpg": encode(paint((64, 64), {(0, 0): RED}), ".jpg"),
         "z/broken.jpg": encode(paint((64, 64), {}), ".jpg")[:-20],
     }.items():
-        path = pictures / name
+        path = images / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_bytes(content)
-    return pictures
+    return images
 
 
 GOOD = ["a.png", "b.png", "z/a.png", "z/y/a.jpg"]
@@ -78,7 +78,7 @@ def detect(
     return run(tree.parent, "detect", *arguments, **variables)
 
 
-def test_lines_on_standard_output_and_a_broken_picture_by_name_on_the_other(
+def test_lines_on_standard_output_and_a_broken_image_by_name_on_the_other(
     tree: Path, url: str
 ) -> None:
     done = detect(tree, url, tree)
@@ -101,7 +101,7 @@ def test_all_done_is_told_by_the_exit_code(tree: Path, url: str) -> None:
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
-def test_coco_labels_and_pictures_keep_the_tree(tree: Path, url: str) -> None:
+def test_coco_labels_and_images_keep_the_tree(tree: Path, url: str) -> None:
     for form in ("coco", "yolo", "images"):
         done = detect(tree, url, tree, "--format", form, "-o", form)
         assert done.returncode == 1, done.stderr
@@ -115,13 +115,13 @@ def test_coco_labels_and_pictures_keep_the_tree(tree: Path, url: str) -> None:
     assert labels == ["a.txt", "b.txt", "z/a.txt", "z/y/a.txt"]
     assert (out / "yolo/labels/a.txt").read_text() == "0 0.750000 0.250000 0.500000 0.500000\n"
     assert (out / "yolo/labels/b.txt").read_text() == ""
-    pictures = {str(each.relative_to(out / "images")): each for each in out.rglob("images/**/a.*")}
-    assert sorted(pictures) == ["a.png", "z/a.png", "z/y/a.jpg"]
-    assert pictures["a.png"].read_bytes().startswith(b"\x89PNG")
-    assert pictures["z/y/a.jpg"].read_bytes().startswith(b"\xff\xd8")
+    images = {str(each.relative_to(out / "images")): each for each in out.rglob("images/**/a.*")}
+    assert sorted(images) == ["a.png", "z/a.png", "z/y/a.jpg"]
+    assert images["a.png"].read_bytes().startswith(b"\x89PNG")
+    assert images["z/y/a.jpg"].read_bytes().startswith(b"\xff\xd8")
 
 
-def test_the_same_pictures_give_the_same_document(tree: Path, url: str) -> None:
+def test_the_same_images_give_the_same_document(tree: Path, url: str) -> None:
     for name in ("one", "two"):
         detect(tree, url, tree, "--format", "coco", "-o", name, "--images-per-request", "1")
     assert (tree.parent / "one").read_bytes() == (tree.parent / "two").read_bytes()
@@ -135,7 +135,7 @@ def test_names_of_several_arguments_do_not_collide(tree: Path, url: str) -> None
     assert [row["filename"] for row in rows(alone.stdout)] == ["a.png"]
 
 
-def test_pictures_are_not_written_over(tree: Path, url: str) -> None:
+def test_images_are_not_written_over(tree: Path, url: str) -> None:
     before = (tree / "a.png").read_bytes()
     for out in (tree, tree / "z" / ".."):
         done = detect(tree, url, tree, "--format", "images", "-o", out, "--force")
@@ -144,7 +144,7 @@ def test_pictures_are_not_written_over(tree: Path, url: str) -> None:
     assert (tree / "a.png").read_bytes() == before
 
 
-def test_results_inside_the_folder_are_not_pictures_of_it(tree: Path, url: str) -> None:
+def test_results_inside_the_folder_are_not_images_of_it(tree: Path, url: str) -> None:
     out = tree / "found"
     for _ in range(2):
         detect(tree, url, tree, "--format", "images", "-o", out, "--force")
@@ -219,9 +219,9 @@ def test_a_reader_that_leaves_early_is_no_error(tree: Path, url: str) -> None:
 
 
 def holding(after: int, hold: threading.Event) -> Iterator[Flaky]:
-    """A server that answers so many pictures, and then none until it is let."""
+    """A server that answers so many images, and then none until it is let."""
 
-    def decide(request: int, pictures: Sequence[bytes]) -> Reply | None:
+    def decide(request: int, images: Sequence[bytes]) -> Reply | None:
         if request < after or hold.is_set():
             return None
         return Reply(503, hang_until=hold)
@@ -231,13 +231,13 @@ def holding(after: int, hold: threading.Event) -> Iterator[Flaky]:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_goes_on_with_each_picture_once(
+def test_a_run_that_is_stopped_goes_on_with_each_image_once(
     tmp_path: Path, sent: signal.Signals
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out.jsonl"
     folder.mkdir()
     for i in range(12):
-        (folder / f"{i}.jpg").write_bytes(b"picture %d" % (i + 1))
+        (folder / f"{i}.jpg").write_bytes(b"image %d" % (i + 1))
     held = threading.Event()
     # One at a time: of two on their way the later may come first, and the lines wait for the other.
     flow = ["--images-per-request", "1", "--in-flight", "1", "--timeout", "15"]

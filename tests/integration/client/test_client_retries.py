@@ -17,18 +17,18 @@ from tests.support.flaky import Decide, Flaky, Reply, digest, flaky
 
 # Short waits: nothing here depends on how long they are.
 OFTEN = Retry(first_wait_s=0.001, longest_wait_s=0.01, deadline_s=60)
-PICTURES = 120
+IMAGES = 120
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures that differ, in folders where names are repeated."""
-    for i in range(PICTURES):
+    """Images that differ, in folders where names are repeated."""
+    for i in range(IMAGES):
         place = tmp_path / f"part{i % 3}"
         place.mkdir(exist_ok=True)
-        (place / f"{i // 3}.jpg").write_bytes(b"picture %d" % (i + 1))
+        (place / f"{i // 3}.jpg").write_bytes(b"image %d" % (i + 1))
     return tmp_path
 
 
@@ -39,22 +39,22 @@ def collect(stream: Iterable[ImageResult], found: list[ImageResult]) -> None:
 
 def half_refused(status: int = 503, **headers: str) -> Decide:
     chance = random.Random(6)
-    return lambda request, pictures: Reply(status, headers) if chance.random() < 0.5 else None
+    return lambda request, images: Reply(status, headers) if chance.random() < 0.5 else None
 
 
 def all_done_and_none_twice(results: list[ImageResult], folder: Path, server: Flaky) -> None:
     files = {str(each.relative_to(folder)): each for each in folder.rglob("*.jpg")}
     assert Counter(each.filename for each in results) == Counter(list(files))
     assert all(each.ok for each in results)
-    for each in results:  # each name has its own picture's result
-        assert files[each.filename or ""].read_bytes() == b"picture %d" % (each.width or 0)
+    for each in results:  # each name has its own image's result
+        assert files[each.filename or ""].read_bytes() == b"image %d" % (each.width or 0)
     assert server.taken == Counter(digest(each.read_bytes()) for each in files.values())
     assert server.requests > len(server.sizes), "nothing was refused"
 
 
 @pytest.mark.parametrize("images_per_request", [1, 4])
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_server_that_refuses_half_gets_every_picture_once(
+def test_a_server_that_refuses_half_gets_every_image_once(
     folder: Path, status: int, images_per_request: int
 ) -> None:
     with flaky(half_refused(status)) as server, Client(server.url, retry=OFTEN) as client:
@@ -86,7 +86,7 @@ def test_half_an_answer_is_none() -> None:
         flaky(lambda request, _: Reply(half_an_answer=True) if request == 0 else None) as server,
         Client(server.url, retry=OFTEN) as client,
     ):
-        assert client.detect(b"picture 3")[0].width == 3
+        assert client.detect(b"image 3")[0].width == 3
     assert server.requests == 2
 
 
@@ -94,7 +94,7 @@ def all_at_once(requests: int) -> Decide:
     """Refuses the first requests, but only when all of them are there."""
     all_there = threading.Event()
 
-    def decide(request: int, pictures: list[bytes]) -> Reply | None:
+    def decide(request: int, images: list[bytes]) -> Reply | None:
         if request == requests - 1:
             all_there.set()
         return Reply(503, hang_until=all_there) if request < requests else None
@@ -116,13 +116,13 @@ async def test_so_they_are_with_the_asynchronous_client(folder: Path) -> None:
     assert server.most_at_once == 3
 
 
-def test_results_can_come_in_the_pictures_order(folder: Path) -> None:
+def test_results_can_come_in_the_images_order(folder: Path) -> None:
     with flaky(half_refused()) as server, Client(server.url, retry=OFTEN) as client:
         found = [each.filename for each in client.detect_folder(folder, ordered=True)]
     expected = [
         f"part{part}/{name}"
         for part in range(3)
-        for name in sorted(f"{i}.jpg" for i in range(PICTURES // 3))
+        for name in sorted(f"{i}.jpg" for i in range(IMAGES // 3))
     ]
     assert found == expected
 
@@ -134,7 +134,7 @@ def test_a_date_to_come_again_that_is_past_means_at_once() -> None:
         flaky(lambda request, _: refusals.get(request)) as server,
         Client(server.url, retry=OFTEN) as client,
     ):
-        assert client.detect(b"picture 8")[0].width == 8
+        assert client.detect(b"image 8")[0].width == 8
 
 
 def test_a_date_past_the_deadline_is_told_at_once() -> None:
@@ -148,7 +148,7 @@ def test_a_date_past_the_deadline_is_told_at_once() -> None:
         Client(server.url, retry=OFTEN) as client,
         pytest.raises(Unavailable, match="come again in 3600 s") as raised,
     ):
-        client.detect(b"picture 0")
+        client.detect(b"image 0")
     assert server.requests == 1
     assert (raised.value.status, raised.value.code) == (503, "queue_full")
     assert (raised.value.retry_after_s, raised.value.request_id) == (3600, "r1")
@@ -157,14 +157,14 @@ def test_a_date_past_the_deadline_is_told_at_once() -> None:
 def test_a_server_that_hangs_is_asked_again() -> None:
     asked_again = threading.Event()
 
-    def decide(request: int, pictures: list[bytes]) -> Reply | None:
+    def decide(request: int, images: list[bytes]) -> Reply | None:
         if request == 0:
             return Reply(hang_until=asked_again)
         asked_again.set()
         return None
 
     with flaky(decide) as server, Client(server.url, retry=OFTEN, timeout_s=0.2) as client:
-        assert client.detect(b"picture 5")[0].width == 5
+        assert client.detect(b"image 5")[0].width == 5
     assert server.requests == 2
 
 
@@ -175,7 +175,7 @@ def test_what_the_server_refuses_for_good_is_asked_once(status: int, code: str) 
         Client(server.url, retry=OFTEN) as client,
         pytest.raises(Exception, match=f"{status} {code}: on purpose"),
     ):
-        client.detect(b"picture 0")
+        client.detect(b"image 0")
     assert server.requests == 1
 
 
@@ -186,7 +186,7 @@ def test_attempts_end() -> None:
         Client(server.url, retry=three) as client,
         pytest.raises(Unavailable, match="asked 3 times"),
     ):
-        client.detect(b"picture 0")
+        client.detect(b"image 0")
     assert server.requests == 3
 
 
@@ -196,7 +196,7 @@ def test_where_nobody_listens_the_address_is_told() -> None:
     twice = Retry(attempts=2, first_wait_s=0.001, longest_wait_s=0.001)
     with Client(server.url, retry=twice) as client:
         with pytest.raises(Unreachable, match=rf"{server.url}.*refused.*asked 2 times"):
-            client.detect(b"picture 0")
+            client.detect(b"image 0")
         with pytest.raises(Unreachable):
             client.health()
 
@@ -211,14 +211,14 @@ def test_a_folder_ends_with_the_server_and_what_was_done_has_been_told(folder: P
         stream = client.detect_folder(folder, images_per_request=1, in_flight=2)
         with pytest.raises(Unavailable):
             collect(stream, found)
-    assert {digest(b"picture %d" % (each.width or 0)) for each in found} == set(server.taken)
+    assert {digest(b"image %d" % (each.width or 0)) for each in found} == set(server.taken)
 
 
-def test_pictures_that_the_server_fails_on_are_results_and_the_others_go_on(folder: Path) -> None:
-    bad = b"picture 8"
+def test_images_that_the_server_fails_on_are_results_and_the_others_go_on(folder: Path) -> None:
+    bad = b"image 8"
 
-    def decide(request: int, pictures: list[bytes]) -> Reply | None:
-        return Reply(500, code="inference_failed") if bad in pictures else None
+    def decide(request: int, images: list[bytes]) -> Reply | None:
+        return Reply(500, code="inference_failed") if bad in images else None
 
     with flaky(decide) as server, Client(server.url, retry=OFTEN) as client:
         found = list(client.detect_folder(folder))
@@ -228,13 +228,13 @@ def test_pictures_that_the_server_fails_on_are_results_and_the_others_go_on(fold
     assert failed.filename == "part1/2.jpg"
     assert failed.error is not None
     assert failed.error.code == "inference_failed"
-    assert len(found) == PICTURES
+    assert len(found) == IMAGES
     assert set(server.taken.values()) == {1}
 
 
-def test_requests_grow_smaller_where_the_server_takes_fewer_pictures(folder: Path) -> None:
-    def decide(request: int, pictures: list[bytes]) -> Reply | None:
-        return Reply(413, code="too_many_images") if len(pictures) > 3 else None
+def test_requests_grow_smaller_where_the_server_takes_fewer_images(folder: Path) -> None:
+    def decide(request: int, images: list[bytes]) -> Reply | None:
+        return Reply(413, code="too_many_images") if len(images) > 3 else None
 
     with flaky(decide) as server, Client(server.url, retry=OFTEN) as client:
         found = list(client.detect_folder(folder, images_per_request=16, in_flight=1))
@@ -242,26 +242,26 @@ def test_requests_grow_smaller_where_the_server_takes_fewer_pictures(folder: Pat
         assert server.requests - len(server.sizes) <= 3, "what was refused once is asked again"
 
 
-def test_a_picture_larger_than_a_body_may_be_is_a_result_with_an_error() -> None:
+def test_a_image_larger_than_a_body_may_be_is_a_result_with_an_error() -> None:
     with (
         flaky(lambda *_: Reply(413, code="body_too_large")) as server,
         Client(server.url, retry=OFTEN) as client,
     ):
-        found = client.detect([b"picture 1", b"picture 2", b"picture 3"])
+        found = client.detect([b"image 1", b"image 2", b"image 3"])
     assert [each.error and each.error.code for each in found] == ["body_too_large"] * 3
 
 
-def test_a_stream_takes_pictures_only_when_there_is_room_for_them() -> None:
+def test_a_stream_takes_images_only_when_there_is_room_for_them() -> None:
     taken = 0
 
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         nonlocal taken
         for i in range(1000):
             taken += 1
-            yield b"picture %d" % (i + 1)
+            yield b"image %d" % (i + 1)
 
     with flaky(half_refused()) as server, Client(server.url, retry=OFTEN) as client:
-        stream = client.stream(pictures(), in_flight=2, images_per_request=3)
+        stream = client.stream(images(), in_flight=2, images_per_request=3)
         for done, _ in enumerate(stream):
             assert taken <= done + 1 + 2 * 2 * 3
             if done == 50:
@@ -272,31 +272,31 @@ def test_a_stream_takes_pictures_only_when_there_is_room_for_them() -> None:
 
 @contextmanager
 def camera() -> Iterator[tuple[Flaky, Iterator[bytes], threading.Event]]:
-    """A server, pictures that come once it was asked for those before, and what ends them."""
+    """A server, images that come once it was asked for those before, and what ends them."""
     asked, heard = threading.Semaphore(0), threading.Event()
 
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         for number in range(1, 60):
-            yield b"picture %d" % number
+            yield b"image %d" % number
             assert asked.acquire(timeout=20)
             if heard.is_set():
                 return
 
     with flaky(lambda *_: asked.release()) as server:
-        yield server, pictures(), heard
+        yield server, images(), heard
 
 
-def test_what_is_done_does_not_wait_for_pictures_that_come_late() -> None:
-    with camera() as (server, pictures, heard), Client(server.url) as client:
-        for _ in client.stream(pictures, in_flight=64, images_per_request=1):
+def test_what_is_done_does_not_wait_for_images_that_come_late() -> None:
+    with camera() as (server, images, heard), Client(server.url) as client:
+        for _ in client.stream(images, in_flight=64, images_per_request=1):
             heard.set()
     assert server.requests < 59
 
 
 async def test_nor_does_it_with_the_asynchronous_client() -> None:
-    with camera() as (server, pictures, heard):
+    with camera() as (server, images, heard):
         async with AsyncClient(server.url) as client:
-            async for _ in client.stream(pictures, in_flight=64, images_per_request=1):
+            async for _ in client.stream(images, in_flight=64, images_per_request=1):
                 heard.set()
     assert server.requests < 59
 
@@ -305,9 +305,7 @@ async def test_a_stream_that_is_left_gives_up_its_requests_at_once() -> None:
     never = threading.Event()
     with flaky(lambda request, _: Reply(hang_until=never) if request else None) as server:
         async with AsyncClient(server.url, retry=OFTEN) as client:
-            stream = client.stream(
-                (b"picture %d" % (i + 1) for i in range(9)), images_per_request=1
-            )
+            stream = client.stream((b"image %d" % (i + 1) for i in range(9)), images_per_request=1)
             first = await anext(stream)
             assert first.ok
             await stream.aclose()

@@ -103,14 +103,14 @@ class Stub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        """A camera's stream of three pictures, which then ends."""
+        """A camera's stream of three images, which then ends."""
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
-        picture = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        image = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
         for _ in range(3):
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-            self.wfile.write(head.encode() + picture + b"\r\n")
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+            self.wfile.write(head.encode() + image + b"\r\n")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -268,12 +268,12 @@ def pre_labelled(repo: Path, url: str, folder: Path) -> tuple[int, str, list[dic
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "pictures"
+    made = tmp_path / "images"
     made.mkdir()
     return made
 
 
-def test_label_studio_gets_percent_of_the_picture(repo_dir: Path, url: str, folder: Path) -> None:
+def test_label_studio_gets_percent_of_the_image(repo_dir: Path, url: str, folder: Path) -> None:
     (folder / "a b.png").write_bytes(one_cell())
     (folder / "empty.png").write_bytes(encode(np.zeros((64, 64, 3), np.uint8)))
     code, messages, (first, second) = pre_labelled(repo_dir, url, folder)
@@ -304,10 +304,10 @@ def test_the_pages_labelling_interface_has_the_names_that_tasks_refer_to(
     assert result["value"]["rectanglelabels"][0] in [each.get("value") for each in labels]
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_the_others_done(
+def test_a_image_that_cannot_be_read_is_told_and_the_others_done(
     repo_dir: Path, url: str, folder: Path
 ) -> None:
-    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.png").write_bytes(b"no image")
     (folder / "b.png").write_bytes(one_cell())
     code, messages, tasks = pre_labelled(repo_dir, url, folder)
     assert code == 1

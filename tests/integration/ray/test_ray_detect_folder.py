@@ -41,10 +41,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Noise: slow enough to decode that the job is not over before a node is killed.
     noise = np.random.default_rng(0).integers(0, 128, (512, 512, 3), np.uint8)
     for i in range(4):
-        picture = noise.copy()
+        image = noise.copy()
         row, column = (i // 2) * 256, (i % 2) * 256
-        picture[row : row + 256, column : column + 256] = RED
-        (folder / f"cell{i}.image").write_bytes(encode(picture))
+        image[row : row + 256, column : column + 256] = RED
+        (folder / f"cell{i}.image").write_bytes(encode(image))
     for i in range(IMAGES):
         path = folder / ("even" if i % 2 == 0 else "odd") / f"{i:03}.png"
         path.parent.mkdir(exist_ok=True)

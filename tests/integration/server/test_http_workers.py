@@ -129,7 +129,7 @@ def without_times(answer: httpx.Response) -> str:
 
 def ask_all_doors(client: httpx.Client) -> list[str | bytes]:
     cells = {(0, 0): RED, (1, 1): (250, 90, 16)}
-    picture = encode(paint((64, 64), cells))
+    image = encode(paint((64, 64), cells))
     files = [("image", (f"{i}.png", one_cell((64, 96), (0, i)))) for i in range(3)]
     pixels = paint((64, 64), cells)[None]
     head = {
@@ -151,15 +151,15 @@ def ask_all_doors(client: httpx.Client) -> list[str | bytes]:
     )
     assert raw.status_code == 200, raw.text
     json_bytes = int(raw.headers["Inference-Header-Content-Length"])
-    drawn = client.post("/detect?format=image", content=picture)
+    drawn = client.post("/detect?format=image", content=image)
     assert drawn.status_code == 200
-    cut_off = client.post("/detect", files=[("image", picture), ("image", picture[:100])])
+    cut_off = client.post("/detect", files=[("image", image), ("image", image[:100])])
     return [
-        without_times(client.post("/detect", content=picture)),
+        without_times(client.post("/detect", content=image)),
         without_times(client.post("/detect", files=files)),
         without_times(cut_off),
-        without_times(client.post("/v1/vision/detection", files={"image": picture})),
-        without_times(client.post("/detect?conf=2", content=picture)).partition("request_id")[0],
+        without_times(client.post("/v1/vision/detection", files={"image": image})),
+        without_times(client.post("/detect?conf=2", content=image)).partition("request_id")[0],
         raw.content[json_bytes:],
         drawn.content,
         json.dumps(client.get("/model").json()),

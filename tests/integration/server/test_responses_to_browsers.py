@@ -126,7 +126,7 @@ async def test_who_looks_whether_the_page_is_there_may_ask_for_its_headers(
 
 @pytest.fixture
 def beside_samples(tmp_path: Path) -> Path:
-    """A model beside a folder `samples`, and a image that is none of them."""
+    """A model beside a folder `samples`, and an image that is none of them."""
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "b c.png").write_bytes(one_cell())

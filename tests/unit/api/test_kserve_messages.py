@@ -325,7 +325,7 @@ def test_pixels_that_are_not_as_they_say_are_refused(
 
 
 SPEC_FAULTS: dict[str, tuple[InputTensor, str]] = {
-    "name": (InputTensor("picture", "UINT8", (1,), []), "unknown input 'picture'; .* 'images'"),
+    "name": (InputTensor("image", "UINT8", (1,), []), "unknown input 'image'; .* 'images'"),
     "datatype": (InputTensor("images", "FP32", (1,), []), "is 'FP32'; the model takes UINT8"),
     "too flat": (InputTensor("images", "UINT8", (1,), []), r"shape \[1\]; .* \[-1, -1, -1, 3\]"),
     "channels": (InputTensor("images", "UINT8", (1, 2, 2, 4), []), r"\[1, 2, 2, 4\]"),

@@ -15,10 +15,10 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_first_pictures_by_name_are_offered(folder: Path) -> None:
+def test_the_first_images_by_name_are_offered(folder: Path) -> None:
     for n in range(20):
         (folder / f"{n:02}.JPG").write_bytes(bytes([n]))
-    for other in ("notes.md", "picture.tiff", ".jpg"):
+    for other in ("notes.md", "image.tiff", ".jpg"):
         (folder / other).write_bytes(b"other")
     (folder / "00-folder.png").mkdir()
     found = read_samples(folder.parent)

@@ -40,8 +40,8 @@ def test_an_array_may_be_a_view() -> None:
 
 def test_what_gives_its_pixels_to_numpy_is_an_array() -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (5, 6, 3), np.uint8)
-    picture = read_image(Pillow.fromarray(rgb))
-    assert np.array_equal(decode(picture.content, max_pixels=100), rgb)
+    image = read_image(Pillow.fromarray(rgb))
+    assert np.array_equal(decode(image.content, max_pixels=100), rgb)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (1, 4, 4, 3), (0, 4, 3), (4, 40_000, 3)])
@@ -125,7 +125,7 @@ def names(folder: Path, **options: object) -> list[str | None]:
     return [each.name for each in images_below(folder, **options)]  # type: ignore[arg-type]
 
 
-def test_a_folders_pictures_are_found_in_order_with_names_relative_to_it(tree: Path) -> None:
+def test_a_folders_images_are_found_in_order_with_names_relative_to_it(tree: Path) -> None:
     assert names(tree) == ["a.PNG", "b.jpg", "link.jpg", "z/a.jpg", "z/y/a.jpg"]
     assert all(read_image(each).content == b"abc" for each in images_below(tree))
     assert count_below(tree) == 5

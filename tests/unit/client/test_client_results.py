@@ -128,14 +128,14 @@ def test_an_answer_of_something_else_is_told(body: bytes) -> None:
 def test_a_value_that_can_not_be_is_no_answer(wrong: str) -> None:
     box = '{"x1": 1, "y1": 1, "x2": 2, "y2": 2}'
     found = f'{{"class_id": 1, "class_name": "a", "score": 0.5, "box": {box}, ZZ}}'
-    picture = (
+    image = (
         '{"filename": null, "width": 64, "height": 48, "truncated": false, "error": null, '
         f'"detections": [{found}], ZZ}}'
     )
     times = '{"decode": 1, "queue": 1, "inference": 1, "postprocess": 1, "total": 1}'
     body = (
-        f'{{"model": {{"name": "m", "version": "v"}}, "results": [PICTURE], "timings_ms": {times}}}'
-    ).replace("PICTURE", picture)
+        f'{{"model": {{"name": "m", "version": "v"}}, "results": [IMAGE], "timings_ms": {times}}}'
+    ).replace("IMAGE", image)
     assert read_results(Response(200, {}, body.replace("ZZ", '"more": 1').encode()))[0].width == 64
     with pytest.raises(UnexpectedResponse, match="not this server's"):
         read_results(Response(200, {}, body.replace("ZZ", wrong).encode()))

@@ -16,21 +16,21 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures."""
-    found = tmp_path / "all" / "pictures"
+    """Three images."""
+    found = tmp_path / "all" / "images"
     found.mkdir(parents=True)
     for number in (1, 2, 3):
-        (found / f"{number}.jpg").write_bytes(b"picture %d" % number)
+        (found / f"{number}.jpg").write_bytes(b"image %d" % number)
     return found
 
 
 def reloaded(request: httpx.Request) -> httpx.Response:
-    """A server that gets another model before the second picture."""
+    """A server that gets another model before the second image."""
     if request.url.path == "/model":
         metadata = {"name": "m", "class_names": ["RBC"]}
         return httpx.Response(200, json={"version": "v", "metadata": metadata})
     answer = found_in([request.content])
-    if request.content != b"picture 1":
+    if request.content != b"image 1":
         answer["model"] = {"name": "m", "version": "w"}
     return httpx.Response(200, json=answer)
 
@@ -39,17 +39,17 @@ def reloaded(request: httpx.Request) -> httpx.Response:
 async def test_results_of_another_model_do_not_come_into_one_file(folder: Path, form: str) -> None:
     out = folder.parent / "out"
     job = Job([folder], out, form, Parameters(), images_per_request=1)
-    pictures = Images([folder], all_files=False, out=out)
+    images = Images([folder], all_files=False, out=out)
     async with AsyncClient("http://x", transport=httpx.MockTransport(reloaded)) as client:
         with pytest.raises(ModelChanged, match=r"2\.jpg: .* version w; this run began with v"):
-            await run(job, client, pictures, Silent())
+            await run(job, client, images, Silent())
     if form == "jsonl":
         lines = (folder.parent / "out.partial").read_text().splitlines()
         assert [json.loads(line)["filename"] for line in lines] == ["1.jpg"]
 
 
-@pytest.mark.parametrize("out", ["all/pictures", "all", "."])
-async def test_pictures_are_not_drawn_into_where_they_are(
+@pytest.mark.parametrize("out", ["all/images", "all", "."])
+async def test_images_are_not_drawn_into_where_they_are(
     tmp_path: Path, folder: Path, out: str
 ) -> None:
     job = Job([folder], tmp_path / out, "images", Parameters(), force=True)
@@ -58,7 +58,7 @@ async def test_pictures_are_not_drawn_into_where_they_are(
             await run(job, client, Images([folder], all_files=False, out=job.out), Silent())
 
 
-def test_what_is_written_is_no_picture_whatever_files_are_asked_for(
+def test_what_is_written_is_no_image_whatever_files_are_asked_for(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("out", "out.partial", "other"):

@@ -254,11 +254,11 @@ def test_labels_are_read_by_ultralytics_as_they_were_written(tmp_path: Path) -> 
         "labels/empty.txt",
     }
     for each in (A, B, NOTHING):
-        picture = tmp_path / "images" / (each.filename or "")
-        picture.parent.mkdir(exist_ok=True, parents=True)
-        assert cv2.imwrite(str(picture), np.zeros((48, 64, 3), np.uint8))
+        image = tmp_path / "images" / (each.filename or "")
+        image.parent.mkdir(exist_ok=True, parents=True)
+        assert cv2.imwrite(str(image), np.zeros((48, 64, 3), np.uint8))
         label = tmp_path / "labels" / Path(each.filename or "").with_suffix(".txt")
-        read = verify_image_label((str(picture), str(label), "", False, 3, 0, 0, False))
+        read = verify_image_label((str(image), str(label), "", False, 3, 0, 0, False))
         assert read[1] is not None, read[-1]
         rows = np.asarray(read[1], np.float64).reshape(-1, 5)
         centres, sizes = rows[:, 1:3] * (64, 48), rows[:, 3:] * (64, 48)
@@ -281,7 +281,7 @@ def test_labels_can_have_scores(tmp_path: Path) -> None:
     assert (tmp_path / "labels/z/a.txt").read_text().split()[-1] == "0.900000"
 
 
-def test_pictures_whose_labels_would_be_one_file_are_told(tmp_path: Path) -> None:
+def test_images_whose_labels_would_be_one_file_are_told(tmp_path: Path) -> None:
     writer = YoloLabels(tmp_path, MODEL, with_scores=False)
     writer.write(result("a.jpg", (1, 2, 3, 4)))
     with pytest.raises(NameTaken, match=r"labels/a.txt, which is of a.jpg"):
@@ -299,7 +299,7 @@ def test_a_dot_in_a_name_is_no_suffix_to_lose(tmp_path: Path) -> None:
     ]
 
 
-def test_annotated_pictures_keep_their_names_where_the_format_is_the_same(tmp_path: Path) -> None:
+def test_annotated_images_keep_their_names_where_the_format_is_the_same(tmp_path: Path) -> None:
     writer = AnnotatedImages(tmp_path)
     writer.write(AnnotatedImage("z/a.jpg", b"\xff\xd8", "image/jpeg"))
     writer.write(AnnotatedImage("a.webp", b"\xff\xd8", "image/jpeg"))

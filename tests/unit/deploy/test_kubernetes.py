@@ -178,7 +178,7 @@ def test_every_pod_is_hardened(folder: str, repo_dir: Path) -> None:
         assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_the_limits_leave_room_for_the_largest_picture_that_is_allowed(
+def test_the_limits_leave_room_for_the_largest_image_that_is_allowed(
     serving: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(server(serving), monkeypatch)

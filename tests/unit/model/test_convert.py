@@ -22,12 +22,12 @@ from ultralytics.data.utils import check_det_dataset, verify_image_label
 
 from model.__main__ import main
 from model.convert.convert import convert
-from model.convert.pictures import Size, read_size
+from model.convert.images import Size, read_size
 
 SIZE_WH = (120, 80)
 Truth = dict[str, list[tuple[str, tuple[float, float, float, float]]]]  # file: (class, xyxy)
 
-# As in the original BCCD: one XML a picture, and the same boxes in one CSV with its own header.
+# As in the original BCCD: one XML an image, and the same boxes in one CSV with its own header.
 TRUTH: Truth = {
     "BloodImage_00000.jpg": [("WBC", (26, 17, 90, 70)), ("RBC", (7, 33, 40, 61))],
     "BloodImage_00001.jpg": [("RBC", (0, 0, 30, 30)), ("Platelets", (100, 60, 120, 80))],
@@ -37,8 +37,8 @@ TRUTH: Truth = {
 }
 
 
-def picture(path: Path, size_wh: tuple[int, int] = SIZE_WH, orientation: int = 1) -> None:
-    """A picture that is not the same turned or mirrored, nor as one in another place."""
+def image(path: Path, size_wh: tuple[int, int] = SIZE_WH, orientation: int = 1) -> None:
+    """An image that is not the same turned or mirrored, nor as one in another place."""
     width, height = size_wh
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels += np.frombuffer(zlib.crc32(bytes(path)).to_bytes(4), np.uint8)[:3] % 100
@@ -51,9 +51,9 @@ def picture(path: Path, size_wh: tuple[int, int] = SIZE_WH, orientation: int = 1
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name in TRUTH:
-        picture(folder / name)
+        image(folder / name)
     return folder
 
 
@@ -238,19 +238,19 @@ def test_what_is_left_out_is_counted(tmp_path: Path, images: Path) -> None:
         {"id": 502, "file_name": "empty.jpg"},
     ]
     (images / "torn.jpg").write_bytes((images / "BloodImage_00000.jpg").read_bytes()[:10])
-    picture(images / "empty.jpg")
-    picture(images / "stranger.jpg")
+    image(images / "empty.jpg")
+    image(images / "stranger.jpg")
     source = tmp_path / "a.json"
     source.write_text(json.dumps(made))
     summary = convert(source, images, tmp_path / "out")
     for words in (
         "crowd boxes, left out: 1\n",
         "boxes without area, left out: 1 (",
-        "boxes outside of their picture, left out: 1 (",
-        "boxes clipped to their picture: 1 (",
-        "pictures missing, left out: 1 (gone.jpg)\n",
-        "pictures that can't be read, left out: 1 (torn.jpg)\n",
-        "pictures of the folder that the annotations don't name, left out: 1\n",
+        "boxes outside of their image, left out: 1 (",
+        "boxes clipped to their image: 1 (",
+        "images missing, left out: 1 (gone.jpg)\n",
+        "images that can't be read, left out: 1 (torn.jpg)\n",
+        "images of the folder that the annotations don't name, left out: 1\n",
     ):
         assert words in summary
     truth = TRUTH | {"empty.jpg": []}  # a background stays
@@ -272,14 +272,14 @@ def test_difficult_objects_are_kept_unless_asked(tmp_path: Path, images: Path) -
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
 @pytest.mark.parametrize("unit_wh", [(1, 1), SIZE_WH])  # pixels, and fractions of the size
-def test_boxes_follow_a_picture_that_exif_turns(
+def test_boxes_follow_a_image_that_exif_turns(
     orientation: int, ending: str, unit_wh: tuple[int, int], tmp_path: Path
 ) -> None:
-    """The white corner is where the label says, in the picture that training decodes."""
+    """The white corner is where the label says, in the image that training decodes."""
     width, height = SIZE_WH
-    files = [tmp_path / "pictures" / f"{name}.{ending}" for name in "ab"]
+    files = [tmp_path / "images" / f"{name}.{ending}" for name in "ab"]
     for file in files:
-        picture(file, orientation=orientation)
+        image(file, orientation=orientation)
     stored = (0, 0, width / 3, height / 2)
     head = ["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]
     if orientation < 5:
@@ -290,7 +290,7 @@ def test_boxes_follow_a_picture_that_exif_turns(
     box = [edge / side for edge, side in zip(stored, unit_wh * 2, strict=True)]
     rows = [[file.name, width, height, "white corner", *box] for file in files]
     source = write_csv(tmp_path / "a.csv", [head, *rows])
-    convert(source, tmp_path / "pictures", tmp_path / "out")
+    convert(source, tmp_path / "images", tmp_path / "out")
     for name, [(class_name, found)] in read_back(tmp_path / "out").items():
         assert class_name == "white corner"
         file = next((tmp_path / "out" / "images").rglob(name))
@@ -302,9 +302,9 @@ def test_boxes_follow_a_picture_that_exif_turns(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_are_turned_as_pillow_turns_pictures(orientation: int, tmp_path: Path) -> None:
+def test_boxes_are_turned_as_pillow_turns_images(orientation: int, tmp_path: Path) -> None:
     width, height = SIZE_WH
-    picture(tmp_path / "a.png", orientation=orientation)
+    image(tmp_path / "a.png", orientation=orientation)
     size = read_size(tmp_path / "a.png")
     assert size == Size(SIZE_WH, orientation)
     upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))[..., 0] > 127
@@ -314,7 +314,7 @@ def test_boxes_are_turned_as_pillow_turns_pictures(orientation: int, tmp_path: P
     assert size.to_upright((0, 0, width / 3, height / 2)) == edges
 
 
-def test_sizes_come_from_the_pictures(tmp_path: Path, images: Path) -> None:
+def test_sizes_come_from_the_images(tmp_path: Path, images: Path) -> None:
     made = coco_of(TRUTH)
     made["images"][0] |= {"width": 4000, "height": 3000}
     made["images"][1] |= {"width": 0, "height": 0}  # as some tools write for unknown
@@ -324,16 +324,16 @@ def test_sizes_come_from_the_pictures(tmp_path: Path, images: Path) -> None:
     assert_same(read_back(tmp_path / "out"), TRUTH)
 
 
-def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
     truth: Truth = {
         "left/a.jpg": [("RBC", (1, 2, 30, 40))],
         "right/a.jpg": [("WBC", (5, 6, 70, 70))],
         "right/A.png": [("WBC", (50, 6, 70, 70))],
     }
     for name in truth:
-        picture(tmp_path / "pictures" / name)
+        image(tmp_path / "images" / name)
     (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
-    convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "out")
+    convert(tmp_path / "a.json", tmp_path / "images", tmp_path / "out")
     parts = [read_back(tmp_path / "out", [part]) for part in ("train", "val")]
     for part, count in zip(parts, (2, 1), strict=True):
         assert len({Path(name).stem.casefold() for name in part}) == count
@@ -342,25 +342,25 @@ def test_pictures_of_one_name_in_two_folders_stay_two(tmp_path: Path) -> None:
 
     bare: Truth = {"a.jpg": truth["left/a.jpg"]}
     (tmp_path / "a.json").write_text(json.dumps(coco_of(bare)))
-    with pytest.raises(ValueError, match=r"several pictures below .* may be 'a.jpg'"):
-        convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"several images below .* may be 'a.jpg'"):
+        convert(tmp_path / "a.json", tmp_path / "images", tmp_path / "other")
 
 
-def test_a_picture_does_not_take_the_boxes_of_one_in_another_folder(tmp_path: Path) -> None:
+def test_a_image_does_not_take_the_boxes_of_one_in_another_folder(tmp_path: Path) -> None:
     for name in ("left/a.jpg", "left/b.jpg"):
-        picture(tmp_path / "pictures" / name)
+        image(tmp_path / "images" / name)
     box: Any = [("RBC", (1, 2, 30, 40))]
     (tmp_path / "a.json").write_text(json.dumps(coco_of({"left/b.jpg": box, "right/a.jpg": box})))
-    summary = convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "out")
-    assert "pictures found in another folder, by their file name: 1 (right/a.jpg)" in summary
+    summary = convert(tmp_path / "a.json", tmp_path / "images", tmp_path / "out")
+    assert "images found in another folder, by their file name: 1 (right/a.jpg)" in summary
 
     truth: Truth = {"left/a.jpg": box, "left/b.jpg": box, "right/a.jpg": box}
     (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
     with pytest.raises(ValueError, match=r"both left/a.jpg and right/a.jpg would be .*left/a.jpg"):
-        convert(tmp_path / "a.json", tmp_path / "pictures", tmp_path / "other")
+        convert(tmp_path / "a.json", tmp_path / "images", tmp_path / "other")
 
 
-def test_the_split_follows_the_seed_and_has_each_picture_once(tmp_path: Path, images: Path) -> None:
+def test_the_split_follows_the_seed_and_has_each_image_once(tmp_path: Path, images: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco_of(TRUTH)))
     splits: list[set[str]] = []
     for seed in (1, 1, 2, 3):
@@ -377,7 +377,7 @@ def test_the_split_follows_the_seed_and_has_each_picture_once(tmp_path: Path, im
     assert len({frozenset(split) for split in splits}) > 1
 
 
-def test_copies_of_a_picture_are_not_in_both_parts(tmp_path: Path, images: Path) -> None:
+def test_copies_of_a_image_are_not_in_both_parts(tmp_path: Path, images: Path) -> None:
     truth = dict(TRUTH)
     for name, boxes in TRUTH.items():
         (images / f"copy of {name}").write_bytes((images / name).read_bytes())
@@ -414,7 +414,7 @@ def write_source(path: Path, truth: Truth, form: str) -> Path:
 def test_a_split_that_is_given_is_kept(form: str, seed: int, tmp_path: Path, images: Path) -> None:
     train = write_source(tmp_path / "train", TRAIN, form)
     val = write_source(tmp_path / "val", VAL, form)
-    picture(images / "stranger.jpg")
+    image(images / "stranger.jpg")
     summary = convert(train, images, tmp_path / "out", val=val, seed=seed)
     assert_same(read_back(tmp_path / "out", ["train"]), TRAIN)
     assert_same(read_back(tmp_path / "out", ["val"]), VAL)
@@ -474,7 +474,7 @@ def test_the_parts_may_have_folders_of_their_own_and_keep_their_names(
     }
     for part, truth in parts.items():
         for name in truth:
-            picture(Path("photos", part, name))
+            image(Path("photos", part, name))
         named = (
             {f"{part}/{name}": boxes for name, boxes in truth.items()} if below == "." else truth
         )
@@ -487,9 +487,7 @@ def test_the_parts_may_have_folders_of_their_own_and_keep_their_names(
     assert_same(read_back(tmp_path / "out", ["val"]), parts["val"])
 
 
-def test_a_picture_of_both_parts_is_left_out_of_train_and_told(
-    tmp_path: Path, images: Path
-) -> None:
+def test_a_image_of_both_parts_is_left_out_of_train_and_told(tmp_path: Path, images: Path) -> None:
     names = sorted(TRUTH)
     (images / "copy.jpg").write_bytes((images / names[3]).read_bytes())
     (images / "again.jpg").write_bytes((images / names[0]).read_bytes())
@@ -499,7 +497,7 @@ def test_a_picture_of_both_parts_is_left_out_of_train_and_told(
     train = write_source(tmp_path / "train", leaky, "coco")
     val = write_source(tmp_path / "val", VAL, "coco")
     summary = convert(train, images, tmp_path / "out", val=val)
-    told = f"pictures of train that are in val too, left out of train: 2 ({names[4]}, copy.jpg)\n"
+    told = f"images of train that are in val too, left out of train: 2 ({names[4]}, copy.jpg)\n"
     assert told in summary
     assert_same(read_back(tmp_path / "out", ["val"]), VAL)
     assert_same(read_back(tmp_path / "out", ["train"]), TRAIN | {"again.jpg": TRUTH[names[0]]})
@@ -509,21 +507,21 @@ def test_notes_say_of_which_part_they_are(tmp_path: Path, images: Path) -> None:
     train = write_source(tmp_path / "train", TRAIN | {"gone.jpg": []}, "coco")
     val = write_source(tmp_path / "val", VAL | {"lost.jpg": []}, "coco")
     summary = convert(train, images, tmp_path / "out", val=val)
-    assert "train: pictures missing, left out: 1 (gone.jpg)\n" in summary
-    assert "val: pictures missing, left out: 1 (lost.jpg)\n" in summary
+    assert "train: images missing, left out: 1 (gone.jpg)\n" in summary
+    assert "val: images missing, left out: 1 (lost.jpg)\n" in summary
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--val", "val.json", "--val-fraction", "0.2"], "--val-fraction draws a split and --val"),
-        (["--val-images", "pictures"], "--val-images has the pictures of --val, which is not"),
+        (["--val-images", "images"], "--val-images has the images of --val, which is not"),
         (["--val", "none.json"], "none.json: there is no such file or folder"),
         (["--val", "val.json", "--val-images", "none"], "none: there is no such folder"),
-        (["--val", "train.json"], "train.json: no box is left to train on without the 3 pictures"),
-        (["--val", "bare.json"], "bare.json: no picture has a box in it"),
+        (["--val", "train.json"], "train.json: no box is left to train on without the 3 images"),
+        (["--val", "bare.json"], "bare.json: no image has a box in it"),
         (["--val", "val.csv"], "val.csv: not JSON"),
-        (["--val", "pictures"], "pictures: is a folder; coco annotations are one file"),
+        (["--val", "images"], "images: is a folder; coco annotations are one file"),
     ],
 )
 def test_a_split_that_can_not_be_kept_is_one_line_and_nothing_is_written(
@@ -561,7 +559,7 @@ def test_an_output_that_holds_the_validation_source_is_not_replaced(
     assert_same(read_back(output), TRUTH)
 
 
-def test_a_picture_is_found_by_a_name_in_other_unicode(tmp_path: Path, images: Path) -> None:
+def test_a_image_is_found_by_a_name_in_other_unicode(tmp_path: Path, images: Path) -> None:
     truth = {unicodedata.normalize("NFD", name): boxes for name, boxes in TRUTH.items()}
     assert truth.keys() != TRUTH.keys()
     (tmp_path / "a.json").write_text(json.dumps(coco_of(truth)))
@@ -577,7 +575,7 @@ def test_a_class_may_be_called_like_a_column(tmp_path: Path, images: Path) -> No
     assert sorted(names) == ["left", "right"]
 
 
-def test_links_and_copies_hold_the_same_pictures(tmp_path: Path, images: Path) -> None:
+def test_links_and_copies_hold_the_same_images(tmp_path: Path, images: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(coco_of(TRUTH)))
     convert(tmp_path / "a.json", images, tmp_path / "copied")
     convert(tmp_path / "a.json", images, tmp_path / "linked", link=True)
@@ -623,12 +621,12 @@ BROKEN = {
         coco_of(TRUTH, categories=[{"id": 3, "name": None}]),
         "has not both id and name",
     ),
-    "boxless.json": (coco_of(TRUTH, annotations=[]), "no picture has a box in it"),
+    "boxless.json": (coco_of(TRUTH, annotations=[]), "no image has a box in it"),
     "outside.json": (
         coco_of(
             TRUTH, annotations=[{"id": 5, "image_id": 1, "category_id": 3, "bbox": [500, 2, 3, 4]}]
         ),
-        "no picture has a box in it (boxes outside of their picture, left out: 1",
+        "no image has a box in it (boxes outside of their image, left out: 1",
     ),
     "up.json": (
         coco_of({"../secret.jpg": [("RBC", (1, 1, 2, 2))]}),
@@ -640,11 +638,11 @@ BROKEN = {
     ),
     "elsewhere.json": (
         coco_of({"other.jpg": [("RBC", (1, 1, 2, 2))]}),
-        "holds none of the 1 pictures that the annotations name (other.jpg, ...)",
+        "holds none of the 1 images that the annotations name (other.jpg, ...)",
     ),
     "alone.json": (
         coco_of({"BloodImage_00000.jpg": [("RBC", (1, 1, 2, 2))]}),
-        "one picture alone can't be split",
+        "one image alone can't be split",
     ),
     "empty.csv": ("", "empty.csv: the file is empty"),
     "header.csv": ("filename,xmin,ymin,xmax,ymax\n", "line 1: the header filename,xmin,ymin,xmax"),
@@ -670,7 +668,7 @@ def test_what_can_not_be_converted_is_one_line_and_nothing_is_written(
     source = tmp_path / name
     if name != "no.json":
         source.write_text(content if isinstance(content, str) else json.dumps(content))
-    picture(tmp_path / "secret.jpg")
+    image(tmp_path / "secret.jpg")
     before = sorted(tmp_path.iterdir())
     command = ["convert", str(source), "--images", str(images), "--output", f"{tmp_path}/out"]
     assert main(command) == 2
@@ -712,7 +710,7 @@ FULL_DISK = """
 import resource, sys
 from model.__main__ import main
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # a picture is larger
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # an image is larger
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -724,7 +722,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     for file in images.iterdir():
         assert file.stat().st_size > 500
     before = sorted(tmp_path.iterdir())
-    command = ["convert", "voc", "--images", "pictures", "--output", "out"]
+    command = ["convert", "voc", "--images", "images", "--output", "out"]
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, *command],
         cwd=tmp_path,

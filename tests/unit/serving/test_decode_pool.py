@@ -73,7 +73,7 @@ async def test_without_a_limit_nothing_waits() -> None:
     assert memory.taken == 0
 
 
-async def test_a_large_picture_is_not_overtaken_by_small_ones() -> None:
+async def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
     memory = DecodeMemoryLimiter(100)
     first = memory.reserve()
     first.require(60)

@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
 def photo(width: int = 60, height: int = 40) -> Image.Image:
-    """A smooth colour picture that looks different in each of the eight orientations."""
+    """A smooth colour image that looks different in each of the eight orientations."""
     coarse = np.random.default_rng(5).integers(0, 256, (4, 5, 3), np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     return Image.fromarray(smooth.astype(np.uint8))
@@ -37,7 +37,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
-    """Pillow's idea of the picture; Pillow decodes TIFF upright, so the tag is set afresh."""
+    """Pillow's idea of the image; Pillow decodes TIFF upright, so the tag is set afresh."""
     image = Image.fromarray(np.asarray(image.convert("RGB")))
     image.getexif()[ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(image))

@@ -1,4 +1,4 @@
-"""Finds the pictures of a data set and reads from their headers how large they are."""
+"""Finds the images of a data set and reads from their headers how large they are."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 class Folder:
-    """The pictures below a folder, found by whatever annotations call them.
+    """The images below a folder, found by whatever annotations call them.
 
     A name is looked up among the files that are there and never joined to a path, so none leads
     out of the folder.
@@ -26,7 +26,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: there is no such folder of pictures")
+            raise FileNotFoundError(f"{root}: there is no such folder of images")
         self.root = root
         self.files = sorted(
             Path(parent, name)
@@ -35,7 +35,7 @@ class Folder:
             if Path(name).suffix.lower() in SUFFIXES
         )
         if not self.files:
-            raise ValueError(f"{root}: there is no picture in it ({', '.join(sorted(SUFFIXES))})")
+            raise ValueError(f"{root}: there is no image in it ({', '.join(sorted(SUFFIXES))})")
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         for file in self.files:
             path = file.relative_to(root)
@@ -60,7 +60,7 @@ class Folder:
                 found = [file for file in found if file.relative_to(self.root) == Path(path)]
                 if len(found) != 1:
                     raise ValueError(
-                        f"{where}: several pictures below {self.root} may be {name!r}; "
+                        f"{where}: several images below {self.root} may be {name!r}; "
                         f"the annotations have to name the folder too"
                     )
             if found:
@@ -74,7 +74,7 @@ def key_of(name: str) -> str:
 
 
 def originals(files: Sequence[Path]) -> dict[Path, Path]:
-    """Of each picture the first one with the same bytes, which is itself where it is no copy."""
+    """Of each image the first one with the same bytes, which is itself where it is no copy."""
     sizes = Counter(file.stat().st_size for file in files)
     first: dict[bytes, Path] = {}
     found = {}
@@ -90,7 +90,7 @@ def originals(files: Sequence[Path]) -> dict[Path, Path]:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a picture is.
+    """How large an image is.
 
     Attributes:
         stored_wh: (width, height) in pixels as the file holds them.
@@ -102,12 +102,12 @@ class Size:
 
     @property
     def upright_wh(self) -> tuple[int, int]:
-        """(width, height) of the picture as it is shown, and as training sees it."""
+        """(width, height) of the image as it is shown, and as training sees it."""
         width, height = self.stored_wh
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def to_upright(self, box: Corners) -> Corners:
-        """Takes a box from the pixels as stored to the upright picture."""
+        """Takes a box from the pixels as stored to the upright image."""
         x1, y1, x2, y2 = box
         if self.orientation >= 5:
             x1, y1, x2, y2 = y1, x1, y2, x2
@@ -120,13 +120,13 @@ class Size:
 
 
 def read_size(file: Path) -> Size | None:
-    """The size of a picture by its header; None when it can't be read."""
+    """The size of an image by its header; None when it can't be read."""
     try:
-        with Image.open(file) as picture:
-            orientation = picture.getexif().get(ORIENTATION, 1)
+        with Image.open(file) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
             orientation = orientation if orientation in range(1, 9) else 1
-            width, height = picture.size
-            if picture.format == "TIFF" and orientation >= 5:  # Pillow has swapped them already
+            width, height = image.size
+            if image.format == "TIFF" and orientation >= 5:  # Pillow has swapped them already
                 width, height = height, width
             return Size((width, height), orientation)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -1,4 +1,4 @@
-"""The pictures of samples/ in every input shape, and how far two models' answers are apart."""
+"""The images of samples/ in every input shape, and how far two models' answers are apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[2]
 MATCH_IOU = 0.5  # a detection of the other model is the same one if it overlaps by so much
 
 
-def pictures() -> list[NDArray[np.uint8]]:
+def sample_images() -> list[NDArray[np.uint8]]:
     """The committed samples, (H, W, 3) uint8 RGB."""
     paths = sorted((REPO / "samples").glob("smear_*.jpg"))
     assert paths
@@ -24,13 +24,13 @@ def pictures() -> list[NDArray[np.uint8]]:
 
 def batch_of(metadata: Metadata, hw: tuple[int, int], size: int) -> NDArray[np.uint8]:
     """A batch (size, H, W, 3) of one input shape: crops of the samples, no two of them alike."""
-    sources, canvases = pictures(), []
+    sources, canvases = sample_images(), []
     for i in range(size):
-        picture = sources[i % len(sources)]
+        image = sources[i % len(sources)]
         # A crop of the shape's aspect ratio, so that it is given that shape; each a bit smaller.
-        scale = min(picture.shape[0] / hw[0], picture.shape[1] / hw[1]) * 0.97 ** (i // 3)
+        scale = min(image.shape[0] / hw[0], image.shape[1] / hw[1]) * 0.97 ** (i // 3)
         height, width = int(hw[0] * scale), int(hw[1] * scale)
-        prepared = prepare_image(picture[:height, :width], metadata)
+        prepared = prepare_image(image[:height, :width], metadata)
         assert prepared.bucket_hw == hw, (prepared.bucket_hw, hw)
         canvases.append(prepared.canvas)
     return stacked(canvases)

@@ -1,4 +1,4 @@
-"""The pictures that are sent, and how many boxes the answer to each must hold."""
+"""The images that are sent, and how many boxes the answer to each must hold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Image:
     """One JPEG file.
 
     Attributes:
@@ -35,45 +35,45 @@ class Picture:
     hw: tuple[int, int]
 
 
-def read_pictures(folder: Path, most: int) -> list[Picture]:
+def read_images(folder: Path, most: int) -> list[Image]:
     """The first JPEGs of a folder that are 640 x 480, by name.
 
     Raises:
         ValueError: there is none.
     """
-    pictures = []
+    images = []
     for path in sorted(folder.glob("*.jpg")):
         data = path.read_bytes()
         if decode(data, max_pixels=MAX_PIXELS).shape[:2] == (480, 640):
-            pictures.append(Picture(path.name, data, (480, 640)))
-        if len(pictures) == most:
+            images.append(Image(path.name, data, (480, 640)))
+        if len(images) == most:
             break
-    if not pictures:
+    if not images:
         raise ValueError(f"{folder} holds no JPEG of 640 x 480")
-    return pictures
+    return images
 
 
-def widened(picture: Picture) -> Picture:
-    """The middle of a picture at 16:9, encoded anew."""
-    image = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    height, width = image.shape[:2]
+def widened(image: Image) -> Image:
+    """The middle of an image at 16:9, encoded anew."""
+    pixels = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    height, width = pixels.shape[:2]
     kept = round(width / WIDE)
     top = (height - kept) // 2
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    data = cv2.imencode(".jpg", image[top : top + kept], quality)[1].tobytes()
-    return Picture(picture.name, data, (kept, width))
+    data = cv2.imencode(".jpg", pixels[top : top + kept], quality)[1].tobytes()
+    return Image(image.name, data, (kept, width))
 
 
-def box_counts(artifact: Path, pictures: Sequence[Picture], thresholds: Thresholds) -> list[int]:
-    """How many boxes the pipeline without a server finds in each picture."""
+def box_counts(artifact: Path, images: Sequence[Image], thresholds: Thresholds) -> list[int]:
+    """How many boxes the pipeline without a server finds in each image."""
     model = load_artifact(artifact)
     session = Session.open(model, device="cpu", threads=1)
     parameters = DetectParameters(conf=thresholds.conf, max_det=thresholds.max_det)
     counts = []
-    for picture in pictures:
+    for image in images:
         prepared, _ = prepare_encoded(
-            picture.data, model.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
+            image.data, model.metadata, max_pixels=MAX_PIXELS, dct_scaling=True
         )
         (candidates,) = session.run(prepared.canvas[None])
         found = finish(candidates, prepared, model.metadata, parameters)
@@ -82,19 +82,19 @@ def box_counts(artifact: Path, pictures: Sequence[Picture], thresholds: Threshol
 
 
 def requests(
-    path: str, pictures: Sequence[Picture], counts: Sequence[int], slack: float
+    path: str, images: Sequence[Image], counts: Sequence[int], slack: float
 ) -> list[Request]:
-    """A request for each picture, whose answer has to hold as many boxes as were counted.
+    """A request for each image, whose answer has to hold as many boxes as were counted.
 
     Args:
         path: with the query.
-        pictures: to be sent.
+        images: to be sent.
         counts: boxes of each.
         slack: by which share of the boxes an answer may be off.
     """
     return [
-        image_request(path, picture.data, counted(count, slack), picture.name)
-        for picture, count in zip(pictures, counts, strict=True)
+        image_request(path, image.data, counted(count, slack), image.name)
+        for image, count in zip(images, counts, strict=True)
     ]
 
 
