@@ -224,13 +224,9 @@ def renamed(saved: Saved, model: Any, taken: set[str]) -> list[str]:
     """Says when the classification was taken although its classes have other names."""
     names = tuple(model.names.values())
     head = f"model.{len(model.model) - 1}.{CLASSIFICATION}"
-    if saved.class_names in (None, names) or class_count_differs(saved, names):
+    there = saved.class_names or ()
+    if there == names or len(there) != len(names):
         return []
     if not any(name.startswith(head) for name in taken):
         return []
-    return [f"class names (there {', '.join(saved.class_names or ())}; here {', '.join(names)})"]
-
-
-def class_count_differs(saved: Saved, names: tuple[str, ...]) -> bool:
-    """Whether the checkpoint knows another number of classes."""
-    return len(saved.class_names or ()) != len(names)
+    return [f"class names (there {', '.join(there)}; here {', '.join(names)})"]
