@@ -142,7 +142,7 @@ def refuse_at_once(request: Request) -> None:
         raise ModelUnsupported(f"-o {request.output}: the name of an artifact ends in .onnx")
     if os.path.lexists(request.output) and not request.force:
         raise OutputExists(f"{request.output}: there is a file already; --force replaces it")
-    folder = next(each for each in request.output.absolute().parents if each.exists())
+    folder = next(parent for parent in request.output.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise OutputExists(f"{request.output}: {folder} is a file; the artifact needs a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -186,7 +186,9 @@ def calibration_of(
     if request.precision != "int8" or images is None:
         return [], None
     # Ranges from the images that accuracy is measured on would flatter it.
-    measured = [] if material.labelled is None else [each.path for each in material.labelled.images]
+    measured = (
+        [] if material.labelled is None else [image.path for image in material.labelled.images]
+    )
     canvases = calibration_canvases(images, "train", metadata, CALIBRATION_IMAGES, without=measured)
     return canvases, f"{len(canvases)} images of {describe_split(images, 'train')}"
 

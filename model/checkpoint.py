@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> Saved:
         tensors={
             # Not the tensor's own methods: a pickle can put others on it.
             name: plain.float() if plain.is_floating_point() else plain
-            for name, plain in ((name, Tensor.detach(each)) for name, each in state.items())
+            for name, plain in ((name, Tensor.detach(tensor)) for name, tensor in state.items())
         },
         layer_classes={
             int(index): type(layer).__name__ for index, layer in layers.items() if index.isdecimal()
@@ -175,7 +175,7 @@ def carries_code(value: Any, depth: int = MAX_DEPTH) -> bool:
         inner += dict.values(value)
     elif isinstance(value, list | tuple | set):
         inner += value
-    return callable(value) or any(carries_code(each, depth - 1) for each in inner)
+    return callable(value) or any(carries_code(item, depth - 1) for item in inner)
 
 
 def describe(error: Exception) -> str:

@@ -200,17 +200,17 @@ def mismatches(
     lines = []
     for j, i in pairs:
         both = [name for name in ours[i] if name in theirs[j]]
-        other = [name for name in both if theirs[j][name].shape != ours[i][name].shape]
-        classes = [name for name in other if name.startswith(CLASSIFICATION)]
+        misshapen = [name for name in both if theirs[j][name].shape != ours[i][name].shape]
+        classes = [name for name in misshapen if name.startswith(CLASSIFICATION)]
         if classes and names[i] == "Detect":
             there, here = class_count(theirs[j]), class_count(ours[i])
             lines.append(f"head classification ({there} classes there, {here} here)")
-            other = [name for name in other if name not in classes]
+            misshapen = [name for name in misshapen if name not in classes]
         if only_there := [name for name in theirs[j] if name not in ours[i]]:
             what = "attention" if all(map(is_attention, only_there)) else "other tensors"
             lines.append(f"{what} inside model.{j} there")
-        if other:
-            lines.append(f"{len(other)} tensors of model.{i} {names[i]} (other shapes)")
+        if misshapen:
+            lines.append(f"{len(misshapen)} tensors of model.{i} {names[i]} (other shapes)")
     return lines
 
 
@@ -224,13 +224,9 @@ def renamed(saved: Saved, model: Any, taken: set[str]) -> list[str]:
     """Says when the classification was taken although its classes have other names."""
     names = tuple(model.names.values())
     head = f"model.{len(model.model) - 1}.{CLASSIFICATION}"
-    if saved.class_names in (None, names) or class_count_differs(saved, names):
+    there = saved.class_names or ()
+    if there == names or len(there) != len(names):
         return []
     if not any(name.startswith(head) for name in taken):
         return []
-    return [f"class names (there {', '.join(saved.class_names or ())}; here {', '.join(names)})"]
-
-
-def class_count_differs(saved: Saved, names: tuple[str, ...]) -> bool:
-    """Whether the checkpoint knows another number of classes."""
-    return len(saved.class_names or ()) != len(names)
+    return [f"class names (there {', '.join(there)}; here {', '.join(names)})"]

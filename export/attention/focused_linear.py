@@ -203,7 +203,7 @@ def bottleneck(layer: Any) -> BottleneckFLA:
     """A bottleneck whose attention, mostly called `FLA`, runs only where there is no shortcut."""
     ours = BottleneckFLA(2, 2, shortcut=False, num_heads=1)  # all of it is replaced
     ours.cv1, ours.cv2, ours.add = layer.cv1, layer.cv2, layer.add
-    attentions = [each for each in layer.children() if isinstance(each, FocusedLinearAttention)]
+    attentions = [child for child in layer.children() if isinstance(child, FocusedLinearAttention)]
     if not layer.add and len(attentions) != 1:
         raise ValueError(f"it has {len(attentions)} attentions, not one")
     ours.attention = None if layer.add else attentions[0]

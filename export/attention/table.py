@@ -5,5 +5,5 @@ from export.attention.mechanism import Mechanism
 
 MECHANISMS: tuple[Mechanism, ...] = (focused_linear.MECHANISM,)
 
-TAKE_OVER = {name: take for each in MECHANISMS for name, take in each.tutorial_layers.items()}
-TUTORIAL_ROWS = {name: row for each in MECHANISMS for name, row in each.tutorial_rows.items()}
+TAKE_OVER = {name: take for kind in MECHANISMS for name, take in kind.tutorial_layers.items()}
+TUTORIAL_ROWS = {name: row for kind in MECHANISMS for name, row in kind.tutorial_rows.items()}

@@ -25,11 +25,11 @@ class Wires:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = onnx.shape_inference.infer_shapes(model).graph
-        self.constants = {each.name: each for each in graph.initializer}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.types = {
-            each.name: each.type.tensor_type.elem_type
-            for each in (*graph.input, *graph.value_info, *graph.output)
-            if each.name not in self.constants
+            value.name: value.type.tensor_type.elem_type
+            for value in (*graph.input, *graph.value_info, *graph.output)
+            if value.name not in self.constants
         }
         self.nodes = [node for node in graph.node if any(map(self.is_float, node.output))]
         self.producer: dict[str, NodeProto] = {}
@@ -69,6 +69,6 @@ def rebuilt(
     del copy.graph.node[:], copy.graph.initializer[:], copy.graph.value_info[:]
     copy.graph.node.extend(nodes)
     taken = {name for node in nodes for name in node.input}
-    copy.graph.initializer.extend(each for each in constants if each.name in taken)
+    copy.graph.initializer.extend(tensor for tensor in constants if tensor.name in taken)
     onnx.checker.check_model(copy, full_check=True)
     return copy

@@ -45,7 +45,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     regions = find_regions(model)
     # What gives the output gives it in float32.
     halved = regions.convolutions | regions.between | regions.moves
-    halved -= {each.name for each in model.graph.output}
+    halved -= {value.name for value in model.graph.output}
     types = Types(model, halved)
     for node in model.graph.node:
         types.add(node)
@@ -60,7 +60,7 @@ def rounding(half: onnx.ModelProto) -> onnx.ModelProto:
     """
     model = deepcopy(half)
     graph = onnx.shape_inference.infer_shapes(model).graph
-    halved = {each.name for each in graph.value_info if each.type.tensor_type.elem_type == HALF}
+    halved = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == HALF}
     nodes = []
     for node in half.graph.node:
         computed = deepcopy(node)
@@ -93,7 +93,7 @@ class Types:
         self._half_tensors: set[str] = set()
         self._crossed: dict[str, str] = {}
         self.nodes: list[NodeProto] = []
-        self.constants = {each.name: each for each in model.graph.initializer}
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def add(self, original: NodeProto) -> None:
         """Adds a node in its type, behind the casts that it needs."""

@@ -105,7 +105,7 @@ class Construction:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {
-            each.name: each for each in model.graph.initializer
+            tensor.name: tensor for tensor in model.graph.initializer
         }
 
     def add_quantised(

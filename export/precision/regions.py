@@ -46,7 +46,7 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     pieces = pieces_between_convolutions(wires)
     mappings = [piece for piece in pieces if not piece.plain and piece.consumers]
 
-    borders = {each for piece in mappings for each in piece.convolutions}
+    borders = {name for piece in mappings for name in piece.convolutions}
     attention = borders.union(*(piece.nodes for piece in mappings))
     for piece in pieces:
         # Plain, but with attention on all sides, as where reduced values are stretched.
@@ -95,14 +95,14 @@ def pieces_between_convolutions(wires: Wires) -> list[Piece]:
             node = pending.pop()
             before = [wires.producer[name] for name in wires.taken(node)]
             after = [taker for name in node.output for taker in wires.consumers.get(name, [])]
-            givers |= {key(each) for each in before if wires.is_convolution(each)}
-            takers |= {key(each) for each in after if wires.is_convolution(each)}
-            for each in (*before, *after):
-                if not wires.is_convolution(each) and key(each) not in nodes:
-                    nodes[key(each)] = each
-                    pending.append(each)
+            givers |= {key(neighbour) for neighbour in before if wires.is_convolution(neighbour)}
+            takers |= {key(neighbour) for neighbour in after if wires.is_convolution(neighbour)}
+            for neighbour in (*before, *after):
+                if not wires.is_convolution(neighbour) and key(neighbour) not in nodes:
+                    nodes[key(neighbour)] = neighbour
+                    pending.append(neighbour)
         seen |= nodes.keys()
-        plain = all(is_plain(each, wires) for each in nodes.values())
+        plain = all(is_plain(neighbour, wires) for neighbour in nodes.values())
         pieces.append(Piece(frozenset(nodes), plain, frozenset(givers | takers), frozenset(takers)))
     return pieces
 

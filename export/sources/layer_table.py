@@ -121,7 +121,7 @@ def scale_of(rows: Mapping[str, Any], stem: str, state: Mapping[str, Tensor]) ->
         return None
     letter = re.search(rf"yolov8([{SCALES}])", stem)
     meant = [rows.get("scale"), letter[1] if letter else None]
-    order = [each for each in (*meant, *scales) if isinstance(each, str) and each in scales]
+    order = [scale for scale in (*meant, *scales) if isinstance(scale, str) and scale in scales]
     fitting = (scale for scale in order if fits(rows, scales[scale], state))
     return next(fitting, order[0] if order else None)
 

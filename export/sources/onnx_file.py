@@ -94,9 +94,9 @@ def parse(path: Path, content: bytes) -> ModelProto:
     if not complete:
         raise CheckpointRefused(f"{path}: not a complete ONNX file")
     if model.graph.sparse_initializer or any(
-        each.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.TENSORS)
+        attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.TENSORS)
         for node in model.graph.node
-        for each in node.attribute
+        for attribute in node.attribute
     ):
         raise CheckpointRefused(f"{path}: it holds sparse weights, which no detector has")
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(model)):
@@ -105,8 +105,8 @@ def parse(path: Path, content: bytes) -> ModelProto:
             f"`onnx.save(onnx.load({path.name!r}), 'one-file.onnx')`"
         )
     # Older files list their weights among the inputs.
-    weights = {each.name for each in model.graph.initializer}
-    for value in [each for each in model.graph.input if each.name in weights]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)
     return model
 
@@ -160,7 +160,8 @@ def check_operators(path: Path, model: ModelProto) -> None:
         raise ModelUnsupported(f"{path}: it holds operators of {', '.join(names)}")
     for node in nodes:
         if any(
-            each.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for each in node.attribute
+            attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+            for attribute in node.attribute
         ):
             raise ModelUnsupported(f"{path}: it holds control flow, {node.op_type}")
 
@@ -180,7 +181,7 @@ def input_shape(path: Path, model: ModelProto) -> tuple[int | None, tuple[int, i
     if outputs[0].type.tensor_type.elem_type not in FLOATS:
         raise ModelUnsupported(f"{path}: its output is not float32 or float16")
     tensor = inputs[0].type.tensor_type
-    sides = [each.dim_value or None for each in tensor.shape.dim]
+    sides = [dimension.dim_value or None for dimension in tensor.shape.dim]
     if len(sides) != 4 or sides[1] != 3 or tensor.elem_type not in FLOATS:
         shape = "x".join(str(side or "?") for side in sides)
         kind = TensorProto.DataType.Name(tensor.elem_type)

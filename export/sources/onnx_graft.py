@@ -59,8 +59,8 @@ def has_half(model: ModelProto) -> bool:
     """Whether any number in it is a float16."""
     graph = model.graph
     values = (*graph.input, *graph.output)
-    return any(each.data_type == TensorProto.FLOAT16 for each in tensors(model)) or any(
-        each.type.tensor_type.elem_type == TensorProto.FLOAT16 for each in values
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors(model)) or any(
+        value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in values
     )
 
 
@@ -102,7 +102,9 @@ def in_order(nodes: Iterable[NodeProto]) -> list[NodeProto]:
 
 def opset_of(model: ModelProto) -> int:
     """The version of the standard operators."""
-    return max(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    return max(
+        int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx")
+    )
 
 
 def at_served_opset(model: ModelProto) -> ModelProto:
@@ -142,8 +144,8 @@ def batch_freed(model: ModelProto, batch: int) -> ModelProto:
     free = deepcopy(model)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*graph.input, *graph.value_info, *graph.output)
-    first = {each.name: first_dimension(each) for each in values}
-    constants = {each.name: each for each in model.graph.initializer}
+    first = {value.name: first_dimension(value) for value in values}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     constants |= {
         node.output[0]: helper.get_node_attr_value(node, "value")
         for node in model.graph.node

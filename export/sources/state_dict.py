@@ -97,8 +97,8 @@ def class_count(path: Path, state: Mapping[str, Tensor]) -> int:
     Raises:
         ModelUnsupported: there is no detection head; where it shows, of what else there is one.
     """
-    other = {"cv4": "a pose, segmentation or oriented-box", "one2one_cv3": "an end-to-end"}
-    for child, kind in other.items():
+    heads = {"cv4": "a pose, segmentation or oriented-box", "one2one_cv3": "an end-to-end"}
+    for child, kind in heads.items():
         if any(re.match(rf"model\.\d+\.{child}\.", key) for key in state):
             raise ModelUnsupported(f"{path}: it has {kind} head; only YOLOv8 detection is exported")
     for key, value in state.items():

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
-from export.verification.answers import answers, batch_of, down_to
 from export.verification.compare import (
     DIFFERENT,
     Difference,
@@ -20,6 +19,7 @@ from export.verification.compare import (
     nearest_difference,
 )
 from export.verification.images import Image
+from export.verification.outputs import batch_of, down_to, outputs_by_bucket
 from export.verification.reference import Case, reference_detections
 from server.inference.artifact import Artifact
 
@@ -45,11 +45,11 @@ def measure_agreement(
     """
     tensors = detections = Difference()
     pairs, total, lowest_conf = 0, 0, 1.0
-    for answered in answers(artifact, source, images):
-        cases = answered.cases
-        for batch in answered.batches:
+    for outputs in outputs_by_bucket(artifact, source, images):
+        cases = outputs.cases
+        for batch in outputs.batches:
             tensors |= compare_tensors(batch, cases[: len(batch)])
-        parameters, found = answered.detections()
+        parameters, found = outputs.detections()
         lowest_conf = min(lowest_conf, parameters.conf)
         for case, ours in zip(cases, found, strict=True):
             rows = reference_detections(case, parameters)

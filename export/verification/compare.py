@@ -143,13 +143,13 @@ def nearest_difference(
     ours, our_scores = candidates[:, :4], candidates[:, 4]
     theirs, their_scores = xywh2xyxy(predictions[:4].T), predictions[4:].max(0)
     boxes, scores = [np.zeros(1)], [np.zeros(1)]
-    for here, score, there, other in (
+    for here, score, there, their_score in (
         (ours, our_scores, theirs, their_scores),
         (theirs, their_scores, ours, our_scores),
     ):
         for row in np.flatnonzero(score >= NOTABLE_SCORE):
             distances = np.abs(there - here[row]).max(1)
-            apart = np.abs(other - score[row])
+            apart = np.abs(their_score - score[row])
             nearest = (distances + SCORE_PX * apart).argmin()
             boxes.append(distances[[nearest]])
             scores.append(apart[[nearest]])

@@ -44,14 +44,14 @@ class Labelled:
     description: str
 
 
-def read_labelled(data_yaml: Path, class_names: Sequence[str], split: str = "val") -> Labelled:
-    """Reads a split, its classes brought to the model's ids by their names.
+def read_labelled(data_yaml: Path, class_names: Sequence[str]) -> Labelled:
+    """Reads the split `val`, its classes brought to the model's ids by their names.
 
     Raises:
         DatasetInvalid: it can't be read, nothing in it is labelled, or it names a class that
             the model does not have.
     """
-    names, images = read_dataset(data_yaml, split, MOST_IMAGES)
+    names, images = read_dataset(data_yaml, "val", MOST_IMAGES)
     if unknown := sorted({str(name) for name in names.values()} - set(class_names)):
         raise DatasetInvalid(
             f"{data_yaml} names {', '.join(unknown)}, which the model does not know; "
@@ -64,8 +64,8 @@ def read_labelled(data_yaml: Path, class_names: Sequence[str], split: str = "val
         truth = Boxes(image.truth.xyxy, ids, image.truth.scores)
         relabelled.append(LabelledImage(image.path, image.width, image.height, truth))
     if not any(len(image.truth.class_ids) for image in relabelled):
-        raise DatasetInvalid(f"{data_yaml}: nothing is labelled in the split {split!r}")
-    description = describe_split(data_yaml, split)
+        raise DatasetInvalid(f"{data_yaml}: nothing is labelled in the split 'val'")
+    description = describe_split(data_yaml, "val")
     return Labelled(dict(enumerate(class_names)), relabelled, description)
 
 

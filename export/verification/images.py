@@ -19,13 +19,12 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 64  # pixels; a crop of less can miss its aspect ratio by more than a bucket
 
 
-def comparison_images(data: Path | None, split: str = "val") -> tuple[list[Image], str]:
+def comparison_images(data: Path | None) -> tuple[list[Image], str]:
     """(H, W, 3) uint8 RGB images to compare answers on, and in words what they are.
 
     Args:
-        data: a folder, or a data set's YAML; the first images by name are taken. None
-            generates some.
-        split: of the data set.
+        data: a folder, or a data set's YAML, whose split `val` is taken; the first images by
+            name. None generates some.
 
     Raises:
         DatasetInvalid: there are none, or none of them can be read.
@@ -34,7 +33,7 @@ def comparison_images(data: Path | None, split: str = "val") -> tuple[list[Image
         rng = np.random.default_rng(0)
         return [generated(rng) for _ in range(MOST)], f"{MOST} generated images"
     found: list[Image] = []
-    for path in listed(data, split):
+    for path in listed(data, "val"):
         if len(found) == MOST:
             break
         try:
@@ -47,7 +46,7 @@ def comparison_images(data: Path | None, split: str = "val") -> tuple[list[Image
         raise DatasetInvalid(
             f"--data {data}: no image of at least {MIN_SIDE} x {MIN_SIDE} in it can be read"
         )
-    return found, f"{len(found)} images of {describe_split(data, split)}"
+    return found, f"{len(found)} images of {describe_split(data, 'val')}"
 
 
 def calibration_canvases(

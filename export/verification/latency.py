@@ -29,7 +29,7 @@ def measure_latency(artifact: Artifact, fp32: Artifact) -> Latency:
     # Noise: on a plain image a network may meet zeros that other images don't have.
     images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     same = artifact.path == fp32.path
-    sessions = [Session.open(each, device="cpu") for each in ([fp32] if same else [artifact, fp32])]
+    sessions = [Session.open(file, device="cpu") for file in ([fp32] if same else [artifact, fp32])]
     times_s: list[list[float]] = [[] for _ in sessions]
     started = time.perf_counter()
     try:

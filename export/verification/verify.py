@@ -10,7 +10,6 @@ from ultralytics.utils.ops import xyxy2xywh
 
 from export.errors import VerificationFailed
 from export.sources.source import Source
-from export.verification.answers import answers, batch_of, down_to
 from export.verification.compare import (
     Difference,
     Parity,
@@ -18,6 +17,7 @@ from export.verification.compare import (
     detection_difference,
 )
 from export.verification.images import Image
+from export.verification.outputs import batch_of, down_to, outputs_by_bucket
 from export.verification.reference import BATCH_SIZES, Case, reference_detections
 from server.inference.artifact import Artifact
 from server.inference.detector import ImageDetections
@@ -53,11 +53,11 @@ def verify(
     """
     tensors = detections = Difference()
     compared, decided_by_rounding, lowest_conf = 0, 0, 1.0
-    for answered in answers(artifact, source, images):
-        cases = answered.cases
-        for batch in answered.batches:
+    for outputs in outputs_by_bucket(artifact, source, images):
+        cases = outputs.cases
+        for batch in outputs.batches:
             tensors |= compare_tensors(batch, cases[: len(batch)])
-        parameters, found = answered.detections()
+        parameters, found = outputs.detections()
         lowest_conf = min(lowest_conf, parameters.conf)
         for candidates, case, ours in zip(batch, cases, found, strict=True):
             try:

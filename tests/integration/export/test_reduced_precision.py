@@ -141,7 +141,7 @@ def int8(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 def certified_as(artifact: Path, **changes: object) -> Path:
     """Changes an artifact's certificate, which its hash does not cover."""
     model = onnx.load(artifact)
-    (entry,) = [each for each in model.metadata_props if each.key == METADATA_KEY]
+    (entry,) = [item for item in model.metadata_props if item.key == METADATA_KEY]
     metadata = json.loads(entry.value)
     metadata["certificate"] |= changes
     entry.value = json.dumps(metadata)

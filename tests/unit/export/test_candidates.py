@@ -52,7 +52,7 @@ def test_images_of_a_batch_do_not_mix(network: DetectionModel) -> None:
 
 
 def test_another_head_is_refused_by_name(network: DetectionModel) -> None:
-    other = rewrite(network)
-    other.model[-1] = nn.Identity()
+    headless = rewrite(network)
+    headless.model[-1] = nn.Identity()
     with pytest.raises(ModelUnsupported, match="Identity"):
-        Candidates(other)
+        Candidates(headless)

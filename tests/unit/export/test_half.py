@@ -66,8 +66,8 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """Element type by tensor, constants included."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
-    return types | {each.name: each.data_type for each in graph.initializer}
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def test_on_a_cpu_every_value_is_rounded_too(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_no_map_of_ten_thousand_gives_nan_or_inf_in_either_precision() -> None:
         sessions = [session(single), session(rounding(half))]
         for maps in adversarial(np.random.default_rng(seed)):
             count += len(maps)
-            for each in sessions:
-                (y,) = each.run(None, {"x": maps.astype(np.float32)})
+            for runner in sessions:
+                (y,) = runner.run(None, {"x": maps.astype(np.float32)})
                 assert np.isfinite(y).all(), form
     assert count >= 10_000
 
@@ -172,7 +172,7 @@ def test_only_attention_and_decoding_keep_float32(
     # q, k, v, dwc and proj of each attention
     assert len(kept) == 5 * NETWORKS[name]
     assert len(convolutions) == len(kept) + 63
-    casts = [sum(node.op_type == "Cast" for node in each.graph.node) for each in (single, half)]
+    casts = [sum(node.op_type == "Cast" for node in model.graph.node) for model in (single, half)]
     assert casts[1] - casts[0] == 2 * NETWORKS[name] + 2  # in and out, distributions and logits
     assert len(half.SerializeToString()) < 0.6 * len(before)
 
@@ -191,7 +191,7 @@ def test_a_network_in_float16_answers_nearly_as_in_float32(
     image = decode((repo_dir / "samples" / "smear_1.jpg").read_bytes(), max_pixels=10**7)
     for batch, input_hw in [(2, (160, 160)), (1, (480, 640))]:
         images = np.stack([cv2.resize(image, input_hw[::-1])] * batch)
-        ours, theirs = (each.run(None, {"images": images})[0] for each in (half, single))
+        ours, theirs = (runner.run(None, {"images": images})[0] for runner in (half, single))
         assert ours.shape == theirs.shape
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours[..., 4], theirs[..., 4], rtol=2e-2, atol=5e-3)

@@ -143,11 +143,16 @@ def test_the_artifact_keeps_its_contract(tmp_path: Path) -> None:
     assert source.class_names == ("red", "it's white")
     assert re.fullmatch("[0-9a-f]{64}", source.sha256)
     graph = source.graph((64, 96), static=True)
-    assert [each.name for each in (*graph.graph.input, *graph.graph.output)] == [
+    assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == [
         *("images", "candidates")
     ]
     dimensions = graph.graph.input[0].type.tensor_type.shape.dim
-    assert [each.dim_value or each.dim_param for each in dimensions] == ["batch", 64, 96, 3]
+    assert [dimension.dim_value or dimension.dim_param for dimension in dimensions] == [
+        "batch",
+        64,
+        96,
+        3,
+    ]
     assert not graph.metadata_props
     optimized = optimize(graph)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in optimized.graph.node}
@@ -158,7 +163,7 @@ def test_an_inner_name_may_be_one_of_ours(tmp_path: Path) -> None:
     for node in model.graph.node:
         for names in (node.input, node.output):
             names[:] = [
-                {"output0": "candidates", "maps": "pixels"}.get(each, each) for each in names
+                {"output0": "candidates", "maps": "pixels"}.get(name, name) for name in names
             ]
     model.graph.output[0].name = "candidates"
     source = load_onnx(saved(model, tmp_path))
@@ -234,7 +239,7 @@ def described(**values: str | None) -> Change:
     """Sets entries of the metadata; None removes them."""
 
     def change(model: ModelProto) -> None:
-        description = {each.key: each.value for each in model.metadata_props} | values
+        description = {entry.key: entry.value for entry in model.metadata_props} | values
         helper.set_model_props(model, {k: v for k, v in description.items() if v is not None})
 
     return change

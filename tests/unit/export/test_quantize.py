@@ -35,7 +35,9 @@ class Pixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 5, H, W)."""
         x = nn.functional.silu(self.first(images.permute(0, 3, 1, 2).float()))
-        x = torch.cat([nn.functional.silu(each(x)) for each in (self.second, self.third)], dim=1)
+        x = torch.cat(
+            [nn.functional.silu(convolution(x)) for convolution in (self.second, self.third)], dim=1
+        )
         y: Tensor = self.last(x)
         return y
 
@@ -63,7 +65,7 @@ def loss(model: onnx.ModelProto) -> float:
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    return {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def optimised_operators(model: onnx.ModelProto, path: Path) -> list[str]:
@@ -105,7 +107,7 @@ class Repeated(Pixels):
         """One convolution twice, at inputs of different ranges."""
         x = nn.functional.silu(self.first(images.permute(0, 3, 1, 2).float()))
         y: Tensor = self.last(
-            torch.cat([nn.functional.silu(self.second(each)) for each in (x, 10 * x)], dim=1)
+            torch.cat([nn.functional.silu(self.second(value)) for value in (x, 10 * x)], dim=1)
         )
         return y
 
@@ -180,7 +182,9 @@ class Rectified(Pixels):
     def forward(self, images: Tensor) -> Tensor:
         """ReLU in place of SiLU."""
         x = nn.functional.relu(self.first(images.permute(0, 3, 1, 2).float()))
-        x = torch.cat([nn.functional.relu(each(x)) for each in (self.second, self.third)], dim=1)
+        x = torch.cat(
+            [nn.functional.relu(convolution(x)) for convolution in (self.second, self.third)], dim=1
+        )
         y: Tensor = self.last(x)
         return y
 
@@ -206,9 +210,9 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
 
 def test_images_that_are_all_black_are_no_division_by_zero() -> None:
     network = Pixels()
-    for each in (network.first, network.second):
-        assert each.bias is not None
-        nn.init.zeros_(each.bias)
+    for layer in (network.first, network.second):
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
     reduced = quantize(pixels(network), [np.zeros((1, 16, 16, 3), np.uint8)])
     assert np.isfinite(run(reduced, random_images()[0])).all()
 

@@ -14,9 +14,9 @@ from export.buckets import buckets
 from export.errors import VerificationFailed
 from export.sources.checkpoint import Checkpoint, load_checkpoint
 from export.stamp import stamp
-from export.verification.answers import run_batch, threshold
 from export.verification.compare import DIFFERENT, candidate_difference
 from export.verification.images import MIN_SIDE, Image, comparison_images, cropped_to
+from export.verification.outputs import run_batch, threshold
 from export.verification.reference import Case, make_cases
 from export.verification.verify import (
     RELATIVE_SCORE_LIMIT,

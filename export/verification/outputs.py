@@ -19,7 +19,7 @@ FEW = 20  # candidates above the default threshold, below which it is lowered to
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Outputs:
     """What an artifact makes of the cases of one bucket.
 
     Attributes:
@@ -46,7 +46,9 @@ class Answers:
         return parameters, found
 
 
-def answers(artifact: Artifact, source: Source, images: Sequence[Image]) -> Iterator[Answers]:
+def outputs_by_bucket(
+    artifact: Artifact, source: Source, images: Sequence[Image]
+) -> Iterator[Outputs]:
     """Runs an artifact at every bucket and batch size.
 
     Args:
@@ -62,7 +64,7 @@ def answers(artifact: Artifact, source: Source, images: Sequence[Image]) -> Iter
         for bucket_hw in artifact.metadata.buckets:
             cases = make_cases(source, artifact.metadata, images, bucket_hw)
             batches = [run_batch(artifact, session, cases[:size]) for size in BATCH_SIZES]
-            yield Answers(artifact.metadata, cases, batches)
+            yield Outputs(artifact.metadata, cases, batches)
     finally:
         session.close()
 
