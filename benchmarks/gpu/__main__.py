@@ -222,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
     add = root.add_argument
     add("--inputs", type=Path, required=True, help="folder or archive of benchmarks.gpu.inputs")
     add("-o", "--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
-    add("--parts", type=parts_of, default=list(PARTS), help=f"of {', '.join(PARTS)}; or a to g")
+    add("--parts", type=parts_of, default=list(PARTS), help=f"of {', '.join(PARTS)}; or a to f")
     add("--minutes", type=float, default=9.0, help="for this call, all in all; default 9")
     add("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
     add("--batches", type=numbers, default=(1, 2, 4, 8, 16, 32), help="default 1,2,4,8,16,32")

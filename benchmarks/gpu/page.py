@@ -228,35 +228,6 @@ def memory(figures: Figures) -> list[str]:
     return [table([figures["of"], ""], rows), batches]
 
 
-def workers(figures: Figures) -> list[str]:
-    """Threads and stages."""
-    tables = []
-    for row in figures["arrangements"]:
-        load = row["load"]
-        title = f"{row['http_workers']} HTTP worker(s), {row['clients']} clients: "
-        title += f"{load['images_per_s']:,.0f} images/s, {number(load['server_cpus'])} CPUs"
-        lines = [
-            [
-                each["process"],
-                each["threads"],
-                str(each["count"]),
-                f"{each['cpus']:.2f}",
-                f"{each['busiest']:.2f}",
-                number(each["ms_per_image"], 3),
-                f"{100 * each['system_share']:.0f} %",
-                f"{each['waiting_cpus']:.2f}",
-            ]
-            for each in row["threads"]
-            if each["cpus"] >= 0.005
-        ]
-        head = ["process", "threads", "how many", "CPUs", "busiest", "ms an image"]
-        tables += [title, table([*head, "in the kernel", "waiting for a CPU"], lines)]
-        if row["stage_ms"]:
-            stages = [[stage, f"{ms:.2f}"] for stage, ms in row["stage_ms"].items()]
-            tables.append(table(["stage", "ms an image, waits included"], stages))
-    return tables
-
-
 TABLES: dict[str, tuple[str, Callable[[Figures], list[str]]]] = {
     "parity": ("Detections against the CPU's", parity),
     "raw": ("(a) Session alone", raw),
@@ -268,7 +239,6 @@ TABLES: dict[str, tuple[str, Callable[[Figures], list[str]]]] = {
     "block": ("(d) The attention block", block),
     "kernels": ("(e) Time by operator", kernels),
     "memory": ("(f) Memory", memory),
-    "workers": ("(g) The server's CPU time", workers),
 }
 
 

@@ -31,7 +31,6 @@ PARTS: dict[str, tuple[str, str, float]] = {
     "block": ("benchmarks.gpu.block", "d", 35),
     "kernels": ("benchmarks.gpu.kernels", "e", 25),
     "memory": ("benchmarks.gpu.memory", "f", 40),
-    "workers": ("benchmarks.gpu.workers", "g", 25),
 }
 MACHINE = "machine"  # comes before all others
 MODULES = {MACHINE: "benchmarks.gpu.machine"} | {name: part[0] for name, part in PARTS.items()}

@@ -3,7 +3,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,8 +36,6 @@ from benchmarks.gpu.pipeline import candidates
 from benchmarks.gpu.rounds import Contender, Deadline, Window, ratio, spread, turns, window
 from benchmarks.gpu.server import fewest_that_saturate
 from benchmarks.gpu.sweep import CHOICES, DEFAULT
-from benchmarks.gpu.threads import MAIN, NAMING, ThreadUse, by_group, group_of, threads_of
-from benchmarks.gpu.workers import parsed_stages, stage_ms
 from benchmarks.load.child import run_part
 from benchmarks.load.generator import about
 from benchmarks.load.generators import figures, split, together
@@ -105,7 +102,7 @@ def test_parts_are_named_or_lettered_and_come_in_their_order() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="speed"):
         parts_of("raw,speed")
     letters = {letter for _, letter, _ in PARTS.values() if letter}
-    assert letters == set("abcdefg")
+    assert letters == set("abcdef")
 
 
 def test_batches_are_different_ascending_and_positive() -> None:
@@ -462,67 +459,6 @@ def test_a_change_of_memory_is_one_of_what_the_model_holds() -> None:
     assert relative_difference(0, 100, 101) == 0.01
     with pytest.raises(ValueError, match="before the model was loaded"):
         relative_difference(5, 5, 6)
-
-
-# Threads
-
-
-def test_threads_count_by_their_pool_and_process() -> None:
-    names = ("decode_0", "decode_11", MAIN)
-    before = {(1, i): ThreadUse(name, 1.0, 1.0, 0.0) for i, name in enumerate(names)}
-    after = {(1, i): ThreadUse(name, 2.0 + i, 1.5, 1.0) for i, name in enumerate(names)}
-    after[2, 9] = ThreadUse(MAIN, 1.0, 0.0, 0.0)  # began meanwhile
-    rows = by_group(before, after, {1: "server", 2: "below it"}, seconds=2.0, images=100)
-    assert [(row["process"], row["threads"], row["count"]) for row in rows] == [
-        ("server", "decode", 2),
-        ("server", MAIN, 1),
-        ("below it", MAIN, 1),
-    ]
-    decode = rows[0]
-    assert decode["cpus"] == 2.0
-    assert decode["busiest"] == 1.25
-    assert decode["ms_per_image"] == 40.0
-    assert decode["system_share"] == 0.25
-    assert decode["waiting_cpus"] == 1.0
-    assert group_of("42") == "42"
-
-
-def test_python_threads_have_their_names_where_the_kernel_tells_them(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(NAMING)
-    code = (
-        "import concurrent.futures, sys, threading\n"
-        "pool = concurrent.futures.ThreadPoolExecutor(1, 'decode')\n"
-        "pool.submit(int).result()\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        names = {each.name for each in threads_of([process.pid]).values()}
-    assert names == {MAIN, "decode_0"}
-
-
-def test_stages_are_read_from_the_metrics_as_milliseconds_an_image() -> None:
-    def text(seconds: float, images: int) -> str:
-        return (
-            f'detector_stage_seconds_bucket{{le="0.1",stage="decode"}} {images}.0\n'
-            f'detector_stage_seconds_count{{stage="decode"}} {images}.0\n'
-            f'detector_stage_seconds_sum{{stage="decode"}} {seconds}\n'
-            'detector_stage_seconds_count{stage="queue"} 3.0\n'
-            'detector_stage_seconds_sum{stage="queue"} 1e-05\n'
-        )
-
-    before, after = parsed_stages(text(1.0, 100)), parsed_stages(text(1.5, 200))
-    assert after["queue"] == (1e-05, 3.0)
-    assert stage_ms(before, after) == {"decode": 5.0}
 
 
 def test_a_generator_loses_nothing_of_a_long_answer(tmp_path: Path) -> None:
