@@ -233,7 +233,7 @@ def test_a_reduced_precision_keeps_the_accuracy(
     metadata = load_artifact(tmp_path / "reduced.onnx").metadata
     certificate = metadata.certificate
     assert (metadata.precision, certificate.verdict) == (precision, "within_gate")
-    calibrated = {"fp16": None, "int8": "64 pictures of bccd/data.yaml, train"}
+    calibrated = {"fp16": None, "int8": "64 images of bccd/data.yaml, train"}
     assert certificate.calibration == calibrated[precision]
     assert certificate.accuracy is not None
     assert certificate.accuracy.images == 87
