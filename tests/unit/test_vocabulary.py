@@ -60,6 +60,11 @@ GONE = {
     "write_infer_answer": "write_infer_response",
     "annotated_picture": "annotated_image",
     "PictureRefused": "ImageRefused",
+    "picture": "image",
+    "pictures": "images",
+    # GPU
+    "CudaOptions": "cuda_graphs",
+    "jpeg_orientation": "JpegHeader.orientation",
     "UnexpectedAnswer": "UnexpectedResponse",
     "_Gentle": "_LingeringTransport",
     "_deaf": "_discarding",
@@ -71,6 +76,10 @@ HOMONYMS = {
     "hub": (
         "Docker Hub, Hugging Face Hub and `torch.hub`",
         re.compile(r"torch\.hub|[Dd]ocker.{0,3}[Hh]ub|hub\.docker"),
+    ),
+    "pictures": (
+        "the certificates in the default weights, as `inspect` prints them",
+        re.compile(r"^(compared|calibrated) "),
     ),
     "Hub": (
         "Docker Hub and Hugging Face Hub",
@@ -84,7 +93,6 @@ LEFT_OUT = (
     "CHANGELOG.md",
     "docs/evidence/",
     "constraints.txt",
-    "server/ui/fflate",
 )
 TEXT = {".py", ".md", ".js", ".css", ".html", ".yml", ".yaml", ".json", ".toml", ".txt", ".sh", ""}
 
