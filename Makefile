@@ -62,6 +62,7 @@ check: $(READY) ## format, lint, types, import rules, Dockerfiles; changes nothi
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --python-version 3.10 client/src
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint Dockerfile docker/export.Dockerfile
 

@@ -136,7 +136,11 @@ def build_distributions(release: Release, source: Path, out: Path) -> None:
     pins = shutil.copy(source / "constraints.txt", f"{stem}-constraints.txt")
     for extra in release.extras:
         print(f"bill of materials: extra {extra}", flush=True)
-        Path(f"{stem}-extra-{extra}.cdx.json").write_text(sbom.of_extra(wheel, extra, Path(pins)))
+        bill = sbom.of_requirement(f"{wheel}[{extra}]", Path(pins))
+        Path(f"{stem}-extra-{extra}.cdx.json").write_text(bill)
+    (client,) = out.glob(f"yolov8_fla_client-{release.version}-*.whl")
+    bill = sbom.of_requirement(str(client), Path(pins))
+    (out / f"{NAME}-client-{release.version}.cdx.json").write_text(bill)
 
 
 def build_images(release: Release, variants: Sequence[str], source: Path, out: Path) -> list[str]:

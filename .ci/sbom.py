@@ -53,8 +53,8 @@ def of_image(tool: Sequence[str], image: str) -> str:
     return checked(bill)
 
 
-def of_extra(wheel: Path, extra: str, constraints: Path) -> str:
-    """The bill of what pip would install for a wheel with one of its extras, on this platform.
+def of_requirement(requirement: str, constraints: Path) -> str:
+    """The bill of what pip would install for a wheel, such as `x.whl[extra]`, on this platform.
 
     Returns:
         JSON; a distribution has the SHA-256 of the file that pip would take, where it is told.
@@ -65,7 +65,7 @@ def of_extra(wheel: Path, extra: str, constraints: Path) -> str:
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     # fast-deps reads the metadata out of a remote wheel, where the index allows it
     pip += ["--dry-run", "--ignore-installed", "--use-feature=fast-deps", "--report=-"]
-    pip += ["-c", str(constraints), f"{wheel}[{extra}]"]
+    pip += ["-c", str(constraints), requirement]
     report = subprocess.run(pip, check=True, stdout=subprocess.PIPE, timeout=1800).stdout
     hashes: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as name:

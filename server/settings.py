@@ -182,6 +182,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _graphs_need_cuda(self) -> Self:
+        if self.cuda_graphs and self.device in ("cpu", "tensorrt"):
+            raise ValueError(f"cuda_graphs is for the CUDA provider; device is {self.device}")
+        return self
+
+    @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
         if self.max_images_per_request > self.max_queue_images:
             raise ValueError(

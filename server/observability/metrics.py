@@ -40,7 +40,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class ServerStatus(NamedTuple):
-    """What the metrics report of a process as it is when they are collected.
+    """What the metrics report of a process; each asks for it anew when they are collected.
 
     Attributes:
         state: one of `STATES`.

@@ -46,13 +46,16 @@ class QueueStatus(NamedTuple):
     oldest_inference: float = math.inf
     written: float = math.inf
 
-    def hung_s(self, inference_watchdog_s: float) -> float | None:
-        """Seconds that an inference has run, or an engine process been silent, for too long."""
+    def hung_reason(self, inference_watchdog_s: float) -> str | None:
+        """Why no inference can be expected to return; None where none is hung."""
         now = time.monotonic()
         running_s, silent_s = now - self.oldest_inference, now - self.written
+        limit = f"inference_watchdog_s is {inference_watchdog_s:g}"
         if running_s > inference_watchdog_s:
-            return running_s
-        return silent_s if silent_s > max(inference_watchdog_s, SILENT_S) else None
+            return f"an inference has been running for {running_s:.0f} s; {limit}"
+        if silent_s > max(inference_watchdog_s, SILENT_S):
+            return f"the engine process has been silent for {silent_s:.0f} s; {limit}"
+        return None
 
     def refuse_when_full(self, max_queue_images: int) -> None:
         """Raises `QueueFull` when not even one more image would find a place."""
@@ -217,12 +220,9 @@ def refuse_unless_alive(model: Model, settings: Settings) -> None:
     """Raises `NotReady` when only a new process can help: the model failed, or is hung."""
     if model.state == "failed":
         raise NotReady("the model has stopped")
-    hung_s = model.queue.status().hung_s(settings.inference_watchdog_s)
-    if hung_s is not None:
-        raise NotReady(
-            f"an inference has been running for {hung_s:.0f} s; "
-            f"inference_watchdog_s is {settings.inference_watchdog_s:g}"
-        )
+    hung_reason = model.queue.status().hung_reason(settings.inference_watchdog_s)
+    if hung_reason is not None:
+        raise NotReady(hung_reason)
 
 
 def server_status(

@@ -144,8 +144,8 @@ class LocalModel:
     @property
     def status(self) -> str:
         """The state; "hung" where an inference does not return."""
-        hung_s = self.queue.status().hung_s(self._settings.inference_watchdog_s)
-        return "hung" if self.state == "ready" and hung_s is not None else self.state
+        hung = self.queue.status().hung_reason(self._settings.inference_watchdog_s)
+        return "hung" if self.state == "ready" and hung else self.state
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

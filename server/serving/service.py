@@ -114,8 +114,8 @@ class Service:
     @property
     def status(self) -> State | Literal["hung"]:
         """The state; "hung" where inferences or decoding do not end, and no request is taken."""
-        hung_s = self.model.queue.status().hung_s(self.settings.inference_watchdog_s)
-        if self.model.state == "ready" and (hung_s is not None or self._decoding_hangs()):
+        hung = self.model.queue.status().hung_reason(self.settings.inference_watchdog_s)
+        if self.model.state == "ready" and (hung or self._decoding_hangs()):
             return "hung"
         return self.model.state
 

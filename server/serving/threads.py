@@ -86,6 +86,9 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
+    except asyncio.CancelledError as cancelled:
+        # Its traceback holds the group, which holds it: the images would wait for the collector.
+        raise cancelled.with_traceback(None)  # noqa: B904  # it is the same
     except BaseExceptionGroup as failures:
         failure = failures.exceptions[0]
         failures.__traceback__ = None

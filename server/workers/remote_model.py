@@ -108,7 +108,12 @@ class RemoteModel:
         """Not this process' to decide: the engine process tells when it drains."""
 
     async def reload(self, read_keys: Callable[[], None] = lambda: None) -> None:
-        """Reloads the model and the keys of all processes; see `server.serving.interface.Model`."""
+        """Reloads the model and the keys of all processes; see `server.serving.interface.Model`.
+
+        Raises:
+            NotReady: also when the engine process is silent; when it wakes, it may reload all the
+                same.
+        """
         asking = asyncio.create_task(self._ask(Reload))
         try:
             # A model may take minutes to load, so the limit is the engine process' silence.

@@ -125,6 +125,7 @@ class SlotPool:
         # A process that reads where the file has been cut off dies, and workers have the file too.
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.shared = SharedFile(file)
+        self.shared.status.write(QueueStatus(0, 1, 0, 0))
         self._areas: list[_Area] = []
 
     @property

@@ -243,7 +243,7 @@ class WorkerConnection:
         else:
             self.send(Inferred(slot, len(answer.result), answer.queue_s, answer.inference_s))
 
-    def _release(self, slot: int) -> None:
+    def _release(self, slot: int, *, reuse: bool = True) -> None:
         image = self._images.pop(slot, None)
         if image is None:
             raise BadMessage(f"slot {slot} is not there to be released")
@@ -251,7 +251,8 @@ class WorkerConnection:
             image.reservation.release()
         if image.submitting is not None:
             image.submitting.cancel()
-        image.lease.release()
+        if reuse:
+            image.lease.release()
 
     async def _reload(self, request: int) -> None:
         try:
@@ -270,12 +271,14 @@ class WorkerConnection:
         task.add_done_callback(self._tasks.discard)
 
     def _lost(self) -> None:
+        # At a drain the process may live a little longer, with threads that still write.
+        ending = self._coordinator.ending.is_set()
         for slot in [*self._images]:
-            self._release(slot)
+            self._release(slot, reuse=not ending)
         self.ready = False
         self._on_unresponsive()
         self._coordinator.lost(self)
         # It ends by itself when it sees the channel's end, unless it hangs. At a drain it has spans
         # and log lines to send before, and its supervisor sets the limit.
-        if not self._coordinator.ending.is_set():
+        if not ending:
             self._kill()

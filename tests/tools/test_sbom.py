@@ -166,7 +166,7 @@ def test_the_bill_of_an_extra_tells_what_pip_would_install(
     constraints.write_text("only-cpu==2.0\n")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    bill = json.loads(sbom.of_extra(ours, "cpu", constraints))
+    bill = json.loads(sbom.of_requirement(f"{ours}[cpu]", constraints))
     found = named(bill)
     assert {name: each["version"] for name, each in found.items()} == {
         "always": "1.0",

@@ -91,6 +91,12 @@ def test_every_field_is_read_from_its_flag(name: str, spelling: str) -> None:
         assert plain(Settings.load(given), name) == OTHER_VALUES[name]
 
 
+@pytest.mark.parametrize("device", ["cpu", "tensorrt"])
+def test_cuda_graphs_without_cuda_are_refused(device: str) -> None:
+    with pytest.raises(SettingsInvalid, match=f"cuda_graphs is .* device is {device}"):
+        Settings.load(["--cuda-graphs=true", f"--device={device}"])
+
+
 def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLO_FLA_PORT", "1")
     assert Settings.load(["--port", "2"]).port == 2

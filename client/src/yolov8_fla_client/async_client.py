@@ -35,8 +35,8 @@ from yolov8_fla_client.settings import (
 )
 from yolov8_fla_client.window import Window, groups_of
 
-if TYPE_CHECKING:  # Python 3.10 has neither
-    from typing import Self, Unpack
+if TYPE_CHECKING:  # for type checkers alone: Python 3.10 has neither in typing
+    from typing_extensions import Self, Unpack
 
 Result = TypeVar("Result")
 Item = TypeVar("Item", ImageResult, AnnotatedImage)

@@ -146,9 +146,9 @@ class Detecting:
             except TimeoutError:
                 if detecting.done():
                     raise
-                hung_s = self._calls.status().hung_s(self._inference_watchdog_s)
-                if hung_s is not None:
-                    raise EngineLost(f"an inference has been running for {hung_s:.0f} s") from None
+                hung_reason = self._calls.status().hung_reason(self._inference_watchdog_s)
+                if hung_reason is not None:
+                    raise EngineLost(hung_reason) from None
 
     def _decoding_bytes(self, memory_bytes: int) -> int:
         height, width = full_size(self._engine.artifact.metadata.buckets)
