@@ -107,14 +107,15 @@ class Size:
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def to_upright(self, box: Corners) -> Corners:
-        """Takes a box from the pixels as stored to the upright image."""
-        x1, y1, x2, y2 = box
-        if self.orientation >= 5:
-            x1, y1, x2, y2 = y1, x1, y2, x2
+        """Takes a box from the pixels as stored to the upright image, of orientations 5 to 8.
+
+        Of others the size does not tell that a box was made on the pixels as stored.
+        """
+        y1, x1, y2, x2 = box
         width, height = self.upright_wh
-        if self.orientation in (2, 3, 6, 7):
+        if self.orientation in (6, 7):
             x1, x2 = width - x2, width - x1
-        if self.orientation in (3, 4, 7, 8):
+        if self.orientation in (7, 8):
             y1, y2 = height - y2, height - y1
         return x1, y1, x2, y2
 

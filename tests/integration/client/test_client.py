@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import httpx
-import numpy as np
 import pytest
 import yolov8_fla_client.results as results
 import yolov8_fla_client.settings as settings
@@ -130,14 +129,6 @@ async def test_where_no_image_can_be_read_each_has_its_own_error(
         found = await client.detect(images)
     codes = [each.error.code for each in found if each.error]
     assert codes == ["unsupported_image", "undecodable_image", "undecodable_image"][:count]
-
-
-async def test_an_array_is_seen_as_the_image_that_it_was(artifact: Path) -> None:
-    pixels = np.random.default_rng(5).integers(0, 256, (96, 128, 3), np.uint8)
-    async with served(artifact) as running, client_of(running) as client:
-        as_file, as_array = await client.detect([encode(pixels), pixels], conf=0.01)
-    assert as_file.detections
-    assert as_array.detections == as_file.detections
 
 
 async def test_parameters_reach_the_server(artifact: Path) -> None:

@@ -127,16 +127,6 @@ def test_results_can_come_in_the_images_order(folder: Path) -> None:
     assert found == expected
 
 
-def test_a_date_to_come_again_that_is_past_means_at_once() -> None:
-    long_ago = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
-    refusals = {0: Reply(503, {"Retry-After": long_ago})}
-    with (
-        flaky(lambda request, _: refusals.get(request)) as server,
-        Client(server.url, retry=OFTEN) as client,
-    ):
-        assert client.detect(b"image 8")[0].width == 8
-
-
 def test_a_date_past_the_deadline_is_told_at_once() -> None:
     now = datetime.now(UTC)
     headers = {
@@ -166,28 +156,6 @@ def test_a_server_that_hangs_is_asked_again() -> None:
     with flaky(decide) as server, Client(server.url, retry=OFTEN, timeout_s=0.2) as client:
         assert client.detect(b"image 5")[0].width == 5
     assert server.requests == 2
-
-
-@pytest.mark.parametrize(("status", "code"), [(400, "no_image"), (404, "x"), (409, "x")])
-def test_what_the_server_refuses_for_good_is_asked_once(status: int, code: str) -> None:
-    with (
-        flaky(lambda *_: Reply(status, code=code)) as server,
-        Client(server.url, retry=OFTEN) as client,
-        pytest.raises(Exception, match=f"{status} {code}: on purpose"),
-    ):
-        client.detect(b"image 0")
-    assert server.requests == 1
-
-
-def test_attempts_end() -> None:
-    three = Retry(attempts=3, first_wait_s=0.001, longest_wait_s=0.001)
-    with (
-        flaky(lambda *_: Reply(503)) as server,
-        Client(server.url, retry=three) as client,
-        pytest.raises(Unavailable, match="asked 3 times"),
-    ):
-        client.detect(b"image 0")
-    assert server.requests == 3
 
 
 def test_where_nobody_listens_the_address_is_told() -> None:

@@ -1,4 +1,3 @@
-import random
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from yolov8_fla_client.errors import (
     ServerFailed,
     Unauthorized,
     Unavailable,
-    UnexpectedResponse,
     Unreachable,
 )
 from yolov8_fla_client.exchange import NoResponse, Outcome, Request, Response, Send, Wait
@@ -71,13 +69,6 @@ def test_no_wait_is_shorter_than_the_server_asks_nor_much_longer(
     wait_s = Retry(first_wait_s=0.5, longest_wait_s=8).wait_s(failures, asked_s, part)
     assert (asked_s or 0) <= wait_s <= (asked_s or 0) + 8
     assert wait_s > 0 or asked_s == 0
-
-
-def test_clients_that_were_refused_together_come_back_apart() -> None:
-    chance = random.Random(3)
-    waits = {Retry().wait_s(1, 2.0, chance.random()) for _ in range(100)}
-    assert len(waits) == 100
-    assert min(waits) >= 2
 
 
 def test_seconds_to_come_again_are_waited_for() -> None:
@@ -212,9 +203,3 @@ def test_a_proxys_page_becomes_an_error_in_few_words() -> None:
     odd = error_of(Response(599, {}, b"[1]"))
     assert isinstance(odd, ServerFailed)
     assert odd.code == "http_599"
-
-
-def test_a_redirect_tells_where_it_leads() -> None:
-    error = error_of(Response(301, {"location": "https://x/"}, b""))
-    assert isinstance(error, UnexpectedResponse)
-    assert "https://x/" in str(error)

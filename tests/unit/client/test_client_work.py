@@ -7,7 +7,6 @@ from yolov8_fla_client import AsyncClient
 from yolov8_fla_client.parameters import Parameters
 from yolov8_fla_client.progress import Silent
 from yolov8_fla_client.work import Images, Job, ModelChanged, run
-from yolov8_fla_client.writers.files import OutputRefused
 
 from tests.support.flaky import found_in
 
@@ -46,16 +45,6 @@ async def test_results_of_another_model_do_not_come_into_one_file(folder: Path, 
     if form == "jsonl":
         lines = (folder.parent / "out.partial").read_text().splitlines()
         assert [json.loads(line)["filename"] for line in lines] == ["1.jpg"]
-
-
-@pytest.mark.parametrize("out", ["all/images", "all", "."])
-async def test_images_are_not_drawn_into_where_they_are(
-    tmp_path: Path, folder: Path, out: str
-) -> None:
-    job = Job([folder], tmp_path / out, "images", Parameters(), force=True)
-    async with AsyncClient("http://x", transport=httpx.MockTransport(reloaded)) as client:
-        with pytest.raises(OutputRefused, match="where the images are"):
-            await run(job, client, Images([folder], all_files=False, out=job.out), Silent())
 
 
 def test_what_is_written_is_no_image_whatever_files_are_asked_for(

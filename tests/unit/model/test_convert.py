@@ -22,7 +22,6 @@ from ultralytics.data.utils import check_det_dataset, verify_image_label
 
 from model.__main__ import main
 from model.convert.convert import convert
-from model.convert.images import Size, read_size
 
 SIZE_WH = (120, 80)
 Truth = dict[str, list[tuple[str, tuple[float, float, float, float]]]]  # file: (class, xyxy)
@@ -299,19 +298,6 @@ def test_boxes_follow_a_image_that_exif_turns(
         ys, xs = np.nonzero(decoded[..., 0] > 127)
         edges = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         np.testing.assert_allclose(found, edges, atol=1e-3)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_are_turned_as_pillow_turns_images(orientation: int, tmp_path: Path) -> None:
-    width, height = SIZE_WH
-    image(tmp_path / "a.png", orientation=orientation)
-    size = read_size(tmp_path / "a.png")
-    assert size == Size(SIZE_WH, orientation)
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))[..., 0] > 127
-    assert size.upright_wh == upright.shape[::-1]
-    ys, xs = np.nonzero(upright)
-    edges = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-    assert size.to_upright((0, 0, width / 3, height / 2)) == edges
 
 
 def test_sizes_come_from_the_images(tmp_path: Path, images: Path) -> None:
