@@ -161,7 +161,7 @@ def test_a_server_that_hangs_is_asked_again() -> None:
 def test_where_nobody_listens_the_address_is_told() -> None:
     with flaky(lambda *_: None) as server:
         pass
-    twice = Retry(attempts=2, first_wait_s=0.001, longest_wait_s=0.001)
+    twice = Retry(attempts=2, deadline_s=5, first_wait_s=0.001, longest_wait_s=0.001)
     with Client(server.url, retry=twice) as client:
         with pytest.raises(Unreachable, match=rf"{server.url}.*refused.*asked 2 times"):
             client.detect(b"image 0")
