@@ -1,4 +1,4 @@
-"""The command: everything the server needs is looked at, and told."""
+"""The command: checks everything that the server needs, and reports it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,6 @@ from server.doctor.start import check_settings
 from server.errors import SettingsInvalid
 from server.host import cpu_quota, memory_limit
 from server.inference.devices import gpu_visible
-from server.observability.gpu_metrics import open_nvml
 from server.settings import Settings
 
 
@@ -61,7 +60,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Report:
                 settings.device,
                 visible=gpu_visible(),
                 build=build,
-                driver=read_driver(open_nvml()),
+                driver=read_driver(),
                 libraries=lambda: find_libraries(libraries_by_package),
             ),
             *model,

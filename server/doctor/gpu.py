@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from server.doctor.gpu_facts import TENSORRT_LIBRARIES, Build, Driver, Library
+from server.doctor.gpu_facts import NVML_MISSING, TENSORRT_LIBRARIES, Build, Driver, Library
 from server.doctor.report import Check, Mark
 from server.inference.devices import CUDA, GPU_BY_MAKE, GPU_BY_PIP, TENSORRT
 
@@ -37,7 +37,7 @@ def check_gpu(
         device: the setting.
         visible: as `server.inference.devices.gpu_visible` says.
         build: of ONNX Runtime.
-        driver: what could be read of it.
+        driver: as `read_driver` returns it.
         libraries: looks for them; only called where that matters.
     """
     section = "GPU"
@@ -48,16 +48,15 @@ def check_gpu(
     bad: Mark = "warn" if device == "auto" else "fail"
     if not visible:
         yield Check(section, "GPU", bad, NO_GPU, (INSTALL_DRIVER, SHOW_GPU))
-    elif driver.version is None:
-        text = "does not answer, neither by NVML nor by nvidia-smi"
-        yield Check(section, "driver", bad, text, (INSTALL_DRIVER, SHOW_GPU))
+    elif driver.problem:
+        fixes = INSTALL_GPU if driver.problem == NVML_MISSING else (INSTALL_DRIVER, SHOW_GPU)
+        yield Check(section, "driver", bad, driver.problem, fixes)
     if driver.version is not None:
-        yield _check_driver(driver.version, driver.source, bad)
+        yield _check_driver(driver.version, bad)
     for index, gpu in enumerate(driver.gpus):
-        name, size = f"GPU {index}", gpu.memory_bytes / 2**30
-        text = "{}, {:.0f} GiB, compute capability {}.{}".format(
-            gpu.name, size, *gpu.compute_capability
-        )
+        name = f"GPU {index}"
+        size = "" if gpu.memory_bytes is None else f", {gpu.memory_bytes / 2**30:.0f} GiB"
+        text = "{}{}, compute capability {}.{}".format(gpu.name, size, *gpu.compute_capability)
         if gpu.compute_capability >= OLDEST_COMPUTE_CAPABILITY:
             yield Check(section, name, "ok", text)
         else:
@@ -80,9 +79,9 @@ def check_gpu(
         ("TensorRT", INSTALL_TENSORRT, True),
     ):
         missing = [
-            _missing(each)
-            for each in found
-            if each.path is None and (each.name in TENSORRT_LIBRARIES) == of_tensorrt
+            _missing(library)
+            for library in found
+            if library.path is None and (library.name in TENSORRT_LIBRARIES) == of_tensorrt
         ]
         if missing:
             yield Check(section, name, bad, f"missing: {', '.join(missing)}", fixes)
@@ -95,9 +94,8 @@ def _missing(library: Library) -> str:
     return text if usual else f"{text}, which does not load: {library.problem}"
 
 
-def _check_driver(version: str, source: str, bad: Mark) -> Check:
-    text = f"{version} (from {source})"
+def _check_driver(version: str, bad: Mark) -> Check:
     if int(version.partition(".")[0]) >= OLDEST_DRIVER:
-        return Check("GPU", "driver", "ok", text)
-    text += f": CUDA 13 needs R{OLDEST_DRIVER} or newer"
+        return Check("GPU", "driver", "ok", version)
+    text = f"{version}: CUDA 13 needs R{OLDEST_DRIVER} or newer"
     return Check("GPU", "driver", bad, text, (INSTALL_DRIVER,))

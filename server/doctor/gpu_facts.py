@@ -1,10 +1,9 @@
 """What there is of an NVIDIA GPU: its driver, its libraries, and ONNX Runtime's build for it."""
 
 import ctypes
-import re
-import subprocess
+import importlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,13 +23,8 @@ CUDA_LIBRARIES = {
     "libcudart.so.13": "nvidia-cuda-runtime",
     "libcudnn.so.9": "nvidia-cudnn-cu13",
 }
+NVML_MISSING = "not known: nvidia-ml-py, which reads it, is not installed"
 TENSORRT_LIBRARIES = dict.fromkeys(LIBRARIES, "tensorrt-cu13<11")
-
-_SMI = (
-    "nvidia-smi",
-    "--query-gpu=driver_version,name,compute_cap,memory.total",
-    "--format=csv,noheader,nounits",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +34,27 @@ class Gpu:
     Attributes:
         name: such as "NVIDIA L4".
         compute_capability: (major, minor).
-        memory_bytes: in all.
+        memory_bytes: in all; None where the GPU has no memory of its own to report.
     """
 
     name: str
     compute_capability: tuple[int, int]
-    memory_bytes: int
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """NVIDIA's driver, as far as this process can see it.
+    """NVIDIA's driver, as NVML reports it.
 
     Attributes:
-        version: such as "580.65.06"; None without a driver.
-        gpus: those that it shows; none where only its version could be read.
-        source: who told.
+        version: such as "580.65.06"; None where NVML does not work.
+        gpus: those that it shows.
+        problem: why a version or a GPU could not be read; "" where all could.
     """
 
-    version: str | None
+    version: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    source: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,63 +101,48 @@ def read_build() -> Build:
         return Build(packages, problem=f"{type(error).__name__}: {error}")
 
 
-def read_driver(
-    nvml: Any | None,
-    *,
-    smi: Callable[[], str] | None = None,
-    proc: Path = Path("/proc/driver/nvidia/version"),
-) -> Driver:
-    """Asks the driver's library, else `nvidia-smi`, else the kernel.
+def read_driver(nvml: Any | None = None) -> Driver:
+    """Reads the driver's version and its GPUs by NVML.
 
     Args:
-        nvml: as `server.observability.gpu_metrics.open_nvml` gives it.
-        smi: gives what `nvidia-smi` prints, "" where it can't; by default that program.
-        proc: where the kernel's module tells its version.
+        nvml: has the functions of `pynvml`, which is the default.
     """
-    if nvml is not None:
-        with suppress(nvml.NVMLError):
-            handles = [
-                nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
-            ]
-            gpus = tuple(_gpu_of(nvml, handle) for handle in handles)
-            return Driver(nvml.nvmlSystemGetDriverVersion(), gpus, "NVML")
-    rows = [line.split(", ") for line in (smi or _nvidia_smi)().splitlines()]
-    gpu_rows = [row for row in rows if len(row) == 4 and re.fullmatch(r"\d+\.\d+", row[2])]
-    if gpu_rows:
-        gpus = tuple(Gpu(name, _pair(cc), _mib(memory)) for _, name, cc, memory in gpu_rows)
-        return Driver(gpu_rows[0][0], gpus, "nvidia-smi")
     try:
-        found = re.search(r"\s(\d{3,}\.\d+(\.\d+)?)\s", proc.read_text(errors="replace"))
-    except OSError:
-        found = None
-    return Driver(found[1], source=str(proc)) if found else Driver(None)
+        nvml = nvml or importlib.import_module("pynvml")
+    except ImportError:
+        return Driver(problem=NVML_MISSING)
+    version: str | None = None
+    gpus: list[Gpu] = []
+    try:
+        nvml.nvmlInit()
+        version = nvml.nvmlSystemGetDriverVersion()
+        indices = range(nvml.nvmlDeviceGetCount())
+        # Those before one that fails stay in the list.
+        gpus.extend(_gpu_of(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in indices)
+    except nvml.NVMLError as error:
+        return Driver(version, tuple(gpus), f"NVML: {error}")
+    return Driver(version, tuple(gpus))
 
 
 def find_libraries(
-    packages_by_file: dict[str, str],
-    *,
-    folders: Iterable[Path] | None = None,
-    load: Callable[[str], object] = ctypes.CDLL,
+    packages_by_file: dict[str, str], folders: Sequence[Path] | None = None
 ) -> list[Library]:
     """Loads libraries, as ONNX Runtime would find them: from pip's packages, else the system's.
 
     Args:
         packages_by_file: the package by the file name of each.
         folders: where to look first; by default those of NVIDIA's packages on `sys.path`.
-        load: loads one by path or name, or raises OSError.
     """
-    places = list(_package_folders(sys.path) if folders is None else folders)
-    return [_find(name, package, places, load) for name, package in packages_by_file.items()]
+    places = _package_folders() if folders is None else folders
+    return [_find(name, package, places) for name, package in packages_by_file.items()]
 
 
-def _find(
-    name: str, package: str, folders: Sequence[Path], load: Callable[[str], object]
-) -> Library:
+def _find(name: str, package: str, folders: Sequence[Path]) -> Library:
     paths = [str(folder / name) for folder in folders if (folder / name).is_file()]
     problem = ""
     for path in (*paths, name):
         try:
-            load(path)
+            ctypes.CDLL(path)
         except OSError as error:
             problem = problem or str(error)
         else:
@@ -171,30 +150,15 @@ def _find(
     return Library(name, package, None, problem)
 
 
-def _package_folders(import_path: Iterable[str]) -> list[Path]:
-    roots = [Path(each) for each in import_path if each]
+def _package_folders() -> list[Path]:
+    roots = [Path(entry) for entry in sys.path if entry]
     found = [folder for root in roots for folder in sorted(root.glob("nvidia/*/lib"))]
     return found + [root / "tensorrt_libs" for root in roots if (root / "tensorrt_libs").is_dir()]
 
 
 def _gpu_of(nvml: Any, handle: Any) -> Gpu:
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    total = nvml.nvmlDeviceGetMemoryInfo(handle).total
-    return Gpu(nvml.nvmlDeviceGetName(handle), (major, minor), total)
-
-
-def _nvidia_smi() -> str:
-    try:
-        done = subprocess.run(_SMI, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def _pair(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
-    return int(major), int(minor)
-
-
-def _mib(text: str) -> int:
-    return int(text) * 2**20 if text.isdecimal() else 0
+    memory_bytes = None
+    with suppress(nvml.NVMLError):  # as of a GB10, which shares the CPU's
+        memory_bytes = nvml.nvmlDeviceGetMemoryInfo(handle).total
+    capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(nvml.nvmlDeviceGetName(handle), capability, memory_bytes)

@@ -1,4 +1,4 @@
-// What is told besides the image: a line for everybody, and words for those who do not see the page.
+// Messages beside the image: a line for everybody, and words for those who do not see the page.
 
 import { byId } from "./dom.js";
 

@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 import { asProblem } from "./problems.js";
-import { askCandidates } from "./requests.js";
+import { fetchCandidates } from "./requests.js";
 
 /** Why there is no camera; `key` names the words. */
 export class CameraProblem extends Error {
@@ -75,7 +75,7 @@ export class Camera {
   /**
    * Asks about one image after the other until `pause`; while the page is hidden it waits.
    *
-   * @param {(answer, roundTripMs) => void} found gets each answer.
+   * @param {(response, roundTripMs) => void} found gets each response.
    * @param {(Problem) => void} failed gets what went wrong; where it passes, it goes on.
    */
   async run(found, failed) {
@@ -83,8 +83,8 @@ export class Camera {
     const { signal } = aborter;
     for (await inView(); !signal.aborted; await inView()) {
       try {
-        const { answer, roundTripMs } = await askCandidates(await this.take("camera.jpg"), signal);
-        if (!signal.aborted) found(answer, roundTripMs);
+        const { response, roundTripMs } = await fetchCandidates(await this.take("camera.jpg"), signal);
+        if (!signal.aborted) found(response, roundTripMs);
       } catch (error) {
         if (signal.aborted) return;
         const problem = asProblem(error);

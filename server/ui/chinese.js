@@ -136,11 +136,11 @@ export const ZH = {
   "status.draining": "正在关闭",
   "status.failed": "出错",
   "status.unreachable": "无法连接",
-  "status.asking": "正在连接…",
+  "status.connecting": "正在连接…",
   "banner.gpu": "正在用 CPU 运行，没有使用 GPU",
 
   "error.unreachable": "无法连接服务器。服务器在运行吗？网络正常吗？",
-  "error.unreadableAnswer": "响应不是来自本服务器，或响应不完整。",
+  "error.unreadableResponse": "响应不是来自本服务器，或响应不完整。",
   "error.unreadableFile": "浏览器无法再读取这个文件。它被修改、移动或删除了吗？请重新选择。",
   "error.unsupported_image": "不支持的图片格式。支持 JPEG、PNG、WebP、BMP、TIFF。",
   "error.undecodable_image": "图片已损坏、不完整或为空。",

@@ -7,21 +7,9 @@ export function byId(id) {
   return found;
 }
 
-/**
- * Makes an element.
- *
- * @param {string} tag its name.
- * @param {Object} given properties; those with a dash, and `role`, become attributes, `on…` listeners.
- * @param {...(Node|string)} children what it holds.
- */
-export function element(tag, given = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(given)) {
-    if (value === undefined || value === null) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name.includes("-") || name === "role" || name === "lang" || name === "scope") made.setAttribute(name, value);
-    else made[name] = value;
-  }
+/** Makes an element of a tag's name, with the properties of the DOM (`className`, `ariaHidden`) and children. */
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
   return made;
 }

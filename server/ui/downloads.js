@@ -6,19 +6,19 @@ import { detectionsOf, isTruncated, suppress } from "./suppression.js";
 import { zip } from "./zip.js";
 
 /**
- * Saves the detections of all images that have been answered, one of them at least with a result.
+ * Saves the detections of all images that are done or failed, one of them at least with a result.
  *
  * @param {string} kind "json", "csv", "yolo" or "coco".
  * @param {Object} thresholds as `suppress` takes them.
- * @param {Object} model as in the server's answer.
+ * @param {Object} model as in the server's response.
  * @param {string[]} served the model's class names, as far as they are known.
  */
 export function downloadDetections(kind, all, thresholds, model, served) {
-  const answered = all.filter(({ state }) => state === "done" || state === "failed");
-  const images = answered.map((image) => atThresholds(image, thresholds));
-  const classNames = allClassNames(answered, served);
+  const ended = all.filter(({ state }) => state === "done" || state === "failed");
+  const images = ended.map((image) => atThresholds(image, thresholds));
+  const classNames = allClassNames(ended, served);
   const stem = images.length === 1 ? safeStem(images[0].name) : "detections";
-  if (kind === "json") save(asJson(model, images, longestTimes(answered)), "application/json", `${stem}.json`);
+  if (kind === "json") save(asJson(model, images, longestTimes(ended)), "application/json", `${stem}.json`);
   else if (kind === "csv") save(asCsv(images), "text/csv", `${stem}.csv`);
   else if (kind === "coco") save(asCoco(images, classNames), "application/json", `${stem}-coco.json`);
   else if (kind === "yolo") save(zip(Object.entries(asYolo(images, classNames))), "application/zip", `${stem}-yolo.zip`);
@@ -68,7 +68,7 @@ function allClassNames(images, served) {
 /** As the server does for a request of several images: the longest of each stage. */
 function longestTimes(images) {
   const times = images.filter(({ state }) => state === "done").map(({ timings }) => timings);
-  return Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, Math.max(...times.map((each) => each[stage]))]));
+  return Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, Math.max(...times.map((timings) => timings[stage]))]));
 }
 
 function save(content, type, name) {

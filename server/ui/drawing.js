@@ -9,7 +9,7 @@ const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans SC', sans
  * Draws detections.
  *
  * @param {CanvasRenderingContext2D} context
- * @param {Object[]} detections in the form of the server's answer, best first.
+ * @param {Object[]} detections in the form of the server's response, best first.
  * @param {{scale, x, y, width, height}} view canvas pixels per image pixel, where the image's corner
  *   lies, and the canvas' size, in canvas pixels.
  * @param {{line, font, labels, marked}} style line and font size in canvas pixels; whether there are

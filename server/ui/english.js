@@ -136,11 +136,11 @@ export const EN = {
   "status.draining": "Shutting down",
   "status.failed": "Failed",
   "status.unreachable": "No connection",
-  "status.asking": "Connecting…",
+  "status.connecting": "Connecting…",
   "banner.gpu": "Running on the CPU, not on a GPU",
 
   "error.unreachable": "The server can't be reached. Is it running, and is the network available?",
-  "error.unreadableAnswer": "The response is not from this server, or it is incomplete.",
+  "error.unreadableResponse": "The response is not from this server, or it is incomplete.",
   "error.unreadableFile": "The browser can't read the file any more. Was it changed, moved or deleted? Choose it again.",
   "error.unsupported_image": "Unsupported image format. Supported are JPEG, PNG, WebP, BMP and TIFF.",
   "error.undecodable_image": "The image is corrupt, truncated or empty.",

@@ -1,9 +1,9 @@
 // Detections as other programs read them. Plain functions from images to texts.
 //
 // An image here is {name, width, height, truncated, error, detections}, the detections in the form of
-// the server's answer; where `error` is set there are no sizes and no detections.
+// the server's response; where `error` is set there are no sizes and no detections.
 
-/** The server's answer to a request that held these images. */
+/** The server's response to a request of these images. */
 export function asJson(model, images, timingsMs) {
   const results = images.map(({ name, width, height, truncated, error, detections }) => ({
     filename: name, width, height, truncated, error, detections,
@@ -38,7 +38,7 @@ export function asCoco(images, classNames) {
     info: { description: "yolov8-fla" },
     images: readable.map(({ name, width, height }, at) => ({ id: at + 1, file_name: name, width, height })),
     categories: classNames.map((name, id) => ({ id, name })),
-    annotations: annotations.map((each, at) => ({ id: at + 1, ...each })),
+    annotations: annotations.map((annotation, at) => ({ id: at + 1, ...annotation })),
   }, null, 1);
 }
 

@@ -1,6 +1,6 @@
 // How a file becomes something to look at: its full view, one at a time, and its thumbnail.
 
-import { askRendered } from "./requests.js";
+import { fetchRendered } from "./requests.js";
 
 const THUMBNAIL_PX = 192;
 
@@ -35,7 +35,7 @@ export function isFrameOf(view, { width, height }) {
 /** The view that the server has of a file; null where it is not to be had. */
 export async function loadRendered(file, signal) {
   try {
-    return await loadView(await askRendered(file, signal));
+    return await loadView(await fetchRendered(file, signal));
   } catch {
     return null;
   }

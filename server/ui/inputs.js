@@ -1,7 +1,7 @@
 // How images come in: picked, dropped, pasted, or as a sample.
 
 import { byId, element } from "./dom.js";
-import { askSample, askSamples } from "./requests.js";
+import { fetchSample, fetchSamples } from "./requests.js";
 import { words } from "./words.js";
 
 /** Watches the page for files; `take` gets a list of them, empty where what came held none. */
@@ -62,14 +62,14 @@ async function filesOf(transfer) {
 
 /** Names the samples in the language of the page. */
 export function nameSamples() {
-  for (const each of document.querySelectorAll(".sample")) each.setAttribute("aria-label", words("samples.label", { name: each.title }));
+  for (const sample of document.querySelectorAll(".sample")) sample.ariaLabel = words("samples.label", { name: sample.title });
 }
 
 /** Offers the server's samples, if it has any; may be called again, as when a key has come. */
 export async function offerSamples(take, failed) {
   let files;
   try {
-    files = await Promise.all((await askSamples()).map(askSample));
+    files = await Promise.all((await fetchSamples()).map(fetchSample));
   } catch {
     return; // without them the page is complete
   }

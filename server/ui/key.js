@@ -1,9 +1,9 @@
-// The form that asks for a key, as soon as the server does.
+// The form for the key, as soon as the server requires one.
 
 import { byId } from "./dom.js";
-import { askModel, canBeSent, onKeyMissing, useKey } from "./requests.js";
+import { fetchModel, canBeSent, onKeyMissing, useKey } from "./requests.js";
 
-/** Watches for answers that miss a key; `accepted` is called when the server took one. */
+/** Watches for responses that miss a key; `accepted` is called when the server took one. */
 export function listenForKey(accepted) {
   const [form, field, wrong] = [byId("key-form"), byId("key"), byId("key-wrong")];
   const refuse = () => {
@@ -20,7 +20,7 @@ export function listenForKey(accepted) {
     if (!canBeSent(key)) return refuse();
     useKey(key);
     try {
-      await askModel();
+      await fetchModel();
     } catch (error) {
       if (error.status === 401) {
         useKey(null);

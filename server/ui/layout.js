@@ -1,4 +1,4 @@
-// What is to be seen at which state: shows and hides, and writes what is told of it.
+// What is visible in which state: shows and hides, and writes the texts.
 
 import { byId } from "./dom.js";
 import { stateWords } from "./strip.js";
@@ -45,7 +45,7 @@ export function arrangeMessage(current) {
   byId("retry").hidden = !mayWork(current);
 }
 
-/** Whether an image failed, and may be answered when it is sent again. */
+/** Whether an image failed, and may work when it is sent again. */
 export function mayWork({ state, problem }) {
   return state === "failed" && problem.mayWork;
 }

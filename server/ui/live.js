@@ -8,7 +8,7 @@ import { number, words } from "./words.js";
 /**
  * At most one camera.
  *
- * @param {{opened, answered, taken, stopped, changed}} listeners: `opened(video, size)`; `answered(answer,
+ * @param {{opened, responded, taken, stopped, changed}} listeners: `opened(video, size)`; `responded(response,
  *   roundTripMs)` of a live image; `taken(file)`; `stopped()` by a person or by itself; `changed()` of
  *   what the buttons say.
  */
@@ -16,7 +16,7 @@ export class Live {
   /** What stands where else an image does, while the camera is on. */
   frame = { name: "", live: true, state: "waiting", candidates: null, classNames: new Map() };
   #camera = null;
-  #asked = 0; // how often a camera was asked for, or given up
+  #openings = 0; // how often a camera was opened or closed
   #count = 0;
   #listeners;
 
@@ -36,9 +36,9 @@ export class Live {
     return this.#camera !== null;
   }
 
-  /** Turns it off, also where the browser is still asking whether it may be used. */
+  /** Turns it off, also while the browser still waits for the permission. */
   close() {
-    this.#asked += 1;
+    this.#openings += 1;
     this.#camera?.close();
     this.#camera = null;
   }
@@ -47,21 +47,21 @@ export class Live {
   showButtons() {
     byId("camera-bar").hidden = !this.on;
     byId("camera-more").hidden = this.on;
-    byId("camera-live").setAttribute("aria-pressed", String(this.#camera?.live ?? false));
+    byId("camera-live").ariaPressed = String(this.#camera?.live ?? false);
     if (!this.#camera?.live) byId("camera-rate").textContent = "";
   }
 
   async #open() {
     say("");
     this.close();
-    const asked = this.#asked;
+    const opening = this.#openings;
     let camera;
     try {
       camera = await Camera.open();
     } catch (error) {
-      return tell(error);
+      return showProblem(error);
     }
-    if (asked !== this.#asked) return camera.close(); // a second click, or images that came meanwhile
+    if (opening !== this.#openings) return camera.close(); // a second click, or images that came meanwhile
     this.#camera = camera;
     camera.onEnded(() => camera === this.#camera && this.#stop());
     Object.assign(this.frame, { name: words("camera.title"), state: "waiting", candidates: null });
@@ -73,13 +73,13 @@ export class Live {
   #run() {
     const camera = this.#camera;
     let last = performance.now();
-    const found = (answer, roundTripMs) => {
+    const found = (response, roundTripMs) => {
       if (camera !== this.#camera) return;
       const now = performance.now();
       byId("camera-rate").textContent = words("camera.rate", { n: number(1000 / (now - last), 1) });
       last = now;
       say("");
-      this.#listeners.answered(answer, roundTripMs);
+      this.#listeners.responded(response, roundTripMs);
     };
     camera.run(found, (problem) => {
       say(problem.sentence);
@@ -92,7 +92,7 @@ export class Live {
       const file = await this.#camera.take(`${words("camera.name")}-${++this.#count}.jpg`);
       this.#listeners.taken(file);
     } catch (error) {
-      tell(error);
+      showProblem(error);
     }
   }
 
@@ -102,7 +102,7 @@ export class Live {
   }
 }
 
-function tell(error) {
+function showProblem(error) {
   if (!(error instanceof CameraProblem)) throw error;
   say(words(error.key));
   alarm(words(error.key));

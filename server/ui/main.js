@@ -1,6 +1,6 @@
 // The page: images in, boxes drawn, thresholds applied. Read from `start` on.
 //
-// An image is {file, name, state, attempts, problem} of the queue; answered also {width, height, version,
+// An image is {file, name, state, attempts, problem} of the queue; once done also {width, height, version,
 // candidates, classNames, timings, roundTripMs}; `count` at the thresholds; `framed` and `note` of the view.
 
 import { alarm, announce, say } from "./announcements.js";
@@ -13,7 +13,7 @@ import { Live } from "./live.js";
 import { makeThumbnail } from "./images.js";
 import { Problem } from "./problems.js";
 import { Queue } from "./queue.js";
-import { askCandidates } from "./requests.js";
+import { fetchCandidates } from "./requests.js";
 import { Results } from "./results.js";
 import { Served } from "./served.js";
 import { inSlices } from "./slices.js";
@@ -27,8 +27,8 @@ import { Viewer } from "./viewer.js";
 import { number, words } from "./words.js";
 
 const images = [];
-const versions = new Set(); // of models that answered
-let model = null; // that answered last: {name, version}
+const versions = new Set(); // of models that responded
+let model = null; // that responded last: {name, version}
 let current = null; // the shown image: one of `images`, the camera's frame, or null
 let detections = []; // of the shown image, at the thresholds
 let recounting = 0;
@@ -43,7 +43,7 @@ const queue = new Queue(detect, imageChanged);
 const served = new Served(stateChanged);
 const live = new Live({
   opened: showCamera,
-  answered: takeLive,
+  responded: takeLive,
   taken: (file) => addFiles([file]),
   stopped: () => show(images.at(-1) ?? null),
   changed: render,
@@ -60,7 +60,7 @@ function start() {
   listenForKey(keyAccepted);
   setInterval(countDown, 500);
   render();
-  served.ask();
+  served.poll();
   samples();
 }
 
@@ -87,26 +87,26 @@ async function addThumbnail(image) {
 
 /** The work of the queue: candidates of one image. */
 async function detect(image, signal) {
-  const { answer, roundTripMs } = await askCandidates(image.file, signal);
-  takeAnswer(image, answer, roundTripMs);
-  // Answers of two models do not go together. Once a version: behind a balancer both may go on.
+  const { response, roundTripMs } = await fetchCandidates(image.file, signal);
+  takeResponse(image, response, roundTripMs);
+  // Responses of two models do not go together. Once a version: behind a balancer both may go on.
   if (versions.size > 0 && !versions.has(model.version)) {
     for (const other of images) if (other.state === "done" && other.version !== model.version) queue.add(other);
   }
   versions.add(model.version);
 }
 
-function takeAnswer(image, answer, roundTripMs) {
-  const [result] = answer.results;
+function takeResponse(image, response, roundTripMs) {
+  const [result] = response.results;
   if (result.error) throw new Problem({ ...result.error, status: 422 });
-  model = answer.model;
+  model = response.model;
   Object.assign(image, {
     width: result.width,
     height: result.height,
     version: model.version,
     candidates: candidatesOf(result),
-    classNames: new Map(result.detections.map((each) => [each.class_id, each.class_name])),
-    timings: answer.timings_ms,
+    classNames: new Map(result.detections.map(({ class_id, class_name }) => [class_id, class_name])),
+    timings: response.timings_ms,
     roundTripMs,
   });
 }
@@ -114,7 +114,7 @@ function takeAnswer(image, answer, roundTripMs) {
 function imageChanged(image) {
   if (image.state === "done") image.count = suppress(image.candidates, thresholds.values).length;
   if (image.state === "failed") alarm(`${image.name}: ${image.problem.sentence}`);
-  if (image.state === "failed" && image.problem.lost) served.ask();
+  if (image.state === "failed" && image.problem.lost) served.poll();
   strip.update(image);
   if (image === current) showCurrent();
   else if (image.state === "done") recount(thresholds.values);
@@ -161,8 +161,8 @@ function showCamera(video, size) {
   showAll();
 }
 
-function takeLive(answer, roundTripMs) {
-  takeAnswer(live.frame, answer, roundTripMs);
+function takeLive(response, roundTripMs) {
+  takeResponse(live.frame, response, roundTripMs);
   live.frame.state = "done";
   showAll();
 }
@@ -177,7 +177,7 @@ function applyThresholds() {
   results.show(detections);
   results.showClasses(ready ? classesOf(current, values) : []);
   byId("truncated").hidden = !(ready && isTruncated(current.candidates, values));
-  byId("overlay").setAttribute("aria-label", overlayLabel(ready));
+  byId("overlay").ariaLabel = overlayLabel(ready);
   if (ready) {
     current.count = detections.length;
     byId("found-count").textContent = number(detections.length);
@@ -238,12 +238,12 @@ function countDown() {
 }
 
 function stateChanged(state, before) {
-  // What the network had lost is asked for again when it is back.
+  // What the network had lost is sent again when it is back.
   if (before === "unreachable" && state === "ready") {
     images.filter((image) => mayWork(image) && image.problem.lost).forEach((image) => queue.add(image));
     if (byId("samples").hidden) samples();
   }
-  if (state !== "ready" && before !== "asking") alarm(words(`status.${state}`));
+  if (state !== "ready" && before !== "connecting") alarm(words(`status.${state}`));
 }
 
 function languageChanged() {
@@ -254,7 +254,7 @@ function languageChanged() {
 }
 
 function keyAccepted() {
-  served.ask();
+  served.poll();
   samples();
   queue.release();
   render();
@@ -267,7 +267,7 @@ function samples() {
 // -- buttons --------------------------------------------------------------------------------------
 
 function listenForButtons() {
-  const onClick = (id, does) => byId(id).addEventListener("click", does);
+  const onClick = (id, listener) => byId(id).addEventListener("click", listener);
   byId("labels").addEventListener("change", (event) => viewer.setLabels(event.target.checked));
   onClick("remove", () => remove(current));
   onClick("remove-all", removeAll);

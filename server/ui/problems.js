@@ -2,7 +2,7 @@
 
 import { hasWords, words } from "./words.js";
 
-/** An answer that is an error, or none at all (`code` "unreachable"). */
+/** A response that is an error, or none at all (`code` "unreachable"). */
 export class Problem extends Error {
   /** @param {{code, status, detail, requestId, retryAfterS}} of what the server said. */
   constructor({ code, status = 0, detail = "", requestId = "", retryAfterS = 1 }) {
@@ -17,10 +17,10 @@ export class Problem extends Error {
 
   /** Whether it was lost on its way, as when a network changes or a proxy has no server behind it. */
   get lost() {
-    return ["unreachable", "unreadableAnswer"].includes(this.code) || this.status === 502 || (this.status === 504 && this.code === "");
+    return ["unreachable", "unreadableResponse"].includes(this.code) || this.status === 502 || (this.status === 504 && this.code === "");
   }
 
-  /** Whether it is worth asking again, when a person says so. */
+  /** Whether sending it again may work, when a person says so. */
   get mayWork() {
     return this.lost || this.status === 0 || this.status >= 500 || this.status === 408 || this.status === 429;
   }
@@ -32,12 +32,12 @@ export class Problem extends Error {
   }
 }
 
-/** What was thrown, as a Problem: what is none came of an answer that is not as it should be. */
+/** What was thrown, as a Problem: what is none came of a response that is not as it should be. */
 export function asProblem(error) {
-  return error instanceof Problem ? error : new Problem({ code: "unreadableAnswer", detail: String(error) });
+  return error instanceof Problem ? error : new Problem({ code: "unreadableResponse", detail: String(error) });
 }
 
-/** Reads an error answer: `application/problem+json`, or whatever a proxy made of it. */
+/** Reads an error response: `application/problem+json`, or whatever a proxy made of it. */
 export async function problemOf(response) {
   let body = {};
   try {

@@ -1,4 +1,4 @@
-// Which image is asked about when: a few at a time, again when the server says so, each for itself.
+// Which image is sent when: a few at a time, again when the server says so, each by itself.
 
 import { asProblem } from "./problems.js";
 
@@ -7,8 +7,8 @@ const MOST_ATTEMPTS = 120; // of a server that goes on saying "later"
 const LOST_ATTEMPTS = 3; // of what gets lost on its way
 
 /**
- * @param {(image, signal) => Promise} work asks about one image; throws Problems.
- * @param {(image) => void} changed is told of every change of an image's `state`:
+ * @param {(image, signal) => Promise} work sends one image; throws Problems.
+ * @param {(image) => void} changed is called at every change of an image's `state`:
  *   waiting, sending, retrying (until `retryAt`, for `problem`), key, done, failed (for `problem`).
  */
 export class Queue {
@@ -33,8 +33,8 @@ export class Queue {
 
   /** Forgets an image, whatever becomes of it. */
   remove(image) {
-    this.#waiting = this.#waiting.filter((each) => each !== image);
-    this.#held = this.#held.filter((each) => each !== image);
+    this.#waiting = this.#waiting.filter((queued) => queued !== image);
+    this.#held = this.#held.filter((queued) => queued !== image);
     this.#running.get(image)?.abort();
     this.#running.delete(image);
     clearTimeout(this.#timers.get(image));

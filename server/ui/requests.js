@@ -1,19 +1,19 @@
-// What is asked of the server: candidates of an image, its state, its model, its samples.
+// Requests to the server: candidates of an image, its state, its model, its samples.
 // Paths are relative, so that a proxy may put the page below any prefix.
 
 import { Problem, problemOf } from "./problems.js";
+import { store, stored } from "./storage.js";
 import { LEAST_CONF } from "./suppression.js";
 
-const KEY = "yolov8-fla.key";
 // All candidates, once; thresholds are applied here. 999999999 is the largest the server reads.
 const CANDIDATES = `detect?conf=${LEAST_CONF}&iou=1&max_det=999999999&clip=false`;
 // A detection scores at most 1, so this draws nothing: the image as the server sees it.
 const RENDERED = "detect?conf=1&format=image";
 
-let key = storedKey();
+let key = stored("sessionStorage", "key");
 let keyListener = () => {};
 
-/** Calls `listener` whenever an answer says that a key is missing or wrong. */
+/** Calls `listener` whenever a response says that a key is missing or wrong. */
 export function onKeyMissing(listener) {
   keyListener = listener;
 }
@@ -28,54 +28,48 @@ export function canBeSent(key) {
 }
 
 /** Uses a key from now on, and keeps it for this tab; null forgets it. */
-export function useKey(given) {
-  key = given;
-  try {
-    if (given === null) sessionStorage.removeItem(KEY);
-    else sessionStorage.setItem(KEY, given);
-  } catch {
-    // Without storage it lasts until the page is loaded again.
-  }
+export function useKey(newKey) {
+  key = newKey;
+  store("sessionStorage", "key", key);
 }
 
-/** All candidates of an image: {answer, roundTripMs}. Throws a Problem; AbortError where aborted. */
-export async function askCandidates(file, signal) {
+/** All candidates of an image: {response, roundTripMs}. Throws a Problem; AbortError where aborted. */
+export async function fetchCandidates(file, signal) {
   const started = performance.now();
-  const response = await ask(CANDIDATES, { method: "POST", body: file, signal }).catch((error) => explained(error, file));
-  const answer = await readJson(response, signal);
-  return { answer, roundTripMs: performance.now() - started };
+  const received = await request(CANDIDATES, { method: "POST", body: file, signal }).catch((error) => explained(error, file));
+  const response = await readJson(received, signal);
+  return { response, roundTripMs: performance.now() - started };
 }
 
 /** The image as the server decoded it, without boxes, for browsers that can't. Throws a Problem. */
-export async function askRendered(file, signal) {
-  const response = await ask(RENDERED, { method: "POST", body: file, signal, headers: { Accept: "image/jpeg" } });
+export async function fetchRendered(file, signal) {
+  const response = await request(RENDERED, { method: "POST", body: file, signal, headers: { Accept: "image/jpeg" } });
   return response.blob();
 }
 
 /** `GET /model`. Throws a Problem. */
-export async function askModel() {
-  return readJson(await ask("model"));
+export async function fetchModel() {
+  return readJson(await request("model"));
 }
 
-/** `GET /health`, which is an answer too when it is a 503. Throws a Problem where nothing answers. */
-export async function askHealth() {
-  const response = await reach("health", {});
-  return readJson(response);
+/** `GET /health`, also where it is a 503. Throws a Problem where nothing responds. */
+export async function fetchHealth() {
+  return readJson(await reach("health", {}));
 }
 
 /** The samples' names. Throws a Problem. */
-export async function askSamples() {
-  return readJson(await ask("samples"));
+export async function fetchSamples() {
+  return readJson(await request("samples"));
 }
 
 /** One of them, as a file. Throws a Problem. */
-export async function askSample(name) {
-  const response = await ask(`samples/${encodeURIComponent(name)}`);
+export async function fetchSample(name) {
+  const response = await request(`samples/${encodeURIComponent(name)}`);
   const blob = await response.blob();
   return new File([blob], name, { type: blob.type });
 }
 
-async function ask(path, { headers = {}, ...options } = {}) {
+async function request(path, { headers = {}, ...options } = {}) {
   const sent = key === null ? headers : { ...headers, "X-API-Key": key };
   if (options.body) sent["Content-Type"] = "application/octet-stream"; // the server looks at the bytes
   const response = await reach(path, { ...options, headers: sent });
@@ -110,14 +104,6 @@ async function readJson(response, signal) {
     return await response.json();
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Problem({ code: "unreadableAnswer", status: response.status });
-  }
-}
-
-function storedKey() {
-  try {
-    return sessionStorage.getItem(KEY);
-  } catch {
-    return null;
+    throw new Problem({ code: "unreadableResponse", status: response.status });
   }
 }

@@ -26,7 +26,7 @@ export class Results {
 
   /** Lists detections, best first. */
   show(detections) {
-    this.#rows.replaceChildren(...detections.map((each, i) => this.#row(each, i)));
+    this.#rows.replaceChildren(...detections.map((detection, i) => this.#row(detection, i)));
     byId("table").hidden = detections.length === 0;
     byId("nothing").hidden = detections.length > 0;
   }
@@ -39,10 +39,10 @@ export class Results {
   showClasses(classes) {
     const focused = document.activeElement?.dataset.classId;
     this.#classes.replaceChildren(...classes.map(({ id, name, count, shown }) => {
-      const swatch = element("span", { className: "swatch", "aria-hidden": "true" });
+      const swatch = element("span", { className: "swatch", ariaHidden: "true" });
       swatch.style.background = classColour(id);
       const button = element("button", {
-        type: "button", className: "chip", "aria-pressed": String(shown),
+        type: "button", className: "chip", ariaPressed: String(shown),
         onclick: () => this.#listeners.onToggleClass(id),
       }, swatch, element("span", { className: "chip-name", textContent: name }), element("span", { className: "chip-count", textContent: number(count) }));
       button.dataset.classId = String(id);
@@ -66,9 +66,9 @@ export class Results {
   }
 
   #row({ class_id, class_name, score, box }, index) {
-    const swatch = element("span", { className: "swatch", "aria-hidden": "true" });
+    const swatch = element("span", { className: "swatch", ariaHidden: "true" });
     swatch.style.background = classColour(class_id);
-    const bar = element("span", { className: "bar", "aria-hidden": "true" }, element("span"));
+    const bar = element("span", { className: "bar", ariaHidden: "true" }, element("span"));
     bar.firstChild.style.width = `${100 * score}%`;
     const pixels = (value) => number(Math.round(value), 0);
     const place = words("found.placeOf", {

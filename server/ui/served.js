@@ -2,7 +2,7 @@
 
 import { byId, element } from "./dom.js";
 import { Problem } from "./problems.js";
-import { askHealth, askModel } from "./requests.js";
+import { fetchHealth, fetchModel } from "./requests.js";
 import { currentLanguage, hasWords, number, words } from "./words.js";
 
 const CALM_MS = 15_000;
@@ -13,47 +13,47 @@ export class Served {
   #health = null;
   #model = null;
   #timer = 0;
-  #asking = false;
+  #polling = false;
   #changed;
 
-  /** @param {(state, before) => void} changed is told of each change of the state. */
+  /** @param {(state, before) => void} changed is called at each change of the state. */
   constructor(changed) {
     this.#changed = changed;
-    document.addEventListener("visibilitychange", () => document.hidden || this.ask());
+    document.addEventListener("visibilitychange", () => document.hidden || this.poll());
   }
 
-  /** "asking", "unreachable", or the `status` of `/health`. */
-  state = "asking";
+  /** "connecting", "unreachable", or the `status` of `/health`. */
+  state = "connecting";
 
   /** The model's class names by id; empty until they are known. */
   get classNames() {
     return this.#model?.metadata.class_names ?? [];
   }
 
-  /** Asks now, and again from time to time. */
-  async ask() {
-    if (this.#asking) return;
-    this.#asking = true;
+  /** Polls now, and again from time to time. */
+  async poll() {
+    if (this.#polling) return;
+    this.#polling = true;
     clearTimeout(this.#timer);
     const before = this.state;
     try {
-      this.#health = await askHealth();
+      this.#health = await fetchHealth();
       this.state = hasWords(`status.${this.#health.status}`) ? this.#health.status : "failed";
-      if (this.#health.version && this.#health.version !== this.#model?.version) await this.#askModel();
+      if (this.#health.version && this.#health.version !== this.#model?.version) await this.#fetchModel();
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       this.state = "unreachable";
     } finally {
-      this.#asking = false;
+      this.#polling = false;
     }
     this.show();
     if (this.state !== before) this.#changed(this.state, before);
-    if (!document.hidden) this.#timer = setTimeout(() => this.ask(), this.state === "ready" ? CALM_MS : EAGER_MS);
+    if (!document.hidden) this.#timer = setTimeout(() => this.poll(), this.state === "ready" ? CALM_MS : EAGER_MS);
   }
 
-  async #askModel() {
+  async #fetchModel() {
     try {
-      this.#model = await askModel();
+      this.#model = await fetchModel();
     } catch {
       this.#model = null; // behind a key, or just being replaced
     }
@@ -97,27 +97,26 @@ export class Served {
 
 /** The certificate as sentences. */
 function inWords(certificate) {
-  const said = [words(`certificate.${certificate.verdict}`, { n: certificate.detections_compared })];
+  const sentences = [words(`certificate.${certificate.verdict}`, { n: certificate.detections_compared })];
   if (certificate.verdict === "equal") {
-    said.push(words("certificate.apart", {
+    sentences.push(words("certificate.apart", {
       px: rounded(certificate.detections_max_box_diff_px), score: rounded(certificate.detections_max_score_diff),
     }));
   }
   const { accuracy } = certificate;
   if (accuracy) {
-    said.push(words("certificate.accuracy", {
+    sentences.push(words("certificate.accuracy", {
       artifact: number(accuracy.artifact_map50_95, 3), source: number(accuracy.source_map50_95, 3),
     }));
   }
-  said.push(words("certificate.created", { date: certificate.created }));
-  return said.join(currentLanguage() === "zh" ? "" : " ");
+  sentences.push(words("certificate.created", { date: certificate.created }));
+  return sentences.join(currentLanguage() === "zh" ? "" : " ");
 }
 
 function fact(name, value, kind = "") {
   if (!value) return [];
-  const shown = element("dd", { className: kind, textContent: value });
-  if (kind === "english") shown.lang = "en"; // the server's own words
-  return [element("dt", { textContent: words(`served.${name}`) }), shown];
+  const language = kind === "english" ? { lang: "en" } : {}; // the server's own words
+  return [element("dt", { textContent: words(`served.${name}`) }), element("dd", { className: kind, textContent: value, ...language })];
 }
 
 function rounded(value) {

@@ -3,18 +3,18 @@
 const SLICE_MS = 8;
 
 /**
- * Calls `each` with every item, a few milliseconds at a time.
+ * Calls `work` with every item, a few milliseconds at a time.
  *
- * @param {() => boolean} wanted is asked between the pieces.
- * @returns {Promise<boolean>} false where it was given up because it was not wanted any more.
+ * @param {() => boolean} isCurrent is called between the pieces.
+ * @returns {Promise<boolean>} false where it was given up because it was no longer current.
  */
-export async function inSlices(items, each, wanted) {
+export async function inSlices(items, work, isCurrent) {
   let until = performance.now() + SLICE_MS;
   for (const item of items) {
-    each(item);
+    work(item);
     if (performance.now() < until) continue;
     await new Promise((done) => setTimeout(done));
-    if (!wanted()) return false;
+    if (!isCurrent()) return false;
     until = performance.now() + SLICE_MS;
   }
   return true;

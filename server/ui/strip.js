@@ -8,7 +8,7 @@ export class Strip {
   #items = new Map(); // image -> button
   #select;
 
-  /** @param {(image) => void} select is told which image a person chose. */
+  /** @param {(image) => void} select is called with the image that a person chose. */
   constructor(select) {
     this.#select = select;
     this.#list.addEventListener("keydown", (event) => {
@@ -21,8 +21,8 @@ export class Strip {
   }
 
   add(image) {
-    const item = element("button", { type: "button", className: "item", role: "option", "aria-selected": "false", tabIndex: -1, onclick: () => this.#select(image) },
-      element("span", { className: "thumb" }), element("span", { className: "badge", "aria-hidden": "true" }));
+    const item = element("button", { type: "button", className: "item", role: "option", ariaSelected: "false", tabIndex: -1, onclick: () => this.#select(image) },
+      element("span", { className: "thumb" }), element("span", { className: "badge", ariaHidden: "true" }));
     item.title = image.name;
     this.#items.set(image, item);
     this.#list.append(item);
@@ -48,14 +48,14 @@ export class Strip {
     const label = state === "done"
       ? words("strip.image", { name, n: count })
       : words("strip.state", { name, state: stateWords(image) });
-    item.setAttribute("aria-label", label);
+    item.ariaLabel = label;
   }
 
   /** Marks the shown image; null none. */
   select(image) {
-    for (const [each, item] of this.#items) {
-      item.setAttribute("aria-selected", String(each === image));
-      item.tabIndex = each === image ? 0 : -1;
+    for (const [candidate, item] of this.#items) {
+      item.ariaSelected = String(candidate === image);
+      item.tabIndex = candidate === image ? 0 : -1;
     }
     const item = this.#items.get(image);
     if (item) this.#list.scrollLeft = item.offsetLeft - (this.#list.clientWidth - item.offsetWidth) / 2;

@@ -1,7 +1,7 @@
 // Candidates to detections, as server/vision/nms.py makes them, so that a
 // threshold moves without a request.
 //
-// The candidates are asked for with iou=1 (nothing is suppressed) and clip=false: the server suppresses
+// The candidates are requested with iou=1 (nothing is suppressed) and clip=false: the server suppresses
 // whole boxes and clips what is left, and so does this. It computes in float32 on the model's input
 // pixels; here scores come with five decimals and boxes with four, in pixels of the image. So the two
 // can differ where a score lies within 0.000005 of `conf`, or an overlap within about 0.00001 of `iou`.
@@ -18,7 +18,7 @@ export const DEFAULTS = Object.freeze({ conf: 0.25, iou: 0.7, maxDet: 300, agnos
 /**
  * The candidates of one image.
  *
- * @param {Object} result one of the answer's `results`, of a request with conf=0.01, iou=1, clip=false.
+ * @param {Object} result one of the response's `results`, of a request with conf=0.01, iou=1, clip=false.
  * @returns {{count, scores, classIds, boxes, truncated}} best first; boxes are x1, y1, x2, y2 in pixels.
  */
 export function candidatesOf(result) {
@@ -61,7 +61,7 @@ export function isTruncated({ truncated, count, scores }, { conf }) {
   return truncated && count > 0 && scores[count - 1] > conf;
 }
 
-/** Detections in the form of the server's answer: boxes end where the image does. */
+/** Detections in the form of the server's response: boxes end where the image does. */
 export function detectionsOf(image, indices) {
   const { scores, classIds, boxes } = image.candidates;
   return indices.map((i) => {
@@ -83,7 +83,7 @@ export function classesOf(image, values) {
   const few = counts.size <= FEW_CLASSES;
   return [...counts]
     .filter(([id, count]) => few || count > 0 || values.hidden.has(id))
-    .sort(([one], [other]) => one - other)
+    .sort(([a], [b]) => a - b)
     .map(([id, count]) => ({ id, count, name: classNames.get(id), shown: !values.hidden.has(id) }));
 }
 

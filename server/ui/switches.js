@@ -1,27 +1,27 @@
 // The two switches in the header: language, and light or dark.
 
 import { byId } from "./dom.js";
-import { prefer, preference } from "./preferences.js";
+import { store, stored } from "./storage.js";
 import { currentLanguage, preferredLanguage, speak, words, WORDS } from "./words.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** Takes the language and the colours that were chosen here before, or those of the browser. */
 export function listenForSwitches(languageChanged) {
-  const chosen = preference("language");
+  const chosen = stored("localStorage", "language");
   speak(chosen in WORDS ? chosen : preferredLanguage(navigator.languages));
   showTheme();
   byId("language").addEventListener("click", () => {
-    const other = currentLanguage() === "en" ? "zh" : "en";
-    prefer("language", other);
-    speak(other);
+    const language = currentLanguage() === "en" ? "zh" : "en";
+    store("localStorage", "language", language);
+    speak(language);
     showTheme();
     languageChanged();
   });
   byId("theme").addEventListener("click", () => {
-    const other = isDark() ? "light" : "dark";
-    document.documentElement.dataset.theme = other;
-    prefer("theme", other);
+    const theme = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    store("localStorage", "theme", theme);
     showTheme();
   });
   dark.addEventListener("change", showTheme);
@@ -33,6 +33,6 @@ function isDark() {
 
 function showTheme() {
   const text = words(isDark() ? "theme.toLight" : "theme.toDark");
-  byId("theme").setAttribute("aria-label", text);
+  byId("theme").ariaLabel = text;
   byId("theme").title = text;
 }

@@ -5,7 +5,7 @@ import { number, words } from "./words.js";
 
 const STAGES = ["decode", "queue", "inference", "postprocess"];
 
-/** Shows the timings of an answer, and what the browser measured around it, in milliseconds. */
+/** Shows the timings of a response, and what the browser measured around it, in milliseconds. */
 export function showTimes(timingsMs, roundTripMs) {
   const known = STAGES.map((stage) => [stage, timingsMs[stage]]);
   const rest = Math.max(0, timingsMs.total - known.reduce((sum, [, ms]) => sum + ms, 0));
@@ -25,7 +25,7 @@ export function showTimes(timingsMs, roundTripMs) {
 function line(name, ms, dot) {
   const strong = dot.endsWith("none") ? "strong" : "";
   return [
-    element("dt", { className: strong }, element("span", { className: dot, "aria-hidden": "true" }), words(`times.${name}`)),
+    element("dt", { className: strong }, element("span", { className: dot, ariaHidden: "true" }), words(`times.${name}`)),
     element("dd", { className: strong, textContent: inMs(ms) }),
   ];
 }

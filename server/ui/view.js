@@ -26,7 +26,7 @@ export class View {
     return this.#loaded?.media ?? null;
   }
 
-  /** Shows an image as far as it is known now; to be called again when it is answered. */
+  /** Shows an image as far as it is known now; to be called again when it is done. */
   async show(image) {
     if (this.#of === image && (image.state !== "done" || image.framed)) return;
     this.#request.abort();
@@ -41,7 +41,7 @@ export class View {
       this.#replace(image, loaded);
     }
     if (image.state === "done" && !isFrameOf(this.#loaded, image)) {
-      // The browser can't read the file, or turned it otherwise: the server is asked for what it sees.
+      // The browser can't read the file, or turned it otherwise: the server renders what it sees.
       this.#viewer.show(null, null);
       const rendered = await loadRendered(image.file, signal);
       if (signal.aborted) return rendered?.release();

@@ -8,7 +8,7 @@ const STEP = 1.4;
 const KEY_PAN_PX = 60;
 
 /**
- * @param {{onHover, onSelect}} listeners are told the index of a detection, or -1.
+ * @param {{onHover, onSelect}} listeners get the index of a detection, or -1.
  */
 export class Viewer {
   #stage = byId("stage");

@@ -16,7 +16,7 @@ export function currentLanguage() {
 
 /** The first of a browser's languages that the page has; English otherwise. */
 export function preferredLanguage(languages) {
-  const found = languages.map((each) => each.toLowerCase().split("-")[0]).find((each) => each in WORDS);
+  const found = languages.map((tag) => tag.toLowerCase().split("-")[0]).find((language) => language in WORDS);
   return found ?? "en";
 }
 
@@ -26,7 +26,7 @@ export function speak(chosen) {
   document.documentElement.lang = TAGS[language];
   document.title = words("page.title");
   for (const node of document.querySelectorAll("[data-words]")) node.textContent = words(node.dataset.words);
-  for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", words(node.dataset.label));
+  for (const node of document.querySelectorAll("[data-label]")) node.ariaLabel = words(node.dataset.label);
   for (const node of document.querySelectorAll("[data-tip]")) node.title = words(node.dataset.tip);
 }
 

@@ -8,6 +8,7 @@ import pytest
 from server.doctor.gpu import check_gpu
 from server.doctor.gpu_facts import (
     CUDA_LIBRARIES,
+    NVML_MISSING,
     TENSORRT_LIBRARIES,
     Build,
     Driver,
@@ -18,6 +19,7 @@ from server.doctor.gpu_facts import (
     read_driver,
 )
 from server.doctor.report import Check
+from server.inference.devices import driver_found
 
 CPU_BUILD = Build({"onnxruntime": "1.31.1"}, ("CPUExecutionProvider",))
 GPU_BUILD = Build(
@@ -25,7 +27,7 @@ GPU_BUILD = Build(
     ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 )
 L4 = Gpu("NVIDIA L4", (8, 9), 24 * 2**30)
-DRIVER = Driver("580.65.06", (L4,), "NVML")
+DRIVER = Driver("580.65.06", (L4,))
 
 
 def present(wanted: dict[str, str] = CUDA_LIBRARIES) -> list[Library]:
@@ -60,7 +62,7 @@ def marks(found: dict[str, Check]) -> set[str]:
 def test_a_gpu_with_all_it_needs_is_well(device: str) -> None:
     found = checks(device)
     assert marks(found) == {"ok"}
-    assert found["driver"].text == "580.65.06 (from NVML)"
+    assert found["driver"].text == "580.65.06"
     assert found["GPU 0"].text == "NVIDIA L4, 24 GiB, compute capability 8.9"
     assert found["libcudnn.so.9"].text == "/lib/libcudnn.so.9"
 
@@ -71,7 +73,7 @@ def never() -> list[Library]:
 
 @pytest.mark.parametrize(("device", "visible"), [("cpu", False), ("cpu", True), ("auto", False)])
 def test_a_gpu_that_nobody_asked_for_is_no_matter(device: str, visible: bool) -> None:
-    found = checks(device, visible=visible, build=CPU_BUILD, driver=Driver(None), libraries=never)
+    found = checks(device, visible=visible, build=CPU_BUILD, driver=Driver(), libraries=never)
     assert marks(found) == {"info"}
     assert len(found) == 1
 
@@ -80,8 +82,9 @@ def test_a_gpu_that_nobody_asked_for_is_no_matter(device: str, visible: bool) ->
 @pytest.mark.parametrize(
     ("name", "given", "fix"),
     [
-        ("driver", {"driver": Driver(None)}, "--gpus all"),
-        ("driver", {"driver": Driver("570.1", (L4,), "NVML")}, "nvidia-driver-580"),
+        ("driver", {"driver": Driver(problem="NVML: Driver Not Loaded")}, "--gpus all"),
+        ("driver", {"driver": Driver(problem=NVML_MISSING)}, "EXTRA=gpu"),
+        ("driver", {"driver": Driver("570.1", (L4,))}, "nvidia-driver-580"),
         ("GPU 0", {"driver": Driver("580.1", (Gpu("P4", (6, 1), 2**33),))}, "--device cpu"),
         ("build", {"build": CPU_BUILD, "libraries": never}, "make serve EXTRA=gpu"),
         ("build", {"build": CPU_BUILD, "libraries": never}, "pip install 'yolov8-fla[gpu]'"),
@@ -98,7 +101,7 @@ def test_what_is_missing_is_as_bad_as_it_is_needed_and_has_a_fix(
 
 
 def test_no_gpu_where_one_was_asked_for_fails_with_both_ways_out() -> None:
-    found = checks("cuda", visible=False, driver=Driver(None))
+    found = checks("cuda", visible=False, driver=Driver())
     assert found["GPU"].mark == "fail"
     assert "driver" in found["GPU"].fixes[0]
     assert "container" in found["GPU"].fixes[1]
@@ -127,104 +130,82 @@ class NvmlError(Exception):
 
 
 class Nvml:
-    """Stands in for the module pynvml, with one GPU."""
+    """Stands in for the module pynvml, with one GPU; `failing` is a function that raises."""
 
     NVMLError = NvmlError
 
-    def __init__(self, *, lost: bool = False) -> None:
-        self._lost = lost
+    def __init__(self, failing: str = "") -> None:
+        self._failing = failing
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802  # NVML's own spelling, as below
-        if self._lost:
-            raise NvmlError
-        return 1
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*_: object) -> Any:
+            if name == self._failing:
+                raise NvmlError("Unknown Error")
+            return {
+                "nvmlInit": None,
+                "nvmlSystemGetDriverVersion": "580.65.06",
+                "nvmlDeviceGetCount": 1,
+                "nvmlDeviceGetHandleByIndex": 0,
+                "nvmlDeviceGetName": "NVIDIA L4",
+                "nvmlDeviceGetCudaComputeCapability": (8, 9),
+                "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 * 2**30),
+            }[name]
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        return "NVIDIA L4"
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:  # noqa: N802
-        return (8, 9)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
-        return SimpleNamespace(total=24 * 2**30)
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "580.65.06"
-
-
-SMI = "580.65.06, NVIDIA L4, 8.9, 24576\n580.65.06, NVIDIA GB10, 12.1, [N/A]\n"
-PROC = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
-
-
-def silent() -> str:
-    return ""
-
-
-def test_the_drivers_library_is_asked_first() -> None:
-    assert read_driver(Nvml(), smi=never_asked) == DRIVER
-
-
-def never_asked() -> str:
-    raise AssertionError("nvidia-smi was run though the library had answered")
-
-
-@pytest.mark.parametrize("nvml", [None, Nvml(lost=True)])
-def test_without_the_library_nvidia_smi_is_asked(nvml: Any) -> None:
-    gpus = (L4, Gpu("NVIDIA GB10", (12, 1), 0))
-    assert read_driver(nvml, smi=lambda: SMI) == Driver("580.65.06", gpus, "nvidia-smi")
+        return call
 
 
 @pytest.mark.parametrize(
-    ("text", "version"),
+    ("failing", "driver"),
     [
-        (PROC, "580.65.06"),
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183  Sun May\n", "535.183"),
-        ("something else\n", None),
+        ("", DRIVER),
+        ("nvmlInit", Driver(problem="NVML: Unknown Error")),
+        ("nvmlDeviceGetHandleByIndex", Driver("580.65.06", problem="NVML: Unknown Error")),
+        ("nvmlDeviceGetMemoryInfo", Driver("580.65.06", (Gpu("NVIDIA L4", (8, 9), None),))),
     ],
 )
-def test_without_either_the_kernel_tells_the_version(
-    tmp_path: Path, text: str, version: str | None
-) -> None:
-    (tmp_path / "version").write_text(text)
-    driver = read_driver(None, smi=silent, proc=tmp_path / "version")
-    assert (driver.version, driver.gpus) == (version, ())
+def test_what_nvml_does_not_report_is_named(failing: str, driver: Driver) -> None:
+    assert read_driver(Nvml(failing)) == driver
 
 
-def test_without_a_driver_there_is_none(tmp_path: Path) -> None:
-    told = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
-    assert read_driver(None, smi=lambda: told, proc=tmp_path / "none") == Driver(None)
+def test_a_lost_gpu_is_reported_beside_the_drivers_version() -> None:
+    lost = Driver("580.65.06", problem="NVML: GPU is lost")
+    texts = [
+        check.text
+        for check in check_gpu(
+            "cuda", visible=True, build=GPU_BUILD, driver=lost, libraries=present
+        )
+        if check.name == "driver"
+    ]
+    assert texts == ["NVML: GPU is lost", "580.65.06"]
+
+
+def test_a_gpu_without_memory_of_its_own_is_shown_without_its_size() -> None:
+    driver = Driver("580.65.06", (Gpu("NVIDIA GB10", (12, 1), None),))
+    assert checks(driver=driver)["GPU 0"].text == "NVIDIA GB10, compute capability 12.1"
+
+
+@pytest.mark.skipif(driver_found(), reason="there is a driver")
+def test_a_machine_without_a_driver_has_no_version_and_a_reason() -> None:
+    driver = read_driver()
+    assert driver.version is None
+    assert "NVML" in driver.problem or "nvidia-ml-py" in driver.problem
 
 
 def test_libraries_are_taken_from_pips_packages_before_the_systems(tmp_path: Path) -> None:
-    (tmp_path / "liba.so.1").touch()
+    (tmp_path / "libc.so.6").symlink_to(find_loaded("libc.so.6"))
     (tmp_path / "libbroken.so.1").touch()
-    loaded = []
-
-    def load(name: str) -> None:
-        loaded.append(name)
-        if "broken" in name or name == "libmissing.so.1":
-            raise OSError(f"{name}: no")
-
-    wanted = {f"lib{name}.so.1": "package" for name in ("a", "b", "broken", "missing")}
-    found = find_libraries(wanted, folders=[tmp_path / "empty", tmp_path], load=load)
+    names = ("libc.so.6", "libm.so.6", "libbroken.so.1", "libno-such.so.1")
+    found = find_libraries(dict.fromkeys(names, "package"), [tmp_path / "empty", tmp_path])
     assert [library.path for library in found] == [
-        str(tmp_path / "liba.so.1"),
-        "libb.so.1",
-        None,
-        None,
-    ]
-    assert found[2].problem == f"{tmp_path / 'libbroken.so.1'}: no"
-    assert "liba.so.1" not in loaded
+        str(tmp_path / "libc.so.6"), "libm.so.6", None, None
+    ]  # fmt: skip
+    assert found[2].problem.startswith(str(tmp_path / "libbroken.so.1"))
+    assert "libno-such.so.1" in found[3].problem
 
 
-def test_a_library_of_this_system_is_found_and_another_is_not() -> None:
-    found = find_libraries({"libc.so.6": "libc6", "libno-such.so.1": "nobody"}, folders=[])
-    assert found[0].path == "libc.so.6"
-    assert found[1].path is None
-    assert "libno-such.so.1" in found[1].problem
+def find_loaded(name: str) -> str:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return next(line.split()[-1] for line in maps if line.endswith(f"/{name}"))
 
 
 def test_the_build_of_this_environment_is_read() -> None:
